@@ -1,0 +1,106 @@
+"""What a training says while it runs: a stream of small frozen records. Read by pages, the command line, the store and tests.
+
+The order is `Started (StepEnd* EpochEnd Measured?)* (Finished | Failed)`. A trainer yields all of them but `Measured`, which
+the caller adds: ACC, ASR and RA on test images are for the viewer's eyes and never reach the trainer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, SupportsFloat
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Training begins. Counts are exact, so a reader can draw a progress bar at once."""
+
+    epochs: int
+    """Epochs of the bi-level problem, warm-up not counted."""
+    warmup_epochs: int
+    steps_per_epoch: int
+    clean_images: int
+    device: str
+    layer: str = ""
+    """Insertion point in its canonical spelling; empty for a defense without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepEnd:
+    """One update of theta. Loss values may be tensors on the device: reading one is the reader's host sync."""
+
+    epoch: int
+    """0, 1, ... ; warm-up epochs are negative, ending with -1."""
+    step: int
+    losses: Mapping[str, SupportsFloat]
+    """Batch means: `bn` (Eq. 5), `asr` (Eq. 2), `bce1`, `bce2` (Eq. 3), `total` (weighted sum); only `bn`, `total` in warm-up."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpochEnd:
+    """One pass over the clean images. Numbers are host floats: the means of the epoch's steps."""
+
+    epoch: int
+    losses: Mapping[str, float]
+    seconds: float
+    """Training time since `Started`, measuring not counted."""
+    kept: bool = True
+    """Whether the state of this epoch is the one that would be kept if training ended now."""
+    objective: float | None = None
+    """Training objective on clean images held out of D_bn, where the config asks for selection; otherwise None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the viewer's curves show: measured by the caller on test images, never used by the training."""
+
+    epoch: int
+    acc: float
+    asr: float
+    ra: float
+    images: int
+    """How many test images each of the three was measured on, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Training ended well, or was stopped with a usable state. `result` is filled by the caller that evaluates."""
+
+    epoch: int
+    """Epoch of the kept state."""
+    seconds: float
+    """Training only."""
+    stopped: bool = False
+    """True when somebody asked for an early end."""
+    result: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Training ended badly. The polarizer holds its last good state."""
+
+    reason: str
+    epoch: int
+    """Epoch of the kept state; the identity start counts as the last warm-up epoch."""
+    seconds: float
+    result: Mapping[str, Any] = field(default_factory=dict)
+
+
+Event = Started | StepEnd | EpochEnd | Measured | Finished | Failed
+EVENTS: dict[str, type] = {c.__name__: c for c in (Started, StepEnd, EpochEnd, Measured, Finished, Failed)}
+
+
+def to_record(event: Event) -> dict[str, Any]:
+    """The event as plain JSON values, under `type` its class name. Reads tensors, so it may wait for the device."""
+    record = {"type": type(event).__name__} | asdict(event) if not isinstance(event, StepEnd) else {
+        "type": "StepEnd", "epoch": event.epoch, "step": event.step}
+    if isinstance(event, StepEnd | EpochEnd):
+        record["losses"] = {name: float(value) for name, value in event.losses.items()}
+    return record
+
+
+def from_record(record: Mapping[str, Any]) -> Event:
+    """The event that `to_record` wrote. Unknown fields (of a later version) are dropped; KeyError on an unknown type."""
+    kind = EVENTS[record["type"]]
+    names = kind.__dataclass_fields__  # type: ignore[attr-defined]
+    return kind(**{name: value for name, value in record.items() if name in names})

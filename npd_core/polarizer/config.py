@@ -1,0 +1,140 @@
+"""Hyper-parameters of the neural polarizer and their presets. No torch here: pages build configs before they need it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from npd_core.errors import ConfigError, unknown_name
+
+NORMS = ("l2", "linf", "l1")
+BN_MODES = ("warmup_frozen", "stats_fold", "identity_frozen", "train_clean_stats")
+INNER_STEPS = ("sign", "l2", "raw")
+LOG_FORMS = ("exact", "mart")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NPDConfig:
+    """Hyper-parameters of NPD. Defaults: Sec. 4.1 of the paper for CIFAR-10, and what docs/npd-in-practice.md found where it is silent."""
+
+    lambda1: float = 1.0
+    """Weight of L_bn, the loss on clean images (Eq. 5)."""
+    lambda2: float = 0.4
+    """Weight of L_asr, which pushes perturbed images away from the surrogate target (Eq. 2)."""
+    lambda3: float = 0.4
+    """Weight of L_bce1, which pulls perturbed images back to their true label (first term of Eq. 3)."""
+    lambda4: float | None = None
+    """Weight of L_bce2, which pushes down the strongest wrong class (second term of Eq. 3). None: tied to lambda3, as in the paper."""
+    rho: float = 3.0
+    """Budget of the inner perturbation, in the norm's own size and [0, 1] pixel units."""
+    norm: str = "l2"
+    """Norm of the budget: l2 (paper), linf or l1."""
+    epochs: int = 50
+    batch_size: int = 128
+    lr: float = 0.01
+    """Learning rate of SGD on theta."""
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    decay_to_identity: bool = False
+    """Decay theta toward the identity instead of toward zero."""
+    warmup_epochs: int = 5
+    """T0: epochs of L_bn alone before the bi-level problem."""
+    warmup_lr: float = 1e-4
+    bn_mode: str = "warmup_frozen"
+    """How the polarizer's BatchNorm is run: see BN_MODES and docs/npd-in-practice.md."""
+    inner_steps: int = 2
+    """S: steps of the targeted PGD."""
+    inner_step: str = "sign"
+    """Direction of one step: sign of the gradient, l2-normalised gradient, or the raw gradient."""
+    inner_lr: float = 0.1
+    """Length of one inner step, in pixel units."""
+    early_stop: float | None = 0.6
+    """The inner loop ends when this share of the batch has reached its target; None: never."""
+    log_form: str = "exact"
+    """Logs of Eq. 2 and 3: exact, or `mart` with the reference code's +1e-4 cap."""
+    bce1_label: str = "true"
+    """Label in L_bce1: `true` (Eq. 3) or `pred`, the network's own clean prediction."""
+    attack_on: str = "polarized"
+    """Network that the inner level attacks: `polarized` (Eq. 4) or `base`, the backdoored one."""
+    clip_grad: float | None = None
+    """Bound on the norm of the gradient of theta; None: no bound."""
+    ema: float | None = None
+    """Decay per step of a running average of theta, which then is the result; None: the last theta."""
+    schedule: str = "constant"
+    """Learning rate over the epochs: constant (paper) or cosine."""
+    holdout: float = 0.0
+    """Share of the clean images held out to choose the epoch by the training objective; 0: keep the last epoch (paper)."""
+    precision: str = "auto"
+    """fp32, bf16 (autocast), or auto: bf16 where the device gains from it."""
+    cache: bool = True
+    """Keep the features before the insertion point of all clean images in memory."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("lambda1", "lambda2", "lambda3", "lambda4", "weight_decay", "momentum"):
+            value = getattr(self, name)
+            if value is not None:
+                _check_number(name, value, minimum=0.0)
+        for name in ("rho", "lr", "inner_lr", "warmup_lr"):
+            _check_number(name, getattr(self, name), minimum=0.0, strict=True)
+        for name, least in (("epochs", 1), ("batch_size", 2), ("warmup_epochs", 0), ("inner_steps", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"`{name}` must be a whole number of at least {least}, got {value!r}.")
+        for name, choices in (
+            ("norm", NORMS), ("bn_mode", BN_MODES), ("inner_step", INNER_STEPS), ("log_form", LOG_FORMS),
+            ("bce1_label", ("true", "pred")), ("attack_on", ("polarized", "base")),
+            ("schedule", ("constant", "cosine")), ("precision", ("auto", "fp32", "bf16")),
+        ):
+            if getattr(self, name) not in choices:
+                raise unknown_name(name, getattr(self, name), choices)
+        for name, low, high in (("early_stop", 0.0, 1.0), ("ema", 0.0, 1.0), ("holdout", 0.0, 0.5)):
+            value = getattr(self, name)
+            if value is not None:
+                _check_number(name, value, minimum=low)
+                if value > high:
+                    raise ConfigError(f"`{name}` must be at most {high}, got {value}.")
+        if self.clip_grad is not None:
+            _check_number("clip_grad", self.clip_grad, minimum=0.0, strict=True)
+        if self.momentum >= 1.0:
+            raise ConfigError(f"`momentum` must be below 1, got {self.momentum}.")
+        if self.ema is not None and self.ema >= 1.0:
+            raise ConfigError(f"`ema` must be below 1, got {self.ema}.")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Loss weights by the name of the term: bn, asr, bce1, bce2."""
+        tied = self.lambda3 if self.lambda4 is None else self.lambda4
+        return {"bn": self.lambda1, "asr": self.lambda2, "bce1": self.lambda3, "bce2": tied}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, one per field."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> NPDConfig:
+        """The config that `to_dict` wrote. Raises ConfigError on a value, UnknownNameError on a field that does not exist."""
+        names = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in names:
+                raise unknown_name("setting", name, names)
+        return cls(**values)
+
+
+def _check_number(name: str, value: object, *, minimum: float, strict: bool = False) -> None:
+    rule = f"a number {'above' if strict else 'of at least'} {minimum:g}"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(f"`{name}` must be {rule}, got {value!r}.")
+    if value < minimum or (strict and value == minimum):
+        raise ConfigError(f"`{name}` must be {rule}, got {value}.")
+
+
+PAPER = NPDConfig()
+"""Sec. 4.1 of the paper, with the reference code's choices where the paper is silent."""
+
+
+def preset(dataset: str) -> NPDConfig:
+    """The defaults for a data set: those of the paper, the budget scaled by resolution (3 at 32x32, 6 at 64x64)."""
+    return replace(NPDConfig(), rho=6.0) if dataset == "tiny_imagenet" else NPDConfig()
