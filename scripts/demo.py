@@ -1,0 +1,53 @@
+"""Open the app: `make demo`. Says in one sentence, before anything is loaded, when the port cannot be had."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def refusal(port_text: str) -> str:
+    """Why the app cannot be served on this port, with the remedy; empty when it can."""
+    remedy = "choose another: make demo PORT=8600"
+    if not port_text.isdecimal() or not 1 <= int(port_text) <= 65535:
+        return f"PORT must be a whole number from 1 to 65535, got {port_text!r}; {remedy}."
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: a port in TIME_WAIT is free
+        try:
+            probe.bind(("", int(port_text)))
+        except PermissionError:
+            return f"Port {port_text} is reserved for the administrator; {remedy}."
+        except OSError:
+            return f"Port {port_text} is in use; stop what runs there or {remedy}."
+    return ""
+
+
+def main() -> int:
+    """Replace this process with the Streamlit server; 2 when it cannot start."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", default="8501")
+    parser.add_argument("--headless", default="0", help="1: do not open a browser")
+    args = parser.parse_args()
+    if message := refusal(args.port):
+        print(message, file=sys.stderr)
+        return 2
+    headless = args.headless.strip().lower() not in ("", "0", "no", "false")
+    options = {
+        "server.port": args.port,
+        "server.headless": str(headless).lower(),
+        "server.showEmailPrompt": "false",
+        "server.fileWatcherType": "none",
+        "browser.gatherUsageStats": "false",
+    }
+    os.chdir(ROOT)
+    command = [sys.executable, "-m", "streamlit", "run", "app.py"]
+    os.execv(sys.executable, command + [f"--{name}={value}" for name, value in options.items()])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
