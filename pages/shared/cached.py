@@ -1,0 +1,217 @@
+"""Every st.cache_* function of the app. Keys are names, paths and frozen values; what a cache_resource returns is shared
+by all visitors and therefore never written to.
+
+Public functions take ids (of a zoo model, of a run) and add what the key needs besides: the folder, and the time stamps of
+its files, so that a model trained anew or a polarizer saved again is read again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import streamlit as st
+
+from npd_core import paths
+from npd_core.errors import CheckpointError, UnknownNameError
+from npd_core.jobs.store import Run, RunStore
+from npd_core.zoo.card import Card, get_card, list_cards
+
+if TYPE_CHECKING:
+    from npd_core.evaluation import TestSets
+    from npd_core.polarizer.insertion import PolarizedNet, PointInfo
+    from npd_core.zoo.weights import Backdoored
+
+Stamp = tuple[tuple[str, int, int], ...]
+
+
+class Samples(NamedTuple):
+    """Test images by number, and what the attack makes of them. Arrays are C-ordered and never written to."""
+
+    indices: tuple[int, ...]
+    clean: np.ndarray      # (N, 3, H, W) uint8
+    triggered: np.ndarray  # (N, 3, H, W) uint8
+    labels: np.ndarray     # (N,) int64, true class
+    targets: np.ndarray    # (N,) int64, class the attacker wants
+    eligible: np.ndarray   # (N,) bool: False where the true class is already the target, so the trigger has nothing to do
+
+
+def stamp(folder: Path) -> Stamp:
+    """Name, time and size of every file directly in `folder`; () when it is absent."""
+    if not folder.is_dir():
+        return ()
+    found = [(entry.name, entry.stat()) for entry in folder.iterdir() if entry.is_file()]
+    return tuple(sorted((name, stat.st_mtime_ns, stat.st_size) for name, stat in found))
+
+
+# ---------------------------------------------------------------------------------------------------------------- zoo
+
+def cards() -> list[Card]:
+    """Cards of the zoo, sorted by id."""
+    root = paths.pretrained()
+    folders = sorted(root.iterdir()) if root.is_dir() else []
+    return _cards(str(root), tuple(stamp(folder) for folder in folders if folder.is_dir()))
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def _cards(root: str, stamps: tuple[Stamp, ...]) -> list[Card]:
+    return list_cards()
+
+
+def card(model_id: str) -> Card:
+    """Card of one model. Raises UnknownNameError."""
+    return next((found for found in cards() if found.id == model_id), None) or get_card(model_id)
+
+
+def backdoored(model_id: str) -> Backdoored:
+    """The model with its attack: eval, frozen, shared. Raises UnknownNameError, CheckpointError."""
+    folder = paths.pretrained() / card(model_id).id
+    return _backdoored(model_id, str(folder), stamp(folder))
+
+
+@st.cache_resource(max_entries=4, show_spinner="Loading the model …")
+def _backdoored(model_id: str, folder: str, files: Stamp) -> Backdoored:
+    from npd_core.zoo.weights import load_backdoored
+
+    return load_backdoored(model_id)
+
+
+def points(model_id: str) -> list[PointInfo]:
+    """Insertion points of the model's network, in forward order."""
+    folder = paths.pretrained() / card(model_id).id
+    return _points(model_id, str(folder), stamp(folder))
+
+
+@st.cache_data(max_entries=8, show_spinner=False)
+def _points(model_id: str, folder: str, files: Stamp) -> list[PointInfo]:
+    from npd_core.polarizer.insertion import insertion_points
+
+    return list(insertion_points(backdoored(model_id).net))
+
+
+# --------------------------------------------------------------------------------------------------------------- runs
+
+def find_run(run_id: str) -> Run:
+    """The run of this id: one with a result first, the live store before the recorded ones. Raises UnknownNameError."""
+    found = []
+    for root in (paths.runs(), paths.recorded()):
+        try:
+            found.append(RunStore(root).get(run_id))
+        except UnknownNameError:
+            continue
+    if not found:
+        raise UnknownNameError(
+            f"There is no run {run_id!r} on this machine. Choose another one, or start one on the Lab page.")
+    return next((run for run in found if run.result), found[0])
+
+
+def all_runs() -> list[Run]:
+    """Live runs, newest first, then the recorded ones whose id is not among them."""
+    live = RunStore(paths.runs()).list()
+    ids = {run.id for run in live}
+    return live + [run for run in RunStore(paths.recorded()).list() if run.id not in ids]
+
+
+def usable_runs(model_id: str) -> list[Run]:
+    """Runs of this model that left a polarizer behind, newest live one first, recorded ones last."""
+    return [run for run in all_runs() if run.request.model == model_id and run.state in ("finished", "stopped")
+            and (Path(run.folder) / "polarizer.safetensors").is_file()]
+
+
+def polarized(run_id: str) -> PolarizedNet:
+    """The model of the run with its polarizer in place: eval, shared. Raises UnknownNameError, CheckpointError."""
+    run = find_run(run_id)
+    folder = Path(run.folder)
+    if not (folder / "polarizer.safetensors").is_file():
+        raise CheckpointError(f"Run {run_id} is {run.state} and has no polarizer yet. Choose a finished run.")
+    source = paths.pretrained() / card(run.request.model).id
+    return _polarized(run.request.model, str(folder), stamp(source), stamp(folder))
+
+
+@st.cache_resource(max_entries=6, show_spinner="Inserting the polarizer …")
+def _polarized(model_id: str, folder: str, model_files: Stamp, files: Stamp) -> PolarizedNet:
+    from npd_core.polarizer.artifact import load_polarizer
+
+    found = backdoored(model_id)
+    return load_polarizer(Path(folder), found.net, found.card)
+
+
+# -------------------------------------------------------------------------------------------------------- test images
+
+def test_sets(model_id: str) -> TestSets:
+    """All test images of the model's data set, clean and poisoned; shared. Raises DataMissingError."""
+    folder = paths.pretrained() / card(model_id).id
+    return _test_sets(model_id, str(folder), stamp(folder), str(paths.data()))
+
+
+@st.cache_resource(max_entries=4, show_spinner="Reading the test images …")
+def _test_sets(model_id: str, folder: str, files: Stamp, data: str) -> TestSets:
+    from npd_core.evaluation import test_sets
+
+    found = backdoored(model_id)
+    return test_sets(found.card.dataset, found.attack)
+
+
+def class_names(dataset: str) -> tuple[str, ...]:
+    """Names of the classes. Raises DataMissingError where they are only in the data set's own files."""
+    return _class_names(dataset, str(paths.data()))
+
+
+@st.cache_data(max_entries=8, show_spinner=False)
+def _class_names(dataset: str, data: str) -> tuple[str, ...]:
+    from npd_core.data.load import class_names
+
+    return tuple(class_names(dataset))
+
+
+def test_labels(model_id: str) -> np.ndarray:
+    """True class of every test image, (N,) int64."""
+    return test_sets(model_id).clean.labels.numpy()
+
+
+def samples(model_id: str, indices: tuple[int, ...]) -> Samples:
+    """These test images, clean and with the trigger. Raises IndexError on a number outside the test set."""
+    folder = paths.pretrained() / card(model_id).id
+    return _samples(model_id, indices, str(folder), stamp(folder), str(paths.data()))
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _samples(model_id: str, indices: tuple[int, ...], folder: str, files: Stamp, data: str) -> Samples:
+    import torch
+
+    attack = backdoored(model_id).attack
+    clean = test_sets(model_id).clean
+    chosen = torch.tensor(indices, dtype=torch.int64)
+    images, labels = clean.images[chosen].contiguous(), clean.labels[chosen]
+    with torch.no_grad():
+        triggered = attack.apply(images.clone())
+    return Samples(indices, images.numpy().copy(), triggered.numpy().copy(), labels.numpy().copy(),
+                   attack.rule.target(labels).numpy().copy(), attack.rule.eligible(labels).numpy().copy())
+
+
+# -------------------------------------------------------------------------------------------------------- predictions
+
+def predict(model_id: str, run_id: str | None, images: np.ndarray) -> np.ndarray:
+    """Probabilities, (N, K) float32, of `images`, (N, 3, H, W) uint8 or float in [0, 1]. `run_id` None: as backdoored."""
+    import torch
+
+    from npd_core.evaluation import predict_proba
+
+    net = backdoored(model_id).net if run_id is None else polarized(run_id)
+    return np.asarray(predict_proba(net, torch.from_numpy(np.ascontiguousarray(images))), dtype=np.float32)
+
+
+def predictions(model_id: str, run_id: str | None, indices: tuple[int, ...], triggered: bool) -> np.ndarray:
+    """Probabilities, (N, K) float32, of test images by number, with or without the trigger."""
+    folder = paths.pretrained() / card(model_id).id
+    files = stamp(folder) + (stamp(Path(find_run(run_id).folder)) if run_id is not None else ())
+    return _predictions(model_id, run_id, indices, triggered, str(folder), files, str(paths.data()))
+
+
+@st.cache_data(max_entries=256, show_spinner=False)
+def _predictions(
+    model_id: str, run_id: str | None, indices: tuple[int, ...], triggered: bool, folder: str, files: Stamp, data: str,
+) -> np.ndarray:
+    chosen = samples(model_id, indices)
+    return predict(model_id, run_id, chosen.triggered if triggered else chosen.clean)
