@@ -1,0 +1,176 @@
+"""What every page shares: the model and the run that the address names, links between pages, honest labels.
+
+`app.py` draws the choice of model and run above each page; a page opened alone (by AppTest) draws it itself.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import NamedTuple
+
+import streamlit as st
+from streamlit.errors import StreamlitAPIException
+
+from npd_core.errors import NPDError
+from npd_core.jobs.store import Run
+from npd_core.zoo.card import Card
+from pages.shared import cached
+
+NO_RUN = "none"
+ATTACK_TITLES = {
+    "badnets_a2o": "BadNets patch", "badnets_a2a": "BadNets, all-to-all", "blended": "Blended pattern",
+    "input_aware": "Input-aware", "lf": "Low frequency", "ssba": "Sample-specific", "trojan": "Trojan", "wanet": "WaNet",
+}
+STATES = {
+    "queued": (":material/hourglass_empty:", "gray"), "running": (":material/play_circle:", "violet"),
+    "finished": (":material/check_circle:", "blue"), "stopped": (":material/stop_circle:", "blue"),
+    "failed": (":material/error:", "red"), "interrupted": (":material/power_off:", "orange"),
+}
+
+
+class Selection(NamedTuple):
+    """What the address names. Either is None when nothing (valid) was chosen."""
+
+    card: Card | None
+    run: Run | None
+
+
+def header(page: str = "") -> None:
+    """Draw the choice of model and run. Called once a script run, before the page.
+
+    Args:
+        page: url path of the page; "" is the first page, which keeps the choice folded away.
+    """
+    st.session_state["_framed"] = True
+    cards = {card.id: card for card in _cards()}
+    runs = {run.id: run for run in cached.all_runs()}
+    _resolve(cards, runs)
+    model = st.session_state.get("model") or next(iter(cards), None)
+    fitting = [NO_RUN, *(run.id for run in runs.values() if run.request.model == model)]
+    if page == "":
+        place = st.popover("Model and run", icon=":material/tune:", help="Whose record this page shows.")
+    else:
+        place = st.container(key="frame")
+    with place:
+        left, right = st.columns(2)
+        left.selectbox(
+            "Backdoored model", list(cards), format_func=lambda name: model_title(cards[name]) if name in cards else name,
+            key="model", bind="query-params", on_change=_model_changed, disabled=not cards,
+            help="Shipped networks that were trained on poisoned data. They work well, until the trigger appears.",
+        )
+        right.selectbox(
+            "Run", fitting, format_func=lambda name: run_title(runs.get(name)), key="run", bind="query-params",
+            help="A trained polarizer of this model. The link in the address bar opens the same run elsewhere.",
+        )
+    for sentence in st.session_state.pop("_notices", []):
+        st.error(sentence, icon=":material/error:")
+
+
+def selection() -> Selection:
+    """The model and run that the address names; draws the choice first when no frame did."""
+    if not st.session_state.get("_framed"):
+        header("alone")
+        st.session_state["_framed"] = False
+    card = run = None
+    try:
+        if st.session_state.get("model"):
+            card = cached.card(st.session_state["model"])
+        if st.session_state.get("run", NO_RUN) != NO_RUN:
+            run = cached.find_run(st.session_state["run"])
+    except NPDError as error:
+        st.error(str(error), icon=":material/error:")
+    return Selection(card, run)
+
+
+def open_run(run_id: str) -> None:
+    """Make `run_id` the run of the address (on the next script run, which this starts)."""
+    st.session_state["_open_run"] = run_id
+    st.rerun()
+
+
+def link(page: str, label: str, icon: str) -> None:
+    """Link to another page that keeps the choices of the address; plain words when the page runs alone.
+
+    Args:
+        page: file of the page, as "pages/lab.py".
+    """
+    try:
+        st.page_link(page, label=label, icon=icon)
+    except StreamlitAPIException:
+        st.caption(label)
+
+
+def model_title(card: Card) -> str:
+    """One line for a visitor: data set, attack, architecture, width."""
+    arch = {"preact_resnet18": "PreAct-ResNet18", "vgg19_bn": "VGG19-BN"}.get(card.arch, card.arch)
+    names = {"signs": "Traffic signs", "cifar10": "CIFAR-10", "gtsrb": "GTSRB", "tiny_imagenet": "Tiny ImageNet"}
+    attack = ATTACK_TITLES.get(card.attack, card.attack)
+    return f"{names.get(card.dataset, card.dataset)} · {attack} · {arch}, width {card.width}"
+
+
+def run_title(run: Run | None) -> str:
+    """One line for a visitor: what was asked, how it ended, when."""
+    if run is None:
+        return "no run yet"
+    result = run.result or {}
+    end = f"ASR {result['after']['asr']:.1%}" if result.get("after", {}).get("asr") is not None else run.state
+    kind = "recorded" if run.recorded else "live"
+    when = local_time(run.created)
+    return f"{kind} · {run.request.layer or 'default layer'} · {end} · {when}"
+
+
+def provenance(run: Run) -> str:
+    """Where a number comes from, in one line: live or recorded, seed, device, date."""
+    result = run.result or {}
+    environment = result.get("environment", {})
+    device = environment.get("device") or run.request.device
+    kind = "recorded" if run.recorded else "live"
+    return f"{kind} · seed {run.request.config.seed} · {device} · {local_time(run.ended or run.created)}"
+
+
+def local_time(moment: object) -> str:
+    """A time stamp as "2026-01-31 14:05", from seconds since 1970 or ISO text; empty for None."""
+    if moment is None:
+        return ""
+    if isinstance(moment, int | float):
+        return datetime.fromtimestamp(moment).strftime("%Y-%m-%d %H:%M")
+    return str(moment).replace("T", " ")[:16]
+
+
+def _cards() -> list[Card]:
+    try:
+        return cached.cards()
+    except NPDError as error:
+        st.error(str(error), icon=":material/error:")
+        return []
+
+
+def _resolve(cards: dict[str, Card], runs: dict[str, Run]) -> None:
+    """Settle what address and session ask for, before the widgets are drawn. Unknown names become notices."""
+    state, notices = st.session_state, []
+    asked_model, asked_run = st.query_params.get("model"), state.pop("_open_run", None)
+    if asked_run is None and "run" not in state:
+        asked_run = st.query_params.get("run")
+    if asked_run and asked_run != NO_RUN:
+        try:
+            run = runs.get(asked_run) or cached.find_run(asked_run)
+        except NPDError as error:
+            notices.append(str(error))
+        else:
+            runs.setdefault(run.id, run)
+            state["run"] = run.id
+            if run.request.model in cards:
+                state["model"] = run.request.model
+    elif "model" not in state and asked_model and asked_model not in cards and cards:
+        try:
+            cached.card(asked_model)
+        except NPDError as error:
+            notices.append(str(error))
+    if notices:
+        state["_notices"] = notices
+
+
+def _model_changed() -> None:
+    st.session_state["run"] = NO_RUN
+    for name in st.session_state.get("_settings", ()):
+        st.session_state.pop(name, None)
