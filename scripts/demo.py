@@ -11,19 +11,30 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def refusal(port_text: str) -> str:
-    """Why the app cannot be served on this port, with the remedy; empty when it can."""
-    remedy = "choose another: make demo PORT=8600"
-    if not port_text.isdecimal() or not 1 <= int(port_text) <= 65535:
-        return f"PORT must be a whole number from 1 to 65535, got {port_text!r}; {remedy}."
+def free_port() -> int:
+    """The first port from 8501 up that nobody listens on; 8501 when a hundred of them are taken."""
+    return next((port for port in range(8501, 8601) if not problem(port)), 8501)
+
+
+def problem(port: int) -> str:
+    """What keeps a server from listening on `port`; empty when nothing does."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: a port in TIME_WAIT is free
         try:
-            probe.bind(("", int(port_text)))
+            probe.bind(("", port))
         except PermissionError:
-            return f"Port {port_text} is reserved for the administrator; {remedy}."
+            return "is reserved for the administrator"
         except OSError:
-            return f"Port {port_text} is in use; stop what runs there or {remedy}."
+            return "is in use"
+    return ""
+
+
+def refusal(port_text: str) -> str:
+    """Why the app cannot be served on this port, with the remedy, in one sentence; empty when it can."""
+    if not port_text.isdecimal() or not 1 <= int(port_text) <= 65535:
+        return f"PORT must be a whole number from 1 to 65535, got {port_text!r}: try `make demo PORT={free_port()}`."
+    if why := problem(int(port_text)):
+        return f"Port {port_text} {why}: try `make demo PORT={free_port()}`."
     return ""
 
 

@@ -1,0 +1,254 @@
+"""A real server and a real browser. The browser reaches nothing but this machine, and every page is watched:
+a console error, a script error or a request to another host fails the test that caused it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SHARED_DATA = ROOT.parent / "shared" / "data"
+PICTURES = ROOT / "test-results"
+LOCAL = {"127.0.0.1", "localhost", "[::1]", ""}
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSER_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
+]
+
+report_key = pytest.StashKey[pytest.TestReport]()
+
+
+def is_outside(address: str) -> bool:
+    """Whether a request to this address leaves the machine."""
+    parts = urlsplit(address)
+    return parts.scheme in ("http", "https", "ws", "wss") and (parts.hostname or "") not in LOCAL
+
+
+@dataclass
+class Server:
+    """`streamlit run` of one script, in a process of its own that can be stopped, killed and started again."""
+
+    script: Path
+    folder: Path
+    """Of this server: its runs and its log."""
+    port: int = 0
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def runs(self) -> Path:
+        return self.folder / "runs"
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "server.log").read_text(errors="replace")
+
+    def start(self, timeout: float = 90.0) -> None:
+        """Serve on a free port (the same one after a restart); returns when the server answers."""
+        if not self.port:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                self.port = probe.getsockname()[1]
+        options = {
+            "server.port": str(self.port),
+            "server.address": "127.0.0.1",
+            "server.headless": "true",
+            "server.fileWatcherType": "none",
+            "browser.gatherUsageStats": "false",
+        }
+        environment = {k: v for k, v in os.environ.items() if k not in ("NPD_ZOO_DIR", "PYTHONWARNINGS")}
+        environment |= {"NPD_RUNS_DIR": str(self.runs)}
+        if SHARED_DATA.is_dir():
+            environment["NPD_DATA_DIR"] = str(SHARED_DATA)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "streamlit", "run", str(self.script)]
+                + [f"--{name}={value}" for name, value in options.items()],
+                cwd=ROOT,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the server ended with {self.process.returncode}:\n{self.log[-2000:]}")
+            try:
+                with urllib.request.urlopen(f"{self.url}/_stcore/health", timeout=2) as answer:
+                    if answer.read() == b"ok":
+                        return
+            except OSError:
+                time.sleep(0.1)
+        self.stop()
+        raise RuntimeError(f"the server did not answer within {timeout:g} s:\n{self.log[-2000:]}")
+
+    def stop(self) -> None:
+        """Ask the server to end, as Ctrl-C does; insist after ten seconds."""
+        if self.process is not None:
+            self.process.terminate()
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.kill()
+            self.process = None
+
+    def kill(self) -> None:
+        """End the server without a chance to tidy up."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+@dataclass
+class Watch:
+    """What the browser complained about and whom it tried to reach, in every tab of the test."""
+
+    errors: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
+    allowed: list[str] = field(default_factory=list)
+
+    def allow(self, pattern: str) -> None:
+        """Errors that match this regular expression are part of the test, for example of one that stops the server."""
+        self.allowed.append(pattern)
+
+    def check(self) -> None:
+        """Fail on the first sight of anything that should not be there."""
+        errors = [e for e in self.errors if not any(re.search(pattern, e) for pattern in self.allowed)]
+        assert not errors, "console errors:\n" + "\n".join(errors)
+        assert not self.outside, "requests to other hosts:\n" + "\n".join(self.outside)
+
+    def follow(self, context: BrowserContext) -> None:
+        """Listen to everything that happens in `context`."""
+        context.on("console", lambda m: self.errors.append(f"{m.text} ({m.location})") if m.type == "error" else None)
+        context.on("weberror", lambda e: self.errors.append(str(e.error)))
+        context.on("request", lambda r: self.outside.append(r.url) if is_outside(r.url) else None)
+        context.on("page", self._follow_page)
+
+    def _follow_page(self, page: Page) -> None:
+        page.on("websocket", lambda w: self.outside.append(w.url) if is_outside(w.url) else None)
+
+    def look_at_links(self, page: Page) -> None:
+        """Addresses that the browser fetches out of sight of the events above: icons, style sheets, pictures."""
+        script = "Array.from(document.querySelectorAll('link[href],img[src],script[src]')).map(e => e.href || e.src)"
+        self.outside.extend(url for url in page.evaluate(script) if is_outside(url))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Leave each test's outcome where the `page` fixture finds it."""
+    report = yield
+    if report.when == "call":
+        item.stash[report_key] = report
+    return report
+
+
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], Server]]:
+    """serve(script) -> a running Server with a folder of its own; stopped at the end of the session."""
+    servers: list[Server] = []
+
+    def start(script: Path) -> Server:
+        servers.append(Server(script, tmp_path_factory.mktemp("server")))
+        servers[-1].start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def server(serve: Callable[[Path], Server]) -> Server:
+    """The app with its shipped zoo and an empty run store, shared by all browser tests."""
+    return serve(ROOT / "app.py")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Headless Chromium of the system. Closed with the module: Playwright keeps an event loop on this thread."""
+    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.fail("Chromium is missing: run `make test`, or `apt-get install chromium chromium-driver` as root.")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=BROWSER_FLAGS, headless=True)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def watch() -> Watch:
+    """The record of console errors and outside requests of this test."""
+    return Watch()
+
+
+@pytest.fixture
+def context(browser: Browser, watch: Watch) -> Iterator[BrowserContext]:
+    """A fresh visitor with an empty cache: open further tabs with `context.new_page()`."""
+    visitor = browser.new_context(viewport={"width": 1280, "height": 900}, locale="en-GB")
+    visitor.set_default_timeout(30_000)
+    watch.follow(visitor)
+    yield visitor
+    visitor.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext, watch: Watch, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """A tab. At the end: no console error, no request to another host; a picture in test-results/ when the test failed."""
+    tab = context.new_page()
+    yield tab
+    report = request.node.stash.get(report_key, None)
+    if report is not None and report.failed:
+        PICTURES.mkdir(exist_ok=True)
+        tab.screenshot(path=PICTURES / f"{re.sub(r'[^A-Za-z0-9_-]+', '-', request.node.name)}.png")
+    if not tab.is_closed() and tab.url != "about:blank":
+        watch.look_at_links(tab)
+    watch.check()
+
+
+@pytest.fixture
+def visit(page: Page, server: Server) -> Callable[..., Page]:
+    """visit("/lab?run=...") -> the page once the script behind it has come to rest."""
+
+    def go(address: str = "/", *, base: str | None = None) -> Page:
+        page.goto((base or server.url) + address, wait_until="domcontentloaded")
+        settled(page)
+        return page
+
+    return go
+
+
+@pytest.fixture
+def settle() -> Callable[[Page], None]:
+    """settle(page) waits until the script of the page has come to rest, for example after a click."""
+    return settled
+
+
+def settled(page: Page) -> None:
+    page.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]', state="attached")
