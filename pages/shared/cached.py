@@ -1,8 +1,8 @@
-"""Every st.cache_* function of the app. Keys are names, paths and frozen values; what a cache_resource returns is shared
-by all visitors and therefore never written to.
+"""Every st.cache_* function of the app.
 
-Public functions take ids (of a zoo model, of a run) and add what the key needs besides: the folder, and the time stamps of
-its files, so that a model trained anew or a polarizer saved again is read again.
+Keys are names, paths and frozen values; what a cache_resource returns is shared by all visitors and never written to.
+Public functions take ids (of a zoo model, of a run) and add what the key needs besides: the folder, and the time stamps
+of its files, so that a model trained anew or a polarizer saved again is read again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Samples(NamedTuple):
     triggered: np.ndarray  # (N, 3, H, W) uint8
     labels: np.ndarray     # (N,) int64, true class
     targets: np.ndarray    # (N,) int64, class the attacker wants
-    eligible: np.ndarray   # (N,) bool: False where the true class is already the target, so the trigger has nothing to do
+    eligible: np.ndarray   # (N,) bool: False where the true class already is the target
 
 
 def stamp(folder: Path) -> Stamp:
@@ -193,7 +193,7 @@ def _samples(model_id: str, indices: tuple[int, ...], folder: str, files: Stamp,
 # -------------------------------------------------------------------------------------------------------- predictions
 
 def predict(model_id: str, run_id: str | None, images: np.ndarray) -> np.ndarray:
-    """Probabilities, (N, K) float32, of `images`, (N, 3, H, W) uint8 or float in [0, 1]. `run_id` None: as backdoored."""
+    """Probabilities, (N, K) float32, of `images`, (N, 3, H, W) uint8 or float in [0, 1]; without a run: backdoored."""
     import torch
 
     from npd_core.evaluation import predict_proba
