@@ -123,7 +123,7 @@ def attribute(
         baseline: reference image of Integrated Gradients and Occlusion, a value or (1 or B, 3, H, W).
         seed: of the random points of GradientShap.
     Returns:
-        maps, (B, H, W) float32 on the device of `x`, the colours summed, in units of the logit. Saliency: logit per unit
+        maps, (B, H, W) float32 on the device of `x`, the colours summed, in logits. Saliency: logits per unit
         of pixel value. Occlusion: fall of the logit, mean over the windows that cover a pixel.
     Raises:
         UnknownNameError: a method or layer that does not exist.
