@@ -1,0 +1,111 @@
+"""The defender's data: a small, class-balanced part of the clean training images, its indices recorded. Sec. 4.1 of the paper."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npd_core.data import load
+from npd_core.data.load import ImageSet
+from npd_core.data.spec import get_dataset
+from npd_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class CleanSubset(NamedTuple):
+    """Clean images that the defender may use."""
+
+    images: Tensor
+    """(n, 3, H, W) uint8."""
+    labels: Tensor
+    """(n,) int64, the true labels."""
+    indices: Tensor
+    """(n,) int64, positions in the data they were taken from, ascending."""
+
+
+def clean_counts(num_images: int, num_classes: int, amount: float | int) -> NDArray[np.int64]:
+    """How many images of each class are wanted, (num_classes,).
+
+    Args:
+        num_images: size of the training set that a share refers to.
+        amount: a share in (0, 1] as float (each class gets floor(amount * num_images / num_classes)), or a count as int (split
+            evenly, the remainder to the first classes).
+    Raises:
+        ConfigError: not a number, not positive, a share above 1, a count above `num_images`, or so little that nothing is left.
+    """
+    if isinstance(amount, bool) or not isinstance(amount, int | float | np.integer | np.floating) or not np.isfinite(amount):
+        raise ConfigError(f"The amount of clean images must be a share in (0, 1] or a count, got {amount!r}.")
+    if isinstance(amount, int | np.integer):
+        if amount <= 0:
+            raise ConfigError(f"The number of clean images must be positive, got {amount}.")
+        if amount > num_images:
+            raise ConfigError(f"{amount} clean images were asked for, but there are {num_images} in all.")
+        each, left = divmod(int(amount), num_classes)
+        return np.asarray([each + (k < left) for k in range(num_classes)], np.int64)
+    if not 0 < amount <= 1:
+        raise ConfigError(f"A share of clean images must lie in (0, 1], got {amount}; give a whole number for a count.")
+    each = int(np.floor(round(float(amount) * num_images / num_classes, 9)))
+    if each == 0:
+        raise ConfigError(f"A share of {amount} of {num_images} images leaves no image for each of the {num_classes} classes.")
+    return np.full(num_classes, each, np.int64)
+
+
+def clean_indices(labels: NDArray[np.int64], num_classes: int, amount: float | int, seed: int,
+                  of: int | None = None) -> NDArray[np.int64]:
+    """Positions of a class-balanced subset, drawn without replacement by a generator of its own; ascending.
+
+    A class with fewer images than wanted gives all it has. With a count, the others then make up for it as evenly as they can,
+    so that exactly `amount` come out.
+
+    Args:
+        labels: (N,) int64.
+        amount: as in `clean_counts`.
+        of: size of the training set that a share refers to; N when None. It is larger than N where only a part is here.
+    Raises:
+        ConfigError: as `clean_counts`, or a count above N.
+    """
+    total = len(labels)
+    if isinstance(amount, int | np.integer) and amount > total:
+        raise ConfigError(f"{amount} clean images were asked for, but there are {total} in all.")
+    wanted = clean_counts(of or total, num_classes, amount)
+    present = np.bincount(labels, minlength=num_classes)
+    counts = np.minimum(wanted, present)
+    if isinstance(amount, int | np.integer):
+        while (short := int(amount) - int(counts.sum())) > 0:
+            open_classes = np.flatnonzero(counts < present)
+            counts[open_classes[: max(1, min(short, len(open_classes)))]] += 1
+    rng = np.random.default_rng([seed, 0x636C65616E])  # "clean"
+    chosen = [rng.permutation(np.flatnonzero(labels == k))[: counts[k]] for k in range(num_classes)]
+    return np.sort(np.concatenate(chosen)).astype(np.int64)
+
+
+def clean_subset(data: ImageSet, num_classes: int, amount: float | int, seed: int, of: int | None = None) -> CleanSubset:
+    """A class-balanced clean subset of `data`. Arguments and errors as `clean_indices`."""
+    import torch
+
+    indices = torch.from_numpy(clean_indices(data.labels.numpy(), num_classes, amount, seed, of))
+    return CleanSubset(*data.subset(indices), indices)
+
+
+def load_clean(name: str, amount: float | int, seed: int) -> CleanSubset:
+    """The clean subset of a data set by name, decoding only the chosen images.
+
+    The same as `clean_subset(clean_source(name), ...)`, with a share always counted from the full training set, also where only
+    a part of it is on this machine.
+
+    Raises:
+        UnknownNameError, DataMissingError, StorageError: as `load_dataset`.
+        ConfigError: more than there are.
+    """
+    import torch
+
+    spec = get_dataset(name)
+    split = load.clean_split(name)
+    labels = load.load_labels(name, split)
+    of = len(labels) if split == "train" else spec.train_images
+    indices = clean_indices(labels, spec.num_classes, amount, seed, of)
+    return CleanSubset(*load.load_rows(name, split, indices), torch.from_numpy(indices))

@@ -1,0 +1,202 @@
+"""Name and split to images and labels. Looks in a fixed order of places and never downloads.
+
+`signs` comes from the project's own `assets/signs`. The others come from `$NPD_DATA_DIR/<name>/<split>.parquet`, then from the
+original copy in `$NPD_DATA_DIR/torchvision` (see `archives`). Importing this module, and asking what is available, needs no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npd_core import paths
+from npd_core.data import archives, parquet
+from npd_core.data.spec import DATASETS, DatasetSpec, get_dataset
+from npd_core.errors import DataMissingError, StorageError, unknown_name
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+SPLITS = ("train", "test", "clean")
+FILES = {"train": "train.parquet", "test": "test.parquet", "clean": "train_5pct.parquet"}
+"""`clean` is a part of the training split that may come alone (Tiny ImageNet); it serves only as the defender's data."""
+
+
+class ImageSet(NamedTuple):
+    """A data set is two tensors on the CPU. They may be shared by many readers: never write into them."""
+
+    images: Tensor
+    """(N, 3, H, W) uint8."""
+    labels: Tensor
+    """(N,) int64 in [0, num_classes)."""
+
+    @property
+    def size(self) -> int:
+        """Number of images. (`len` of a named tuple is its number of fields, 2.)"""
+        return int(self.labels.shape[0])
+
+    def batches(self, batch_size: int, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches in order, the last one possibly smaller: x (B, 3, H, W) float32 in [0, 1], y (B,) int64, on `device`."""
+        import torch
+
+        for x, y in zip(self.images.split(batch_size), self.labels.split(batch_size), strict=True):
+            moved = x.to(device, non_blocking=True)
+            yield moved.to(torch.float32).div_(255), y.to(device, non_blocking=True)
+
+    def subset(self, indices: Tensor | NDArray[np.int64] | list[int]) -> ImageSet:
+        """The images at these positions, in this order, as copies."""
+        import torch
+
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        return ImageSet(self.images[chosen], self.labels[chosen])
+
+
+@dataclass(frozen=True)
+class Availability:
+    """What of a data set is on this machine."""
+
+    name: str
+    available: bool
+    """Whether it can be used: a test split, and training images to take clean ones from."""
+    splits: dict[str, str] = field(default_factory=dict)
+    """Split to the file or folder that holds it."""
+    reason: str = ""
+    """Empty when available; otherwise one sentence: what is missing, the folder looked in, the way to get it."""
+
+
+class _Source(NamedTuple):
+    kind: str  # "parquet" or "original"
+    path: Path
+
+
+def _folder(spec: DatasetSpec) -> Path:
+    return paths.assets() / "signs" if spec.id == "signs" else paths.data() / spec.id
+
+
+def _source(spec: DatasetSpec, split: str) -> _Source | None:
+    file = _folder(spec) / FILES[split]
+    if file.is_file():
+        return _Source("parquet", file)
+    original = archives.locate(spec.id, split) if split != "clean" else None
+    return _Source("original", original) if original else None
+
+
+def _missing(spec: DatasetSpec, split: str) -> DataMissingError:
+    folder = _folder(spec)
+    if spec.id == "signs":
+        return DataMissingError(
+            f"The built-in signs are not in {folder}; draw them again with `python -m npd_core.data.signs --out {folder}`."
+        )
+    return DataMissingError(
+        f"{spec.title} ({split}) is not on this machine: put {FILES[split]} into {folder}, or run `npd data get {spec.id}`."
+    )
+
+
+def _found(name: str, split: str) -> tuple[DatasetSpec, _Source]:
+    spec = get_dataset(name)
+    if split not in SPLITS:
+        raise unknown_name("split", split, SPLITS)
+    source = _source(spec, split)
+    if source is None:
+        raise _missing(spec, split)
+    return spec, source
+
+
+def load_dataset(name: str, split: str) -> ImageSet:
+    """All images of a split, decoded. The last few are remembered, so the tensors are shared: treat them as read-only.
+
+    Args:
+        name: one of `DATASETS`.
+        split: "train", "test", or "clean" (the part of the training split that came alone).
+    Raises:
+        UnknownNameError: no such data set or split.
+        DataMissingError: not on this machine; names the folder and the way to get it.
+        StorageError: a damaged file.
+    """
+    import torch
+
+    spec, source = _found(name, split)
+    images, labels = _read(spec.id, split, source, _stamp(source.path))
+    return ImageSet(torch.from_numpy(images), torch.from_numpy(labels))
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    """Changes when the file does, so that nobody is given what was there before."""
+    stat = path.stat()
+    return str(path.resolve()), stat.st_mtime_ns, stat.st_size
+
+
+@lru_cache(maxsize=6)
+def _read(name: str, split: str, source: _Source, stamp: tuple[str, int, int]) -> archives.Arrays:
+    spec = DATASETS[name]
+    if source.kind == "parquet":
+        return parquet.read_images(source.path, spec.num_classes, spec.size)
+    images, labels = archives.read(name, split, spec.size)
+    if len(labels) == 0 or labels.min() < 0 or labels.max() >= spec.num_classes:
+        raise StorageError(f"{source.path} is incomplete or holds another data set; remove it and run `npd data get {name}`.")
+    return images, labels
+
+
+def load_labels(name: str, split: str) -> NDArray[np.int64]:
+    """Labels alone, (N,) int64, in the order of `load_dataset`; from parquet without decoding an image. Raises as it does."""
+    spec, source = _found(name, split)
+    if source.kind == "parquet":
+        return parquet.read_labels(source.path, spec.num_classes)
+    return _read(spec.id, split, source, _stamp(source.path))[1]
+
+
+def load_rows(name: str, split: str, indices: NDArray[np.int64]) -> ImageSet:
+    """The images at these positions of a split, in this order; from parquet only these are decoded. Raises as `load_dataset`."""
+    import torch
+
+    spec, source = _found(name, split)
+    if source.kind == "original":
+        return load_dataset(name, split).subset(indices)
+    images, labels = parquet.read_images(source.path, spec.num_classes, spec.size, rows=indices)
+    return ImageSet(torch.from_numpy(images), torch.from_numpy(labels))
+
+
+def clean_split(name: str) -> str:
+    """Which split the defender's clean images come from: "train", or "clean" when only that part is here."""
+    spec = get_dataset(name)
+    for split in ("train", "clean"):
+        if _source(spec, split) is not None:
+            return split
+    raise _missing(spec, "train")
+
+
+def clean_source(name: str) -> ImageSet:
+    """The split that the defender's clean images come from, decoded whole. `clean.load_clean` decodes only the chosen ones."""
+    return load_dataset(name, clean_split(name))
+
+
+def class_names(name: str) -> tuple[str, ...]:
+    """Class names by label. Tiny ImageNet's are in its files; without them the names are "class 0", "class 1", ..."""
+    spec = get_dataset(name)
+    if spec.classes:
+        return spec.classes
+    for split in SPLITS:
+        source = _source(spec, split)
+        if source is not None and source.kind == "parquet":
+            names = parquet.class_names(source.path)
+            if len(names) == spec.num_classes:
+                return names
+    names = archives.tiny_class_names()
+    return names if len(names) == spec.num_classes else tuple(f"class {k}" for k in range(spec.num_classes))
+
+
+def availability(name: str) -> Availability:
+    """Looks, without reading an image, at what of a data set is here. UnknownNameError for an unknown one."""
+    spec = get_dataset(name)
+    splits = {split: str(source.path) for split in SPLITS if (source := _source(spec, split)) is not None}
+    for needed, present in (("test", "test" in splits), ("train", "train" in splits or "clean" in splits)):
+        if not present:
+            return Availability(name, False, splits, str(_missing(spec, needed)))
+    return Availability(name, True, splits)

@@ -1,0 +1,209 @@
+"""Images in parquet files of the Hugging Face layout: read them fast and with limits, write them.
+
+Column `image` is a struct of `bytes` (an encoded image) and `path`; column `label` is int64; the schema metadata `huggingface`
+is JSON that lists the class names. Works on numpy arrays and imports no torch.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from npd_core.errors import DataMissingError, StorageError
+
+MAX_PIXELS = 4096 * 4096
+"""Largest image that is decoded; a bigger one is taken for an attack on memory and refused."""
+ROWS_PER_GROUP = 2048
+CHUNK = 512
+"""Images decoded by one task of the thread pool."""
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    if not path.is_file():
+        raise DataMissingError(f"{path} is not there; put the file back or fetch the data set with `npd data get`.")
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise StorageError(f"{path} is not a readable parquet file; fetch it again. ({_line(error)})") from error
+    columns = set(file.schema_arrow.names)
+    missing = [name for name in ("image", "label") if name not in columns]
+    if missing:
+        raise StorageError(
+            f"{path} has no column {missing[0]!r} (it has: {', '.join(sorted(columns)) or 'none'}); "
+            "image data needs `image` (bytes, path) and `label`."
+        )
+    return file
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+
+
+def _column(path: Path, file: pq.ParquetFile, name: str) -> pa.ChunkedArray:
+    try:
+        return file.read(columns=[name]).column(name)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise StorageError(f"{path} is damaged in its column {name!r}; fetch it again. ({_line(error)})") from error
+
+
+def class_names(path: Path) -> tuple[str, ...]:
+    """Class names written in the file's metadata, by label; empty when it has none."""
+    metadata = _open(path).schema_arrow.metadata or {}
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        return tuple(str(name) for name in features["label"]["names"])
+    except (ValueError, KeyError, TypeError):
+        return ()
+
+
+def count_rows(path: Path) -> int:
+    """Number of images, from the file's footer alone."""
+    return int(_open(path).metadata.num_rows)
+
+
+def read_labels(path: Path, num_classes: int) -> NDArray[np.int64]:
+    """Labels (N,) int64 in [0, num_classes), without touching the images.
+
+    Raises:
+        DataMissingError: no such file.
+        StorageError: damaged, without a `label` column, or with labels out of range.
+    """
+    file = _open(path)
+    return _checked_labels(path, _column(path, file, "label"), num_classes)
+
+
+def _checked_labels(path: Path, column: pa.ChunkedArray, num_classes: int) -> NDArray[np.int64]:
+    try:
+        labels = np.ascontiguousarray(column.cast(pa.int64()).to_numpy())
+    except (pa.ArrowException, ValueError) as error:
+        raise StorageError(f"{path}: column 'label' holds {column.type}, expected whole numbers.") from error
+    if labels.dtype != np.int64:  # numpy turns missing values into NaN
+        raise StorageError(f"{path}: column 'label' has {column.null_count} rows without a value.")
+    outside = (labels < 0) | (labels >= num_classes)
+    if outside.any():
+        row = int(outside.argmax())
+        raise StorageError(f"{path}: label {labels[row]} in row {row} is outside 0 to {num_classes - 1}; is it another data set?")
+    return labels
+
+
+def read_images(
+    path: Path, num_classes: int, size: int, *, rows: slice | NDArray[np.int64] | None = None, workers: int | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Decodes a parquet file, or a range of its rows.
+
+    Args:
+        num_classes: labels must lie in [0, num_classes).
+        size: height and width to resize to where an image differs.
+        rows: which rows to decode, as a slice or as positions; all of them when None.
+        workers: decoding threads; the number of cores when None.
+    Returns:
+        images (N, 3, size, size) uint8 in RGB, labels (N,) int64.
+    Raises:
+        DataMissingError: no such file.
+        StorageError: damaged file, wrong columns, labels out of range, or an image that cannot be decoded.
+    """
+    file = _open(path)
+    column = _column(path, file, "image")
+    labels = _checked_labels(path, _column(path, file, "label"), num_classes)
+    if not pa.types.is_struct(column.type) or column.type.get_field_index("bytes") < 0:
+        raise StorageError(f"{path}: column 'image' holds {column.type}, expected a struct with `bytes`.")
+    coded = pa.chunked_array([chunk.field("bytes") for chunk in column.chunks], column.type.field("bytes").type)
+    chosen = np.arange(len(labels)) if rows is None else np.arange(len(labels))[rows]
+    if rows is not None:
+        coded = coded.take(pa.array(chosen))
+    values = [value for chunk in coded.chunks for value in chunk.to_pylist()]
+    images = decode_images(values, size, workers=workers, name=str(path), rows=chosen)
+    return images, labels[chosen]
+
+
+def decode_images(
+    coded: Sequence[bytes | None],
+    size: int,
+    *,
+    workers: int | None = None,
+    name: str = "images",
+    rows: Sequence[int] | NDArray[np.int64] | None = None,
+) -> NDArray[np.uint8]:
+    """Encoded images to one array, on several threads (PIL decodes without holding the interpreter).
+
+    Args:
+        coded: JPEG, PNG, WebP, ... one per image.
+        size: height and width; other sizes are resized with an antialiased bilinear filter.
+        name, rows: what to call image i in a message: row `rows[i]` of `name`.
+    Returns:
+        (N, 3, size, size) uint8 in RGB.
+    """
+    out = np.empty((len(coded), 3, size, size), np.uint8)
+
+    def decode(start: int) -> None:
+        pixels = np.empty((min(CHUNK, len(coded) - start), size, size, 3), np.uint8)
+        for i in range(len(pixels)):
+            row = start + i if rows is None else rows[start + i]
+            pixels[i] = _decode(coded[start + i], size, f"{name}, row {row}")
+        out[start : start + len(pixels)] = pixels.transpose(0, 3, 1, 2)
+
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        for _ in pool.map(decode, range(0, len(coded), CHUNK)):
+            pass
+    return out
+
+
+def _decode(coded: bytes | None, size: int, where: str) -> NDArray[np.uint8]:
+    if not coded:
+        raise StorageError(f"{where}: the image has no bytes; export the data set with the images embedded.")
+    try:
+        with Image.open(io.BytesIO(coded)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise StorageError(f"{where}: an image of {image.width} x {image.height} pixels is refused as too large.")
+            rgb = image if image.mode == "RGB" else image.convert("RGB")
+            if rgb.size != (size, size):
+                rgb = rgb.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
+            return np.asarray(rgb)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise StorageError(f"{where}: the image cannot be decoded; fetch the file again. ({_line(error)})") from error
+
+
+def write_images(path: Path, rows: Iterable[tuple[str, bytes, int]], classes: Sequence[str]) -> Path:
+    """Writes (path, encoded bytes, label) rows as one parquet file; replaces an older one only when complete.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    features: dict[str, Any] = {"image": {"_type": "Image"}, "label": {"names": list(classes), "_type": "ClassLabel"}}
+    schema = pa.schema([("image", image), ("label", pa.int64())],
+                       metadata={"huggingface": json.dumps({"info": {"features": features}})})
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with pq.ParquetWriter(partial, schema, compression="zstd", compression_level=12, use_dictionary=False) as writer:
+            group: list[tuple[str, bytes, int]] = []
+            for row in rows:
+                group.append(row)
+                if len(group) == ROWS_PER_GROUP:
+                    writer.write_table(_table(group, schema))
+                    group = []
+            if group:
+                writer.write_table(_table(group, schema))
+        partial.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written ({error.strerror or _line(error)}); free some space or choose another folder.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _table(group: Sequence[tuple[str, bytes, int]], schema: pa.Schema) -> pa.Table:
+    images = [{"bytes": data, "path": name} for name, data, _ in group]
+    return pa.table([pa.array(images, schema.field("image").type), pa.array([label for *_, label in group], pa.int64())],
+                    schema=schema)

@@ -1,0 +1,163 @@
+"""The four data sets as plain facts. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from npd_core.errors import unknown_name
+
+Colour = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """What a data set is, whether or not its bytes are on this machine."""
+
+    id: str
+    title: str
+    """Name for people."""
+    classes: tuple[str, ...]
+    """Class names by label; empty where only the files know them (`class_names` of `load` asks those)."""
+    num_classes: int
+    size: int
+    """Height and width in pixels; images of another size are resized to it."""
+    mean: Colour
+    """Per channel, of pixels in [0, 1]: the normalisation of the networks, applied inside the model."""
+    std: Colour
+    train_images: int
+    test_images: int
+    flip: bool
+    """Whether a mirrored image keeps its meaning, so that training may flip."""
+    pad: int = 4
+    """Border of the random training crop, in pixels."""
+    source: str
+    """How to get it, in one sentence."""
+
+
+SIGNS_CLASSES = (
+    "speed limit 80",
+    "stop",
+    "yield",
+    "no entry",
+    "priority road",
+    "speed limit 30",
+    "speed limit 50",
+    "turn left",
+    "turn right",
+    "pedestrians",
+    "roadworks",
+    "roundabout",
+)
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+GTSRB_CLASSES = (
+    "speed limit 20",
+    "speed limit 30",
+    "speed limit 50",
+    "speed limit 60",
+    "speed limit 70",
+    "speed limit 80",
+    "end of speed limit 80",
+    "speed limit 100",
+    "speed limit 120",
+    "no overtaking",
+    "no overtaking by trucks",
+    "priority at the next crossing",
+    "priority road",
+    "yield",
+    "stop",
+    "no vehicles",
+    "no trucks",
+    "no entry",
+    "danger",
+    "curve to the left",
+    "curve to the right",
+    "double curve",
+    "bumpy road",
+    "slippery road",
+    "road narrows on the right",
+    "roadworks",
+    "traffic lights",
+    "pedestrians",
+    "children",
+    "bicycles",
+    "ice or snow",
+    "wild animals",
+    "end of all limits",
+    "turn right ahead",
+    "turn left ahead",
+    "straight only",
+    "straight or right",
+    "straight or left",
+    "keep right",
+    "keep left",
+    "roundabout",
+    "end of no overtaking",
+    "end of no overtaking by trucks",
+)
+
+DATASETS: dict[str, DatasetSpec] = {
+    spec.id: spec
+    for spec in (
+        DatasetSpec(
+            id="signs",
+            title="Signs",
+            classes=SIGNS_CLASSES,
+            num_classes=12,
+            size=32,
+            mean=(0.5, 0.5, 0.5),
+            std=(0.25, 0.25, 0.25),
+            train_images=7200,
+            test_images=1440,
+            flip=False,
+            source="Drawn by this project and shipped with it; `python -m npd_core.data.signs --out assets/signs` draws it again.",
+        ),
+        DatasetSpec(
+            id="cifar10",
+            title="CIFAR-10",
+            classes=CIFAR10_CLASSES,
+            num_classes=10,
+            size=32,
+            mean=(0.4914, 0.4822, 0.4465),
+            std=(0.247, 0.243, 0.261),
+            train_images=50000,
+            test_images=10000,
+            flip=True,
+            source="`npd data get cifar10` downloads it (170 MB).",
+        ),
+        DatasetSpec(
+            id="gtsrb",
+            title="GTSRB",
+            classes=GTSRB_CLASSES,
+            num_classes=43,
+            size=32,
+            mean=(0.0, 0.0, 0.0),
+            std=(1.0, 1.0, 1.0),
+            train_images=39209,
+            test_images=12630,
+            flip=False,
+            source="`npd data get gtsrb` downloads the German traffic signs (about 280 MB).",
+        ),
+        DatasetSpec(
+            id="tiny_imagenet",
+            title="Tiny ImageNet",
+            classes=(),
+            num_classes=200,
+            size=64,
+            mean=(0.4802, 0.4481, 0.3975),
+            std=(0.2302, 0.2265, 0.2262),
+            train_images=100000,
+            test_images=10000,
+            flip=False,
+            source="`npd data get tiny_imagenet` downloads its archive (240 MB).",
+        ),
+    )
+}
+
+
+def get_dataset(name: str) -> DatasetSpec:
+    """The facts of one data set; UnknownNameError with the nearest name otherwise."""
+    if name not in DATASETS:
+        raise unknown_name("data set", name, DATASETS)
+    return DATASETS[name]
