@@ -1,0 +1,1 @@
+"""Record -> plotly Figure, and the plans that the drawings follow. No torch, no streamlit."""

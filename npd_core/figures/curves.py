@@ -1,0 +1,156 @@
+"""Curves of one run: every loss term, and ACC, ASR, RA, from the records of its events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import plotly.graph_objects as go
+
+from npd_core.figures import theme
+
+TERMS = {
+    "total": "total", "bn": "L_bn · clean images", "asr": "L_asr · leave the target",
+    "bce1": "L_bce1 · true label", "bce2": "L_bce2 · strongest wrong label",
+}
+"""Loss terms in the order they are drawn, with the words beside each."""
+METRICS = {"acc": "ACC · clean accuracy", "asr": "ASR · attack success", "ra": "RA · triggered, right label"}
+DASHES = {"total": "solid", "bn": "solid", "asr": "dash", "bce1": "dot", "bce2": "dashdot", "acc": "solid", "ra": "dot"}
+MARKERS = {"acc": "circle", "asr": "x", "ra": "diamond"}
+
+
+class LossCurves(NamedTuple):
+    """Loss terms over training."""
+
+    x: list[float]
+    """Position in epochs: 2.5 is the middle of the third; warm-up is below 0."""
+    terms: dict[str, list[float | None]]
+    """Batch means by term, one value per x; None where a term was not computed (warm-up)."""
+
+
+class MetricCurves(NamedTuple):
+    """ACC, ASR and RA on test images, as fractions. Epoch 0 is the backdoored model, epoch k the state after k epochs."""
+
+    epochs: list[int]
+    acc: list[float | None]
+    asr: list[float | None]
+    ra: list[float | None]
+
+
+class Progress(NamedTuple):
+    """How far a run is."""
+
+    epoch: int
+    """Finished epochs of the bi-level problem."""
+    epochs: int
+    warmup: bool
+    """Whether it is still in warm-up."""
+    share: float
+    """Of all the training, in [0, 1]."""
+    seconds: float
+    """Training so far."""
+    seconds_left: float | None
+    """By the pace so far; None before the first epoch has ended."""
+
+
+def read_losses(records: Iterable[Mapping[str, Any]], limit: int = 600) -> LossCurves:
+    """Losses by step, or by epoch where no step was kept.
+
+    Args:
+        records: events as plain values, in order (see npd_core.events.to_record).
+        limit: largest number of points; more are thinned evenly, the last one kept.
+    """
+    records = list(records)
+    per_epoch = next((int(r["steps_per_epoch"]) for r in records if r["type"] == "Started"), 1) or 1
+    kept = [r for r in records if r["type"] == "StepEnd"]
+    positions = [r["epoch"] + (r["step"] + 1) / per_epoch for r in kept]
+    if not kept:
+        kept = [r for r in records if r["type"] == "EpochEnd"]
+        positions = [float(r["epoch"] + 1) for r in kept]
+    if len(kept) > limit:
+        chosen = sorted({round(i * (len(kept) - 1) / (limit - 1)) for i in range(limit)})
+        kept, positions = [kept[i] for i in chosen], [positions[i] for i in chosen]
+    terms = [name for name in TERMS if any(name in r["losses"] for r in kept)]
+    return LossCurves(positions, {name: [r["losses"].get(name) for r in kept] for name in terms})
+
+
+def read_metrics(records: Iterable[Mapping[str, Any]], before: Mapping[str, Any] | None = None) -> MetricCurves:
+    """ACC, ASR, RA after every measured epoch.
+
+    Args:
+        records: events as plain values, in order.
+        before: the same three for the model without a polarizer, drawn at epoch 0.
+    """
+    rows: dict[int, Mapping[str, Any]] = {0: before} if before else {}
+    for record in records:
+        if record["type"] == "Measured" and record["epoch"] >= -1:
+            rows[record["epoch"] + 1] = record if record["epoch"] >= 0 or not before else before
+    epochs = sorted(rows)
+    return MetricCurves(epochs, *([rows[e].get(name) for e in epochs] for name in ("acc", "asr", "ra")))
+
+
+def read_progress(records: Iterable[Mapping[str, Any]]) -> Progress:
+    """How far the run is, by its events."""
+    epochs = warmup = steps = done = 0
+    seconds, position, ended = 0.0, 0.0, False
+    for record in records:
+        kind = record["type"]
+        if kind == "Started":
+            epochs, warmup, steps = record["epochs"], record["warmup_epochs"], max(1, record["steps_per_epoch"])
+        elif kind == "StepEnd":
+            position = record["epoch"] + (record["step"] + 1) / steps
+        elif kind == "EpochEnd":
+            position, seconds = record["epoch"] + 1, record["seconds"]
+            done = max(done, record["epoch"] + 1)
+        elif kind in ("Finished", "Failed"):
+            ended, seconds = kind == "Finished", record["seconds"]
+    total, passed = epochs + warmup, position + warmup
+    share = 1.0 if ended else min(1.0, max(0.0, passed / total)) if total else 0.0
+    left = seconds * (total - done - warmup) / (done + warmup) if done and not ended else None
+    return Progress(done, epochs, position < 0 or (position == 0 and done == 0 and warmup > 0), share, seconds, left)
+
+
+def loss_figure(curves: LossCurves, mode: str | None = "light", epochs: int | None = None) -> go.Figure:
+    """Loss terms over the epochs, on a log scale; told apart by dash and word as well as colour.
+
+    Args:
+        mode: "light" or "dark".
+        epochs: right end of the axis; None: where the data end.
+    """
+    colors = theme.palette(mode)
+    shades = {"total": colors.text, "bn": colors.benign, "asr": colors.trigger, "bce1": colors.polarizer, "bce2": colors.green}
+    lines = [
+        go.Scatter(x=curves.x, y=[_positive(v) for v in values], name=TERMS[name], mode="lines", connectgaps=False,
+                   line={"color": shades[name], "dash": DASHES[name], "width": 3 if name == "total" else 2})
+        for name, values in curves.terms.items()
+    ]
+    start = min([0.0, *curves.x])
+    return go.Figure(lines, theme.layout(
+        mode, xaxis_title_text="epoch", yaxis_type="log", yaxis_title_text="loss (log scale)", yaxis_exponentformat="power",
+        yaxis_dtick=1, **({"xaxis_range": [start, epochs]} if epochs else {})))
+
+
+def metric_figure(curves: MetricCurves, mode: str | None = "light", epochs: int | None = None) -> go.Figure:
+    """ACC, ASR and RA over the epochs, in percent; ASR is the dashed line with crosses.
+
+    Args:
+        mode: "light" or "dark".
+        epochs: right end of the axis; None: where the data end.
+    """
+    colors = theme.palette(mode)
+    shades = {"acc": colors.benign, "asr": colors.trigger, "ra": colors.polarizer}
+    dashes = {"acc": "solid", "asr": "dash", "ra": "dot"}
+    lines = [
+        go.Scatter(x=curves.epochs, y=getattr(curves, name), name=words, mode="lines+markers",
+                   line={"color": shades[name], "dash": dashes[name], "width": 3},
+                   marker={"symbol": MARKERS[name], "size": 8, "color": shades[name]},
+                   hovertemplate="%{y:.1%}<extra>" + name.upper() + "</extra>")
+        for name, words in METRICS.items()
+    ]
+    return go.Figure(lines, theme.layout(
+        mode, xaxis_title_text="epoch", yaxis_range=[-0.03, 1.03], yaxis_tickformat=".0%",
+        **({"xaxis_range": [-0.2, epochs + 0.2]} if epochs else {})))
+
+
+def _positive(value: float | None) -> float | None:
+    return value if value is not None and value > 0 else None

@@ -1,0 +1,117 @@
+"""What a drawing of a network needs: its stages, blocks, convolutions, and where a polarizer can sit. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from npd_core.errors import unknown_name
+
+KINDS = {
+    "before": "just before a convolution (the paper's place)",
+    "after": "just after a convolution",
+    "stream": "on the residual stream, before a block: the shortcut is filtered too",
+}
+"""Kinds of insertion point, with the words shown for each."""
+
+
+@dataclass(frozen=True)
+class Conv:
+    """One convolution: `name` is its module path, `size` the side of its input map in pixels."""
+
+    name: str
+    channels_in: int
+    channels_out: int
+    size: int
+    stride: int = 1
+
+
+@dataclass(frozen=True)
+class Block:
+    """A pre-activation residual block: two convolutions, and one on the shortcut where the shape changes."""
+
+    name: str
+    convs: tuple[Conv, ...]
+    shortcut: Conv | None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A row of blocks at one resolution."""
+
+    name: str
+    channels: int
+    size: int
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole network, in forward order."""
+
+    arch: str
+    stem: Conv
+    stages: tuple[Stage, ...]
+    classes: int
+
+    def convs(self) -> list[Conv]:
+        """All convolutions; within a block the two main ones, then the shortcut."""
+        found = [self.stem]
+        for stage in self.stages:
+            for block in stage.blocks:
+                found += [*block.convs, *([block.shortcut] if block.shortcut else [])]
+        return found
+
+    def layers(self) -> list[str]:
+        """Every insertion point in its canonical spelling: before each convolution, after each, before each block."""
+        names = [conv.name for conv in self.convs()]
+        blocks = [block.name for stage in self.stages for block in stage.blocks]
+        return [*names, *(f"after:{name}" for name in names), *(f"stream:{name}" for name in blocks)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values for a drawing."""
+        return asdict(self)
+
+
+def plan(arch: str, width: int, image_size: int, num_classes: int) -> Plan:
+    """The plan of an architecture at a width. Raises UnknownNameError for one that has no drawing.
+
+    Args:
+        width: channels of the first stage.
+        image_size: side of the input in pixels.
+    """
+    if arch != "preact_resnet18":
+        raise unknown_name("architecture", arch, ["preact_resnet18"])
+    stages, channels, size = [], width, image_size
+    for number in range(4):
+        out, blocks = width * 2**number, []
+        for position in range(2):
+            stride = 2 if number > 0 and position == 0 else 1
+            name = f"layer{number + 1}.{position}"
+            inner = size // stride
+            convs = (Conv(f"{name}.conv1", channels, out, size, stride), Conv(f"{name}.conv2", out, out, inner))
+            changed = stride != 1 or channels != out
+            shortcut = Conv(f"{name}.shortcut", channels, out, size, stride) if changed else None
+            blocks.append(Block(name, convs, shortcut))
+            channels, size = out, inner
+        stages.append(Stage(f"layer{number + 1}", out, size, tuple(blocks)))
+    return Plan(arch, Conv("conv1", 3, width, image_size), tuple(stages), num_classes)
+
+
+def kind_of(layer: str) -> tuple[str, str]:
+    """Kind and module path of an insertion point: "after:layer1.0.conv1" -> ("after", "layer1.0.conv1")."""
+    kind, colon, module = layer.partition(":")
+    return (kind, module) if colon else ("before", layer)
+
+
+def describe(layer: str) -> str:
+    """An insertion point in words, for people and screen readers."""
+    kind, module = kind_of(layer)
+    return {"before": "before", "after": "after", "stream": "residual stream before"}.get(kind, kind) + f" {module}"
+
+
+def default_layer(arch: str) -> str:
+    """The paper's insertion point of an architecture (Sec. 4.1). Raises UnknownNameError."""
+    if arch != "preact_resnet18":
+        raise unknown_name("architecture", arch, ["preact_resnet18"])
+    return "layer4.1.conv1"

@@ -1,0 +1,239 @@
+const drawings = new WeakMap()
+const NS = "http://www.w3.org/2000/svg"
+// Pixels. A block is: branch, conv 1, conv 2, sum; its shortcut runs above.
+const SIDE = 44, BLOCK = 166, BRANCH = 9, CONV1 = 27, CONV2 = 93, SUM = 152, ROW = 96, SHORT = 30, HEIGHT = 150
+const WORDS = { before: "Before a convolution", after: "After a convolution", stream: "On the residual stream" }
+
+function element(name, attributes, parent) {
+  const node = document.createElementNS(NS, name)
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value)
+  parent.appendChild(node)
+  return node
+}
+
+function text(parent, x, y, words, kind = "") {
+  const node = element("text", { x, y, class: kind }, parent)
+  node.textContent = words
+  return node
+}
+
+const kindOf = (layer) => (layer.includes(":") ? layer.split(":")[0] : "before")
+const moduleOf = (layer) => (layer.includes(":") ? layer.slice(layer.indexOf(":") + 1) : layer)
+const spell = (kind, module) => (kind === "before" ? module : `${kind}:${module}`)
+const short = (name) => name.split(".").pop()
+
+function conv(drawing, svg, x, centre, item, words) {
+  const y = centre - SIDE / 2
+  const group = element("g", {}, svg)
+  element("rect", { class: "ring", x: x - 3, y: y - 3, width: SIDE + 6, height: SIDE + 6, rx: 11 }, group)
+  element("rect", { class: "conv", x, y, width: SIDE, height: SIDE, rx: 8 }, group)
+  text(group, x + SIDE / 2, centre + 4, words)
+  element("rect", { class: "hit", x, y, width: SIDE, height: SIDE }, group)
+  drawing.targets.push({
+    kinds: ["before", "after"], module: item.name, group,
+    lens: { before: [x - 8, centre], after: [x + SIDE + 8, centre] },
+    words: `${item.name}, ${item.channels_in} to ${item.channels_out} channels, ${item.size}×${item.size}`, svg,
+  })
+}
+
+function canvas(drawing, width) {
+  const svg = element("svg", { width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}` }, drawing.stages)
+  return svg
+}
+
+function stem(drawing, plan) {
+  const svg = canvas(drawing, 122)
+  text(svg, 4, 14, "stem", "stage")
+  element("path", { class: "wire", d: `M20 ${ROW}H54M98 ${ROW}H122` }, svg)
+  element("rect", { class: "sum", x: 2, y: ROW - 13, width: 26, height: 26, rx: 3 }, svg)
+  element("path", { class: "wire", d: `M5 ${ROW + 9}l8-11 5 6 3-4 5 9` }, svg)
+  conv(drawing, svg, 54, ROW, plan.stem, "conv1")
+  text(svg, 76, ROW + 40, `${plan.stem.channels_out} ch`, "quiet")
+}
+
+function stage(drawing, item) {
+  const svg = canvas(drawing, 2 * BLOCK)
+  text(svg, 4, 14, item.name, "stage")
+  item.blocks.forEach((block, i) => {
+    const at = i * BLOCK
+    const wire = (d, part) => drawing.wires.push({ block: block.name, part, node: element("path", { class: "wire", d }, svg) })
+    wire(`M${at} ${ROW}H${at + BRANCH}`, "stream")
+    wire(`M${at + BRANCH} ${ROW}H${at + CONV1}`, "in1")
+    wire(`M${at + CONV1 + SIDE} ${ROW}H${at + CONV2}`, "in2")
+    wire(`M${at + CONV2 + SIDE} ${ROW}H${at + SUM - 7}`, "out")
+    wire(`M${at + BRANCH} ${ROW}V${SHORT + 14}q0-14 14-14H${at + SUM - 14}q14 0 14 14V${ROW - 7}`, "short")
+    element("path", { class: "wire", d: `M${at + SUM + 7} ${ROW}H${at + BLOCK}` }, svg)
+    element("circle", { class: "sum", cx: at + SUM, cy: ROW, r: 7 }, svg)
+    element("path", { class: "wire", d: `M${at + SUM - 4} ${ROW}h8M${at + SUM} ${ROW - 4}v8` }, svg)
+    conv(drawing, svg, at + CONV1, ROW, block.convs[0], "conv1")
+    conv(drawing, svg, at + CONV2, ROW, block.convs[1], "conv2")
+    if (block.shortcut) conv(drawing, svg, at + 60, SHORT, block.shortcut, "1×1")
+    else text(svg, at + 82, SHORT - 6, "shortcut", "quiet")
+    const group = element("g", {}, svg)
+    element("circle", { class: "ring", cx: at + BRANCH, cy: ROW, r: 22 }, group)
+    element("circle", { class: "dot", cx: at + BRANCH, cy: ROW, r: 9 }, group)
+    element("rect", { class: "hit", x: at + BRANCH - 22, y: ROW - 22, width: SIDE, height: SIDE }, group)
+    drawing.targets.push({
+      kinds: ["stream"], module: block.name, group, lens: { stream: [at + BRANCH, ROW] }, svg,
+      words: `${block.name}, ${block.convs[0].channels_in} channels, ${block.convs[0].size}×${block.convs[0].size}`,
+    })
+    text(svg, at + 82, ROW + 40, `block ${short(block.name)} · ${block.convs[1].channels_out} ch · ${block.convs[1].size}²`, "quiet")
+  })
+}
+
+function head(drawing, plan) {
+  const svg = canvas(drawing, 118)
+  text(svg, 8, 14, "head", "stage")
+  element("path", { class: "wire", d: `M0 ${ROW}H14` }, svg)
+  element("rect", { class: "sum", x: 14, y: ROW - 22, width: 92, height: 44, rx: 8 }, svg)
+  text(svg, 60, ROW - 3, "mean, linear")
+  text(svg, 60, ROW + 14, `${plan.classes} classes`)
+}
+
+function build(drawing, data) {
+  drawing.kinds.textContent = drawing.stages.textContent = ""
+  Object.assign(drawing, { targets: [], wires: [], plan: JSON.stringify(data.plan) })
+  drawing.kinds.setAttribute("role", "radiogroup")
+  drawing.kinds.setAttribute("aria-label", "Kind of insertion point")
+  for (const kind of Object.keys(data.kinds)) {
+    const button = document.createElement("button")
+    button.type = "button"
+    button.textContent = WORDS[kind] || kind
+    button.title = data.kinds[kind]
+    button.dataset.kind = kind
+    button.setAttribute("role", "radio")
+    button.onclick = () => chooseKind(drawing, kind)
+    button.onkeydown = (event) => step(event, [...drawing.kinds.children], button, (next) => chooseKind(drawing, next.dataset.kind))
+    drawing.kinds.appendChild(button)
+  }
+  drawing.stages.setAttribute("role", "radiogroup")
+  drawing.stages.setAttribute("aria-label", "Layer in front of which, or after which, the polarizer is inserted")
+  stem(drawing, data.plan)
+  data.plan.stages.forEach((item) => stage(drawing, item))
+  head(drawing, data.plan)
+  for (const target of drawing.targets) {
+    const open = (event) => { event.preventDefault(); pick(drawing, target) }
+    target.group.onclick = open
+    target.group.onkeydown = (event) => {
+      if (event.key === " " || event.key === "Enter") return open(event)
+      const same = active(drawing)
+      return step(event, same.map((t) => t.group), target.group, (next) => pick(drawing, same.find((t) => t.group === next)))
+    }
+  }
+  // Drawn last, so that the lens lies above every conv of its own picture.
+  drawing.lenses = new Map()
+  for (const svg of drawing.stages.querySelectorAll("svg")) {
+    const lens = element("g", { class: "lens" }, svg)
+    element("ellipse", { cx: 0, cy: 0, rx: 10, ry: 25 }, lens)
+    element("path", { d: "M-6-12l12-7M-8-3l16-9M-9 6l18-10M-8 15l16-9M-5 21l10-6" }, lens)
+    drawing.lenses.set(svg, lens)
+  }
+}
+
+function step(event, nodes, node, choose) {
+  const by = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key]
+  const at = nodes.indexOf(node)
+  let next = null
+  if (by) next = nodes[(at + by + nodes.length) % nodes.length]
+  if (event.key === "Home") next = nodes[0]
+  if (event.key === "End") next = nodes[nodes.length - 1]
+  if (!next) return
+  event.preventDefault()
+  choose(next)
+  next.focus()
+}
+
+const active = (drawing) => drawing.targets.filter((t) => t.kinds.includes(drawing.kind))
+
+function chooseKind(drawing, kind) {
+  if (drawing.data.disabled || kind === drawing.kind) return
+  const module = moduleOf(drawing.selected)
+  drawing.kind = kind
+  const near = active(drawing).find((t) => t.module === module)
+    || active(drawing).find((t) => t.module.startsWith(module.split(".").slice(0, 2).join("."))) || active(drawing)[0]
+  pick(drawing, near)
+}
+
+function pick(drawing, target) {
+  if (drawing.data.disabled || !target) return
+  drawing.selected = spell(drawing.kind, target.module)
+  paint(drawing)
+  clearTimeout(drawing.timer)
+  drawing.awaiting = drawing.selected
+  drawing.timer = setTimeout(() => {
+    drawing.timer = 0
+    drawing.send("layer", drawing.selected)
+    setTimeout(() => { drawing.awaiting = null }, 4000)
+  }, 220)
+}
+
+function paint(drawing) {
+  const { data, selected, kind } = drawing, module = moduleOf(selected)
+  for (const button of drawing.kinds.children) {
+    const on = button.dataset.kind === kind
+    button.setAttribute("aria-checked", on)
+    button.tabIndex = on ? 0 : -1
+    button.disabled = data.disabled && !on
+  }
+  let found = null
+  for (const target of drawing.targets) {
+    const usable = target.kinds.includes(kind), on = usable && target.module === module
+    const { group } = target
+    if (on) found = target
+    group.classList.toggle("chosen", on)
+    if (usable) {
+      const layer = spell(kind, target.module)
+      const names = { before: "before", after: "after", stream: "residual stream before" }
+      group.setAttribute("role", "radio")
+      group.setAttribute("aria-checked", on)
+      group.setAttribute("aria-disabled", Boolean(data.disabled))
+      group.setAttribute("tabindex", on ? 0 : -1)
+      group.setAttribute("aria-label", `${names[kind]} ${target.words}${layer === data.standard ? ", the paper's default" : ""}`)
+      group.dataset.layer = layer
+    } else for (const name of ["role", "aria-checked", "aria-disabled", "tabindex", "aria-label", "data-layer"]) group.removeAttribute(name)
+    group.style.pointerEvents = usable ? "" : "none"
+    group.style.display = target.kinds[0] === "stream" && !usable ? "none" : ""
+  }
+  if (!found && active(drawing)[0]) active(drawing)[0].group.setAttribute("tabindex", 0)
+  for (const [svg, lens] of drawing.lenses) {
+    lens.style.display = found && found.svg === svg ? "" : "none"
+    if (found && found.svg === svg) lens.setAttribute("transform", `translate(${found.lens[kind].join(" ")})`)
+  }
+  const reach = filtered(kind, module)
+  for (const wire of drawing.wires) wire.node.classList.toggle("filtered", reach(wire))
+  drawing.said.textContent = ""
+  const name = document.createElement("b")
+  name.textContent = { before: "before ", after: "after ", stream: "residual stream before " }[kind] + module
+  drawing.said.append("The polarizer sits ", name, selected === data.standard ? " (the paper's default). " : ". ",
+    kind === "stream" ? "Main path and shortcut are both filtered." : "")
+}
+
+// Which wires of the block carry light that has just passed the polarizer.
+function filtered(kind, module) {
+  const parts = module.split("."), block = parts.slice(0, 2).join("."), conv = parts[2]
+  const lit = { "before.conv1": ["in1"], "before.conv2": ["in2"], "after.conv1": ["in2"], "after.conv2": ["out"],
+    "before.shortcut": ["short"], "after.shortcut": ["short"] }[`${kind}.${conv}`] || []
+  if (kind === "stream") return (wire) => wire.block === module && ["stream", "in1", "short"].includes(wire.part)
+  return (wire) => wire.block === block && lit.includes(wire.part)
+}
+
+export default function ({ parentElement, data, setStateValue }) {
+  const root = parentElement.querySelector(".network")
+  if (!root || !data) return
+  let drawing = drawings.get(root)
+  if (!drawing) {
+    const part = (name) => root.querySelector(name)
+    drawing = { kinds: part(".kinds"), said: part(".said"), stages: part(".stages"), timer: 0, awaiting: null }
+    drawings.set(root, drawing)
+  }
+  drawing.data = data
+  drawing.send = setStateValue
+  if (JSON.stringify(data.plan) !== drawing.plan) build(drawing, data)
+  if (drawing.awaiting === null || drawing.awaiting === data.selected) {
+    if (!drawing.timer) drawing.awaiting = null
+    drawing.selected = data.selected
+    drawing.kind = kindOf(data.selected)
+  }
+  paint(drawing)
+  return () => { clearTimeout(drawing.timer); drawings.delete(root) }
+}

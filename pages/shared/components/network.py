@@ -1,0 +1,31 @@
+"""The drawing of the network on which the insertion layer is picked, by mouse, finger or keyboard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import streamlit as st
+
+from npd_core.figures.network import KINDS, Plan
+
+HERE = Path(__file__).parent
+_mount = st.components.v2.component(
+    "npd_network",
+    html='<div class="network"><div class="kinds"></div>\n<p class="said"></p><div class="stages"></div></div>',
+    css=(HERE / "network.css").read_text(encoding="utf-8"),
+    js=(HERE / "network.js").read_text(encoding="utf-8"),
+)
+
+
+def network(plan: Plan, *, selected: str, default: str, key: str, on_pick: Callable[[], None], disabled: bool = False) -> None:
+    """Draw the network with the polarizer at `selected`.
+
+    Args:
+        selected: insertion point in its canonical spelling.
+        default: the paper's point, marked as such.
+        key: the pick arrives in `st.session_state[key].layer` before `on_pick` is called.
+        disabled: show only.
+    """
+    _mount(key=key, height="content", on_layer_change=on_pick, data={
+        "plan": plan.to_dict(), "kinds": KINDS, "selected": selected, "standard": default, "disabled": disabled})
