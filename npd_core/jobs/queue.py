@@ -1,0 +1,318 @@
+"""Runs are worked through here, outside any page script: one worker thread and one queue per device, shared by all.
+
+A page asks (`submit`, `cancel`, `position`) and reads the store; a reload or a closed tab changes nothing.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import logging
+import re
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import cast
+
+from npd_core import paths
+from npd_core.errors import ConfigError, NPDError, StorageError, unknown_name
+from npd_core.events import Event, Failed, Finished
+from npd_core.jobs.store import Owner, Run, RunStore, State, Thinner
+from npd_core.request import DefenseRequest
+
+Execute = Callable[[DefenseRequest, Path, Callable[[], bool]], Iterator[Event]]
+"""`run_defense(request, out, stop)`: yields events, saves into `out`, ends soon after `stop()` turns true."""
+
+STOPPED_EARLY = "Stopped early; the best state so far is kept."
+NEVER_STARTED = "Stopped before it started."
+UNEXPECTED = "The run ended by an unexpected error, told in the log of the app. Start it again or change its settings."
+CLOSED = "The app was closed while this run {}. Start it again to finish it."
+
+_log = logging.getLogger(__name__)
+
+
+class _Job:
+    """A run that waits or runs in this process."""
+
+    def __init__(self, run_id: str, request: DefenseRequest, device: str) -> None:
+        self.id, self.request, self.device = run_id, request, device
+        self.stop = threading.Event()
+        self.abandoned = False
+        """Its end is written already: whatever the worker still does with it is not."""
+
+
+class RunManager:
+    """Takes requests and runs them, one at a time per device. Thread-safe."""
+
+    def __init__(
+        self, store: RunStore, execute: Execute | None = None, *, max_epochs: int = 200, max_waiting: int = 64,
+        step_seconds: float = 0.1,
+    ) -> None:
+        """Marks what a dead process left behind as interrupted.
+
+        Args:
+            store: where the runs are kept.
+            execute: what runs a request; None: `npd_core.defend.run_defense`.
+            max_epochs: most epochs (and most warm-up epochs) that a request may ask for.
+            max_waiting: most runs that wait per device.
+            step_seconds: least time between two steps that are read and written.
+        """
+        self.store = store
+        self._execute = execute
+        self._max_epochs, self._max_waiting, self._step_seconds = max_epochs, max_waiting, step_seconds
+        self._changed = threading.Condition(threading.RLock())
+        self._waiting: dict[str, deque[_Job]] = {}
+        self._running: dict[str, _Job] = {}
+        self._workers: dict[str, threading.Thread] = {}
+        self._owner: Owner | None = None
+        self._closed = False
+        _managers.add(self)
+        try:
+            store.recover()
+        except StorageError as error:
+            _log.warning("%s", error)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `shutdown` was called."""
+        return self._closed
+
+    def submit(self, request: DefenseRequest) -> str:
+        """The id of the run that answers `request`: an identical one that is there, otherwise a new run.
+
+        Raises:
+            ConfigError: more epochs than this server allows, or a device that is not here.
+            StorageError: the run cannot be written.
+            NPDError: the queue is full or closed.
+        """
+        device = self._check(request)
+        self._load()
+        with self._changed:
+            if self._closed:
+                raise NPDError("The app is closing and takes no more runs: start it again.")
+            if len(self._waiting.get(device, ())) >= self._max_waiting and self.store.joinable(request) is None:
+                raise NPDError(f"{self._max_waiting} runs are waiting already: try again when some of them have ended.")
+            if self._owner is None:
+                self._owner = Owner(self.store.root)
+            run_id, new = self.store.join_or_create(request, owner=self._owner.name)
+            if new:
+                self._waiting.setdefault(device, deque()).append(_Job(run_id, request, device))
+                if device not in self._workers:
+                    worker = threading.Thread(target=self._work, args=(device,), name=f"npd-{device}", daemon=True)
+                    self._workers[device] = worker
+                    worker.start()
+                self._changed.notify_all()
+            return run_id
+
+    def cancel(self, run_id: str) -> None:
+        """Ends a run: a waiting one at once, a running one after its step, with the best state so far kept.
+
+        An ended run stays as it is. A run of another process is asked to end. Raises as `RunStore.get`.
+        """
+        run = self.store.get(run_id)
+        with self._changed:
+            for queue in self._waiting.values():
+                for job in queue:
+                    if job.id == run_id:
+                        queue.remove(job)
+                        self._end(job, "stopped", NEVER_STARTED)
+                        return
+            for job in self._running.values():
+                if job.id == run_id:
+                    job.stop.set()
+                    return
+        if run.active:
+            self.store.ask_stop(run_id)
+
+    def position(self, run_id: str) -> int | None:
+        """0: running; 1: next in its queue; 2, 3, ... ; None: neither runs nor waits in this process."""
+        with self._changed:
+            if any(job.id == run_id for job in self._running.values()):
+                return 0
+            for queue in self._waiting.values():
+                for place, job in enumerate(queue, start=1):
+                    if job.id == run_id:
+                        return place
+        return None
+
+    def wait(self, run_id: str, timeout: float | None = None) -> Run:
+        """Waits for the end of the run, at most `timeout` seconds, and returns it as it then is. Raises as `get`."""
+        end = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            while (run := self.store.get(run_id)).active:
+                left = 0.5 if end is None else min(end - time.monotonic(), 0.5)
+                if left <= 0:
+                    break
+                self._changed.wait(left)
+        return run
+
+    def shutdown(self, timeout: float = 5.0) -> None:
+        """Takes no more runs and asks those that run to stop; what goes on after `timeout` seconds is interrupted."""
+        end = time.monotonic() + timeout
+        with self._changed:
+            self._closed = True
+            for queue in self._waiting.values():
+                while queue:
+                    self._end(queue.popleft(), "interrupted", CLOSED.format("waited"))
+            for job in self._running.values():
+                job.stop.set()
+            self._changed.notify_all()
+        for worker in list(self._workers.values()):
+            if worker is not threading.current_thread():
+                worker.join(max(end - time.monotonic(), 0.0))
+        with self._changed:
+            for job in self._running.values():
+                self._end(job, "interrupted", CLOSED.format("ran"))
+            if self._owner is not None:
+                self._owner.release()
+                self._owner = None
+        _managers.discard(self)
+
+    # inside
+
+    def _check(self, request: DefenseRequest) -> str:
+        """The device of the request. Raises ConfigError, UnknownNameError."""
+        for name in ("epochs", "warmup_epochs"):
+            asked = getattr(request.config, name)
+            if asked > self._max_epochs:
+                raise ConfigError(f"`{name}` is limited to {self._max_epochs} in the app, got {asked}: ask for fewer, "
+                                  "or train from the command line with `npd defend`.")
+        return resolve_device(request.device)
+
+    def _load(self) -> None:
+        """Imports what runs a request on the caller's thread: a first import inside a worker races with the pages'."""
+        if self._execute is None:
+            from npd_core.defend import run_defense
+
+            self._execute = cast(Execute, run_defense)
+        _freeze_once()
+
+    def _work(self, device: str) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting[device]:
+                    if self._closed:
+                        return
+                    self._changed.wait()
+                job = self._waiting[device].popleft()
+                self._running[device] = job
+            try:
+                state, message = self._run(job)
+            except NPDError as error:
+                state, message = "failed", str(error)
+            except BaseException:
+                _log.exception("Run %s ended by an unexpected error.", job.id)
+                state, message = "failed", UNEXPECTED
+            with self._changed:
+                self._end(job, state, message)
+                del self._running[device]
+            gc.collect()
+
+    def _run(self, job: _Job) -> tuple[State, str]:
+        """Runs one job to its end and says how it ended. Raises whatever the run raises."""
+        store, thin, execute = self.store, Thinner(self._step_seconds), cast(Execute, self._execute)
+        if store.stop_asked(job.id):
+            return "stopped", NEVER_STARTED
+        store.set_state(job.id, "running", started=time.time())
+        looked = time.monotonic()
+
+        def stop() -> bool:
+            nonlocal looked
+            if not job.stop.is_set() and time.monotonic() - looked > 0.5:
+                looked = time.monotonic()
+                if store.stop_asked(job.id):
+                    job.stop.set()
+            return job.stop.is_set()
+
+        last: Event | None = None
+        folder = store.get(job.id).folder
+        with store.writer(job.id) as write, contextlib.ExitStack() as stack:
+            events = execute(job.request, folder, stop)
+            if isinstance(events, Generator):
+                stack.callback(events.close)
+            for event in events:
+                if job.abandoned:
+                    break
+                for kept in thin(event):
+                    write(kept)
+                last = event
+        if isinstance(last, Finished | Failed) and store.get(job.id).result is None and last.result:
+            store.set_result(job.id, last.result)
+        if isinstance(last, Failed):
+            return "failed", last.reason
+        if isinstance(last, Finished):
+            return ("stopped", STOPPED_EARLY) if last.stopped else ("finished", "")
+        raise RuntimeError(f"run {job.id} ended without Finished or Failed")
+
+    def _end(self, job: _Job, state: State, message: str) -> None:
+        """Writes how a job ended, once, and tells who waits. Never raises: a full disk must not end the worker."""
+        if not job.abandoned:
+            job.abandoned = True
+            try:
+                self.store.set_state(job.id, state, ended=time.time(), message=message)
+            except NPDError as error:
+                _log.error("Run %s is %s, which could not be written: %s", job.id, state, error)
+        self._changed.notify_all()
+
+
+def resolve_device(device: str) -> str:
+    """The queue that a request waits in: `auto` is cuda where there is one, otherwise cpu; `cuda` is `cuda:0`.
+
+    Raises:
+        UnknownNameError: neither auto, cpu, cuda, cuda:N nor mps.
+        ConfigError: a device that this machine does not have.
+    """
+    if device == "cpu":
+        return device
+    number = re.fullmatch(r"cuda(?::(\d{1,3}))?", device)
+    if not number and device not in ("auto", "mps"):
+        raise unknown_name("device", device, ("auto", "cpu", "cuda", "mps"))
+    import torch
+
+    if device == "mps":
+        if not torch.backends.mps.is_available():
+            raise ConfigError("This machine has no device `mps`: choose auto or cpu.")
+        return device
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if number is None:
+        return "cuda:0" if devices else "cpu"
+    index = int(number[1] or 0)
+    if index >= devices:
+        raise ConfigError(f"This machine has {devices or 'no'} CUDA devices, not {device!r}: choose auto or cpu.")
+    return f"cuda:{index}"
+
+
+def manager() -> RunManager:
+    """The one manager of this process for `paths.runs()`; a page script that runs again finds the same one."""
+    root = paths.runs()
+    with _lock:
+        found = _by_root.get(root)
+        if found is None or found.closed:
+            found = _by_root[root] = RunManager(RunStore(root))
+        return found
+
+
+_lock = threading.Lock()
+_by_root: dict[Path, RunManager] = {}
+_managers: weakref.WeakSet[RunManager] = weakref.WeakSet()
+_frozen = False
+
+
+def _freeze_once() -> None:
+    """Takes all that was imported out of the garbage collector's sight, so that collections between runs are short."""
+    global _frozen
+    with _lock:
+        if not _frozen:
+            gc.collect()
+            gc.freeze()
+            _frozen = True
+
+
+@atexit.register
+def _close_all() -> None:
+    for each in list(_managers):
+        each.shutdown()
