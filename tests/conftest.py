@@ -1,10 +1,9 @@
-"""What every test can ask for. Nothing a test does reaches the project's own `runs/`, and nothing depends on the caller's shell."""
+"""What every test can ask for. No test writes to the project's own `runs/`, and none depends on the caller's shell."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,24 +17,23 @@ os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs go to a temporary folder; the zoo and the data are the project's own unless a fixture below says otherwise."""
+    """Runs go to a temporary folder; zoo and data are the project's own unless a fixture below says otherwise."""
     monkeypatch.setenv("NPD_RUNS_DIR", str(tmp_path_factory.getbasetemp() / "runs"))
     monkeypatch.delenv("NPD_ZOO_DIR", raising=False)
     monkeypatch.delenv("NPD_DATA_DIR", raising=False)
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
+def seeded() -> None:
     """Same random numbers in every test, alone or in company."""
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.manual_seed(0)
-    yield
 
 
 @pytest.fixture
 def real_data(own_folders: None, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Real CIFAR-10, GTSRB and Tiny ImageNet, in `../shared/data` beside the project; the test is skipped where that is absent."""
+    """CIFAR-10, GTSRB and Tiny ImageNet, in `../shared/data` beside the project; where it is absent, the test is skipped."""
     if not SHARED_DATA.is_dir():
         pytest.skip(f"real images are not here: {SHARED_DATA} does not exist")
     monkeypatch.setenv("NPD_DATA_DIR", str(SHARED_DATA))

@@ -220,7 +220,7 @@ def context(browser: Browser, watch: Watch) -> Iterator[BrowserContext]:
 
 @pytest.fixture
 def page(context: BrowserContext, watch: Watch, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """A tab. At the end: no console error, no request to another host; a picture in test-results/ when the test failed."""
+    """A tab. At its end: no console error, no outside request; a picture in test-results/ when the test failed."""
     tab = context.new_page()
     yield tab
     report = request.node.stash.get(report_key, None)

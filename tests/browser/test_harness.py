@@ -39,7 +39,7 @@ def test_an_outside_request_is_seen_and_fails(faulty, page, watch, settle):
     page.goto(f"{faulty.url}/?fault=picture")
     settle(page)
     page.wait_for_selector("img")
-    with pytest.raises(AssertionError, match="elsewhere.invalid"):
+    with pytest.raises(AssertionError, match=r"elsewhere\.invalid"):
         watch.check()
     watch.outside.clear()
     watch.allow("ERR_NAME_NOT_RESOLVED")

@@ -1,0 +1,8 @@
+"""`python -m npd_core` is `npd`."""
+
+import sys
+
+from npd_core.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,561 @@
+"""The command line: `npd`, also `python -m npd_core`. Like a page, it only asks and shows.
+
+Exit codes: 0 done; 1 measured, and the answer is bad (a training that diverged, a model that does not verify);
+2 asked for something that cannot be done, with one line that says why; 130 interrupted, with nothing half-written.
+
+Torch is imported by the commands that need it, inside them: `npd models` and `npd --help` answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import inspect
+import json
+import os
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import Field, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import npd_core
+from npd_core.errors import ConfigError, NPDError, StorageError, unknown_name
+from npd_core.events import EpochEnd, Event, Failed, Finished, Measured, Started, StepEnd, to_record
+from npd_core.polarizer.config import BN_MODES, INNER_STEPS, LOG_FORMS, NORMS, NPDConfig, preset
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+PAPER_SETTINGS = ("lambda1", "lambda2", "lambda3", "lambda4", "rho", "norm", "epochs", "lr", "batch_size", "seed")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "norm": NORMS,
+    "bn_mode": BN_MODES,
+    "inner_step": INNER_STEPS,
+    "log_form": LOG_FORMS,
+    "bce1_label": ("true", "pred"),
+    "attack_on": ("polarized", "base"),
+    "schedule": ("constant", "cosine"),
+    "precision": ("auto", "fp32", "bf16"),
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command has to say: `value` for `--json`, `text` for people."""
+
+    value: Any
+    text: str
+    code: int = 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Args: argv: without the program's name; None: those of the process. Returns the exit code."""
+    try:
+        args = build_parser().parse(sys.argv[1:] if argv is None else argv)
+        _check_writable(args.json)
+        with contextlib.redirect_stdout(sys.stderr) if args.json == "-" else contextlib.nullcontext():
+            answer: Answer = args.command(args)
+        _say(answer, args.json)
+        return answer.code
+    except NPDError as error:
+        _complain(str(error))
+        return 2
+    except KeyboardInterrupt:
+        _complain("interrupted; nothing was left half-written.")
+        return 130
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+# what the commands do
+
+
+def models(args: argparse.Namespace) -> Answer:
+    """`npd models`"""
+    from npd_core.data.load import availability
+    from npd_core.zoo.card import list_cards
+
+    rows = [
+        {
+            "id": card.id,
+            "dataset": card.dataset,
+            "attack": card.attack,
+            "arch": card.arch,
+            "width": card.width,
+            "acc": card.acc,
+            "asr": card.asr,
+            "ra": card.ra,
+            "bytes": card.bytes,
+            "data_available": availability(card.dataset).available,
+        }
+        for card in list_cards()
+    ]
+    if not rows:
+        return Answer(rows, "The zoo is empty: `npd zoo train ID` makes a model.")
+    lines = [
+        (r["id"], _percent(r["acc"]), _percent(r["asr"]), _size(r["bytes"]), "yes" if r["data_available"] else "no")
+        for r in rows
+    ]
+    return Answer(rows, _table(("model", "ACC %", "ASR %", "size", "data here"), lines))
+
+
+def data_list(args: argparse.Namespace) -> Answer:
+    """`npd data list`"""
+    from npd_core.data.load import availability
+    from npd_core.data.spec import DATASETS
+
+    found = [(spec, availability(name)) for name, spec in DATASETS.items()]
+    rows = [
+        {
+            "name": name.name,
+            "title": spec.title,
+            "available": name.available,
+            "splits": dict(name.splits),
+            "reason": name.reason,
+            "source": spec.source,
+        }
+        for spec, name in found
+    ]
+    lines = [
+        (spec.id, "yes" if a.available else "no", ", ".join(a.splits) or "-", "" if a.available else a.reason)
+        for spec, a in found
+    ]
+    return Answer(rows, _table(("data set", "here", "splits", ""), lines))
+
+
+def data_get(args: argparse.Namespace) -> Answer:
+    """`npd data get NAME`"""
+    from npd_core.data.download import get_dataset_files
+    from npd_core.data.load import availability
+    from npd_core.data.spec import get_dataset
+
+    spec = get_dataset(args.name)
+    with _progress("{task.percentage:>3.0f} %") as bar:
+        task = bar.add_task(spec.title, total=None)
+        get_dataset_files(spec.id, progress=lambda done, total: bar.update(task, completed=done, total=total or None))
+    found = availability(spec.id)
+    splits = dict(found.splits)
+    text = f"{spec.title} is here:\n" + "\n".join(f"  {split}: {where}" for split, where in splits.items())
+    return Answer({"name": spec.id, "available": found.available, "splits": splits}, text)
+
+
+def defend(args: argparse.Namespace) -> Answer:
+    """`npd defend MODEL`"""
+    from npd_core.request import DefenseRequest
+    from npd_core.zoo.card import get_card
+
+    config = replace(preset(get_card(args.model).dataset), **_settings(args))
+    request = DefenseRequest(
+        model=args.model,
+        defense=args.defense,
+        layer=args.layer,
+        clean=args.clean,
+        config=config,
+        watch=args.watch,
+        device=args.device,
+    )
+    with _staged(args.save) as folder:
+        from npd_core.defend import run_defense
+        from npd_core.jobs.store import Thinner, write_record
+
+        thin, records = Thinner(), []
+        last: Event | None = None
+        for last in _shown(run_defense(request, folder), f"{args.defense} on {args.model}"):
+            records += [to_record(event) | {"time": round(time.time(), 3)} for event in thin(last)]
+        if not isinstance(last, Finished | Failed):
+            raise AssertionError("a training ends with Finished or Failed")
+        result = dict(last.result)
+        if folder is not None:
+            write_record(folder, request, records, result)
+    value = {name: part for name, part in result.items() if name != "clean_indices"}
+    text = _before_after(result, request.defense) if result else ""
+    if args.save is not None:
+        text += f"\nSaved in {args.save}"
+    if isinstance(last, Failed):
+        _complain(f"the training failed: {last.reason}")
+        return Answer(value | {"failed": last.reason}, text, code=1)
+    return Answer(value, text)
+
+
+def evaluate(args: argparse.Namespace) -> Answer:
+    """`npd evaluate MODEL`"""
+    from npd_core.zoo.card import get_card
+
+    card = get_card(args.model)
+    if args.polarizer is not None and not args.polarizer.is_dir():
+        raise StorageError(f"There is no folder {args.polarizer}: name one that `npd defend --save` wrote.")
+
+    from npd_core import evaluation
+    from npd_core.device import environment, resolve_device
+    from npd_core.polarizer.artifact import load_polarizer
+    from npd_core.zoo.weights import load_backdoored
+
+    device = resolve_device(args.device)
+    backdoored = load_backdoored(args.model)
+    polarized = None if args.polarizer is None else load_polarizer(args.polarizer, backdoored.net, card)
+    sets = evaluation.test_sets(card.dataset, backdoored.attack, limit=args.images)
+    began = time.perf_counter()
+    before = evaluation.evaluate(backdoored.net, sets, device, args.precision)
+    after = None if polarized is None else evaluation.evaluate(polarized, sets, device, args.precision)
+    seconds = time.perf_counter() - began
+    value = {
+        "model": card.id,
+        "defense": None if polarized is None else "npd",
+        "layer": None if polarized is None else str(polarized.layer),
+        "before": _metrics(before),
+        "after": None if after is None else _metrics(after),
+        "der": None if after is None else evaluation.der(before, after),
+        "seconds": {"train": 0.0, "evaluate": seconds},
+        "config": {
+            "polarizer": None if args.polarizer is None else str(args.polarizer),
+            "images": args.images,
+            "precision": args.precision,
+            "device": str(device),
+        },
+        "environment": environment(device),
+    }
+    return Answer(value, _before_after(value, value["defense"] or "no defense"))
+
+
+# how they show it
+
+
+def _shown(events: Iterable[Event], title: str) -> Iterator[Event]:
+    """The same events, drawn as a progress bar on stderr; where that is no terminal, a line an epoch."""
+    calm = not sys.stderr.isatty()
+    started = Started(0, 0, 0, 0, "")
+    with _progress("{task.completed:.0f}/{task.total:.0f} steps · {task.fields[note]}") as bar:
+        task: TaskID | None = None
+        for event in events:
+            match event:
+                case Started():
+                    started = event
+                    steps = (event.epochs + event.warmup_epochs) * event.steps_per_epoch
+                    task = bar.add_task(title, total=steps, note="")
+                case StepEnd() if task is not None:
+                    done = (event.epoch + started.warmup_epochs) * started.steps_per_epoch + event.step + 1
+                    bar.update(task, completed=done)
+                case EpochEnd() if task is not None:
+                    done = (event.epoch + 1 + started.warmup_epochs) * started.steps_per_epoch
+                    note = f"loss {event.losses.get('total', float('nan')):.3f}"
+                    bar.update(task, completed=done, note=note)
+                    if calm:
+                        where = "warm-up" if event.epoch < 0 else f"epoch {event.epoch + 1}/{started.epochs}"
+                        print(f"{where} · {note} · {event.seconds:.1f} s", file=sys.stderr, flush=True)
+                case Measured():
+                    note = (
+                        f"ACC {event.acc:.1%} · ASR {event.asr:.1%} · RA {event.ra:.1%} on {event.images} test images"
+                    )
+                    bar.console.print(f"epoch {event.epoch + 1} · {note}", highlight=False)
+                case _:
+                    pass
+            yield event
+
+
+def _progress(text: str) -> Progress:
+    """A progress bar on stderr, with `text` at its end."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn(text),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    return Progress(
+        *columns,
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        disable=not console.is_terminal,
+    )
+
+
+def _before_after(result: Mapping[str, Any], defense: str) -> str:
+    """ACC, ASR and RA before and after, in percent, with what they mean."""
+    before, after = result["before"], result["after"]
+    meaning = {
+        "acc": "clean images given their true class",
+        "asr": "triggered images given the attacker's class",
+        "ra": "triggered images given their true class",
+    }
+    lines = []
+    for name, means in meaning.items():
+        row = [name.upper(), _percent(before[name])]
+        if after is not None:
+            known = before[name] is not None and after[name] is not None
+            change = f"{100 * (after[name] - before[name]):+.2f}" if known else "-"
+            row += [_percent(after[name]), change]
+        lines.append((*row, means))
+    head = ("", "before %", "after %", "change", "") if after is not None else ("", "%", "")
+    where = f" at {result['layer']}" if result.get("layer") else ""
+    text = f"{result['model']} · {defense}{where}\n{_table(head, lines)}\n"
+    if after is not None:
+        text += f"DER {_percent(result['der'])} % · "
+    seconds = result["seconds"]
+    trained = f"trained in {seconds['train']:.1f} s, " if seconds["train"] else ""
+    return text + f"{trained}evaluated in {seconds['evaluate']:.1f} s"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns of text, the first to the left, the others to the right where they hold numbers."""
+    lines = [tuple(head), *(tuple(str(cell) for cell in row) for row in rows)]
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    numeric = [all(_is_number(cell) for cell in column[1:]) for column in zip(*lines, strict=True)]
+    out = []
+    for line in lines:
+        cells = (c.rjust(w) if n else c.ljust(w) for c, w, n in zip(line, widths, numeric, strict=True))
+        out.append("  ".join(cells).rstrip())
+    return "\n".join(out)
+
+
+def _is_number(cell: str) -> bool:
+    return cell.strip() in ("", "-") or cell.strip()[:1] in "+-0123456789"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f}"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def _metrics(metrics: Any) -> dict[str, float | None]:
+    return {name: getattr(metrics, name) for name in ("acc", "asr", "ra")}
+
+
+def _say(answer: Answer, json_to: str | None) -> None:
+    if json_to == "-":
+        print(json.dumps(answer.value, indent=2, ensure_ascii=False), flush=True)
+        return
+    if answer.text:
+        print(answer.text, flush=True)
+    if json_to is not None:
+        from npd_core.jobs.store import write_text
+
+        write_text(Path(json_to), json.dumps(answer.value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _complain(message: str) -> None:
+    print("npd: " + " ".join(message.split()), file=sys.stderr, flush=True)
+
+
+# where they write
+
+
+def _check_writable(json_to: str | None) -> None:
+    """Refuse a file that could not be written now, not after minutes of training."""
+    if json_to in (None, "-"):
+        return
+    path = Path(str(json_to))
+    if path.is_dir():
+        raise StorageError(f"--json {path} is a folder: name a file, or - for the screen.")
+    if not path.parent.is_dir():
+        raise StorageError(f"--json {path}: the folder {path.parent} does not exist; make it, or name another file.")
+    if not os.access(path.parent, os.W_OK):
+        raise StorageError(f"--json {path}: no permission to write in {path.parent}; name another file.")
+
+
+@contextlib.contextmanager
+def _staged(folder: Path | None) -> Iterator[Path | None]:
+    """A hidden folder beside `folder` that takes its place when the block ends well, and vanishes when it does not.
+
+    Raises:
+        ConfigError: `folder` holds something that is no saved run; a saved run is replaced.
+        StorageError: the folder cannot be made.
+    """
+    if folder is None:
+        yield None
+        return
+    folder = folder.resolve()
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "result.json").exists())):
+        raise ConfigError(f"--save {folder} holds something else than a saved run: choose a new folder.")
+    stage = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        try:
+            stage.mkdir(parents=True)
+        except OSError as error:
+            raise StorageError(f"Cannot write in {folder.parent} ({error.strerror}): choose another folder.") from error
+        yield stage
+        try:
+            if folder.exists():
+                shutil.rmtree(folder)
+            stage.rename(folder)
+        except OSError as error:
+            raise StorageError(f"Cannot write {folder} ({error.strerror}): choose another folder.") from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+# how they are asked
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are one line, an NPDError, and name the nearest valid choice."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Raises ConfigError, UnknownNameError; SystemExit(0) after `--help` and `--version`."""
+        args, extra = self.parse_known_args(list(argv))
+        parser: Parser = args.parser
+        for word in extra:
+            if word.startswith("-"):
+                options = [option for option in parser._option_string_actions if option.startswith("--")]
+                raise unknown_name("option", word.split("=")[0], options)
+            raise ConfigError(f"`{parser.prog}` does not take {word!r}: see `{parser.prog} --help`.")
+        return args
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message.removeprefix('argument ')}; see `{self.prog} --help`.")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            kind = action.option_strings[0] if action.option_strings else "command"
+            raise unknown_name(kind, value, action.choices)
+
+
+def build_parser() -> Parser:
+    """All commands and their options. Imports nothing but the configs."""
+    parser = Parser(prog="npd", description="Neural Polarizer Lab: filter a backdoor out with one thin learned layer.")
+    parser.add_argument("--version", action="version", version=f"npd {npd_core.__version__}")
+    parser.set_defaults(parser=parser, json=None)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+
+    def add(to: Any, name: str, command: Callable[[argparse.Namespace], Answer], help: str, **more: Any) -> Parser:
+        sub: Parser = to.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", **more)
+        sub.set_defaults(command=command, parser=sub)
+        _add_json(sub)
+        return sub
+
+    add(commands, "models", models, "list the pretrained backdoored models")
+
+    data = commands.add_parser("data", help="list the data sets, or download one")
+    data.set_defaults(command=data_list, parser=data)
+    _add_json(data)
+    actions = data.add_subparsers(metavar="ACTION", parser_class=Parser)
+    add(actions, "list", data_list, "show which data sets are on this machine")
+    get = add(actions, "get", data_get, "download a data set, checked against its checksum")
+    get.add_argument("name", metavar="NAME")
+
+    _add_defend(add(commands, "defend", defend, "train a defense of one model and measure it before and after"))
+
+    measure = add(
+        commands, "evaluate", evaluate, "measure ACC, ASR and RA of a model, with or without a saved polarizer"
+    )
+    measure.add_argument("model", metavar="MODEL", help="id of a model, see `npd models`")
+    measure.add_argument("--polarizer", metavar="DIR", type=Path, help="folder that `npd defend --save` wrote")
+    measure.add_argument("--images", metavar="N", type=_positive, help="measure on the first N test images only")
+    measure.add_argument("--precision", choices=CHOICES["precision"], default="auto")
+    measure.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    return parser
+
+
+def _add_json(parser: Parser) -> None:
+    help = "write the answer as JSON; - for the screen, and nothing else there"
+    parser.add_argument("--json", metavar="FILE", default=argparse.SUPPRESS, help=help)
+
+
+def _add_defend(parser: Parser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="id of a model, see `npd models`")
+    parser.add_argument("--defense", default="npd", help="npd (default)")
+    parser.add_argument("--layer", help="insertion point, such as layer4.1.conv1 (default: that of the architecture)")
+    parser.add_argument(
+        "--clean",
+        metavar="SHARE|N",
+        type=_share_or_count,
+        default=0.05,
+        help="clean images of the defender: a share such as 0.05 (default), or a number of images",
+    )
+    parser.add_argument(
+        "--watch",
+        metavar="N",
+        type=_whole,
+        default=0,
+        help="measure ACC, ASR and RA on N test images after every epoch; the training never sees them",
+    )
+    parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    parser.add_argument(
+        "--save", metavar="DIR", type=Path, help="save the polarizer, its config and all numbers in DIR"
+    )
+    paper = parser.add_argument_group(
+        "settings of the paper", "Unset ones come from the preset of the model's data set."
+    )
+    further = parser.add_argument_group("further settings")
+    docs = _field_docs(NPDConfig)
+    for field in sorted(
+        fields(NPDConfig), key=lambda f: PAPER_SETTINGS.index(f.name) if f.name in PAPER_SETTINGS else 99
+    ):
+        _add_setting(paper if field.name in PAPER_SETTINGS else further, field, docs.get(field.name, ""))
+
+
+def _add_setting(group: argparse._ArgumentGroup, field: Field[Any], doc: str) -> None:
+    """One option for one field of the config; absent from the arguments when it was not given."""
+    option = "--" + field.name.replace("_", "-")
+    help = f"{doc} Preset: {field.default}.".strip().replace("%", "%%")
+    common: dict[str, Any] = {"dest": f"set_{field.name}", "default": argparse.SUPPRESS, "help": help}
+    if field.type == "bool":
+        group.add_argument(option, action=argparse.BooleanOptionalAction, **common)
+    elif field.name in CHOICES:
+        group.add_argument(option, choices=CHOICES[field.name], metavar="|".join(CHOICES[field.name]), **common)
+    else:
+        kinds = {"float": _number, "int": _whole, "float | None": _number_or_none}
+        group.add_argument(option, type=kinds[str(field.type)], metavar="N" if field.type == "int" else "X", **common)
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given, by field name."""
+    return {name.removeprefix("set_"): value for name, value in vars(args).items() if name.startswith("set_")}
+
+
+def _field_docs(config: type) -> dict[str, str]:
+    """Field -> the docstring below it, in one line."""
+    body = ast.parse(inspect.getsource(config)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    docs = {}
+    for field, text in zip(body.body, body.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+            docs[field.target.id] = " ".join(str(ast.literal_eval(text.value)).split())
+    return docs
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
+
+
+def _number_or_none(text: str) -> float | None:
+    return None if text.lower() == "none" else _number(text)
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
+
+
+def _positive(text: str) -> int:
+    if (count := _whole(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text!r}")
+    return count
+
+
+def _share_or_count(text: str) -> float | int:
+    """`500` is a number of images, `0.05` and `1.0` are shares."""
+    return int(text) if text.strip().lstrip("+-").isdecimal() else _number(text)
