@@ -1,0 +1,96 @@
+"""ACC, ASR, RA and DER. Measures, never trains."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from npd_core.attacks import Attack
+from npd_core.attacks.poison import PoisonedTest, poison_test_set
+from npd_core.data.load import ImageSet, load_dataset
+from npd_core.device import autocast
+
+
+class Metrics(NamedTuple):
+    """Fractions in [0, 1]."""
+
+    acc: float
+    """Clean test images classified correctly."""
+    asr: float
+    """Poisoned test images, true label other than the target, classified as the target."""
+    ra: float = 0.0
+    """The same poisoned images, classified as their true label. ASR + RA <= 1."""
+
+
+class TestSets(NamedTuple):
+    """What the three metrics are measured on, computed once."""
+
+    clean: ImageSet
+    poisoned: PoisonedTest
+
+
+def test_sets(dataset: str, attack: Attack, limit: int | None = None) -> TestSets:
+    """The test split of `dataset`, clean and poisoned.
+
+    Args:
+        limit: at most this many images, spread evenly over the split; None: all.
+    """
+    clean = load_dataset(dataset, "test")
+    if limit is not None and limit < len(clean.labels):
+        clean = clean.subset(torch.linspace(0, len(clean.labels) - 1, limit).long())
+    return TestSets(clean, poison_test_set(clean, attack))
+
+
+@torch.inference_mode()
+def predict(
+    net: nn.Module, images: Tensor, device: torch.device, precision: str = "fp32", batch_size: int = 500
+) -> Tensor:
+    """Logits, (N, K) float32 on `device`.
+
+    Args:
+        net: classifier of [0, 1] pixels, on `device`, in eval mode.
+        images: (N, 3, H, W), uint8 or float in [0, 1].
+    """
+    logits = []
+    for batch in images.split(batch_size):
+        x = batch.to(device)
+        x = x.float() / 255 if x.dtype == torch.uint8 else x
+        with autocast(device, precision):
+            logits.append(net(x.contiguous(memory_format=torch.channels_last)).float())
+    return torch.cat(logits)
+
+
+def predict_proba(net: nn.Module, images: Tensor) -> Tensor:
+    """Class probabilities, (N, K) float32 on the CPU; images as for `predict`."""
+    return predict(net, images, next(net.parameters()).device).softmax(1).cpu()
+
+
+def evaluate(net: nn.Module, sets: TestSets, device: torch.device | None = None, precision: str = "fp32") -> Metrics:
+    """ACC, ASR and RA in one pass over the clean and the poisoned images; the counts are read back once.
+
+    Args:
+        device: where to measure; the network is moved there. None: where it is.
+        precision: fp32 (default, what is reported), bf16 or auto.
+    """
+    device = device or next(net.parameters()).device
+    net.to(device)
+    training = net.training
+    net.eval()
+    on_clean = predict(net, sets.clean.images, device, precision).argmax(1)
+    right = on_clean.eq(sets.clean.labels.to(device)).sum()
+    counts = [right, right.new_zeros(()), right.new_zeros(())]
+    if len(sets.poisoned.labels):
+        on_poisoned = predict(net, sets.poisoned.images, device, precision).argmax(1)
+        counts[1] = on_poisoned.eq(sets.poisoned.targets.to(device)).sum()
+        counts[2] = on_poisoned.eq(sets.poisoned.labels.to(device)).sum()
+    net.train(training)
+    acc, asr, ra = torch.stack(counts).tolist()
+    total, poisoned = max(1, len(sets.clean.labels)), max(1, len(sets.poisoned.labels))
+    return Metrics(acc / total, asr / poisoned, ra / poisoned)
+
+
+def der(before: Metrics, after: Metrics) -> float:
+    """Defense effectiveness rating, Eq. 6: [max(0, drop of ASR) - max(0, drop of ACC) + 1] / 2, in [0, 1]; 0.5 is "nothing done"."""
+    return (max(0.0, before.asr - after.asr) - max(0.0, before.acc - after.acc) + 1) / 2

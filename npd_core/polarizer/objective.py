@@ -1,0 +1,55 @@
+"""The outer level: the loss terms of Eq. 2, 3 and 5, each per image and averaged over the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from npd_core.polarizer.perturbation import runner_up
+
+
+def loss_bn(logits: Tensor, y: Tensor) -> Tensor:
+    """L_bn = CE(f_hat(x), y) on clean images (Eq. 5). (B, K), (B,) -> scalar."""
+    return F.cross_entropy(logits, y)
+
+
+def minus_log_not(logits: Tensor, k: Tensor, form: str = "exact") -> Tensor:
+    """-log(1 - s_k), s = softmax(logits): what it costs that class k is likely.
+
+    Args:
+        logits: (B, K) float32.
+        k: (B,) int64.
+        form: `exact` is logsumexp over all minus logsumexp over the others, finite with a gradient that never vanishes;
+            `mart` is -log(1.0001 - s_k + 1e-12), which caps the term at 9.21.
+    Returns:
+        (B,), at least 0 for `exact`.
+    """
+    if form == "mart":
+        s = logits.softmax(1).gather(1, k[:, None])[:, 0]
+        return -torch.log(1.0001 - s + 1e-12)
+    others = logits.scatter(1, k[:, None], float("-inf"))
+    return torch.logsumexp(logits, 1) - torch.logsumexp(others, 1)
+
+
+def loss_asr(logits: Tensor, target: Tensor, form: str = "exact") -> Tensor:
+    """L_asr = -log(1 - s_target) on perturbed images (Eq. 2). (B, K), (B,) -> scalar."""
+    return minus_log_not(logits, target, form).mean()
+
+
+def loss_bce1(logits: Tensor, y: Tensor) -> Tensor:
+    """First term of the boosted cross-entropy, -log s_y on perturbed images (Eq. 3). (B, K), (B,) -> scalar."""
+    return F.cross_entropy(logits, y)
+
+
+def loss_bce2(logits: Tensor, y: Tensor, form: str = "exact") -> Tensor:
+    """Second term, -log(1 - max over k != y of s_k) on perturbed images (Eq. 3). (B, K), (B,) -> scalar."""
+    return minus_log_not(logits, runner_up(logits.detach(), y), form).mean()
+
+
+def total(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Weighted sum of the terms (Eq. 5). A weight of 0 removes its term exactly."""
+    parts = [weights[name] * term for name, term in terms.items() if weights[name] != 0]
+    return torch.stack(parts).sum() if parts else torch.stack([0.0 * term for term in terms.values()]).sum()

@@ -1,0 +1,338 @@
+"""Algorithm 1 as a generator of events."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from npd_core.data.load import ImageSet
+from npd_core.device import autocast
+from npd_core.errors import ConfigError
+from npd_core.events import EpochEnd, Event, Failed, Finished, Started, StepEnd
+from npd_core.polarizer import objective
+from npd_core.polarizer.config import NPDConfig
+from npd_core.polarizer.insertion import PolarizedNet
+from npd_core.polarizer.perturbation import BALLS, runner_up, targeted_pgd
+
+CACHE_LIMIT = 2_000_000_000
+"""Bytes of cached features above which they are computed anew for every batch."""
+COLLAPSE_EPOCHS = 3
+"""A run has failed when the clean accuracy stays below half of what it was at the start for this many epochs."""
+
+State = dict[str, Tensor]
+
+
+class CleanBatches:
+    """The defender's clean images on the device, in shuffled batches, with the features in front of the polarizer cached.
+
+    The frozen part is deterministic and nothing is augmented, so the features of an image are computed once.
+    """
+
+    def __init__(self, net: PolarizedNet, data: ImageSet, cfg: NPDConfig, device: torch.device):
+        self.net, self.cfg, self.device = net, cfg, device
+        self.images, self.labels = data.images.to(device), data.labels.to(device)
+        self.generator = torch.Generator().manual_seed(cfg.seed)
+        self.cached: Tensor | None = None
+        size = min(cfg.batch_size, len(self.labels))
+        self.batch_size = size
+        self.steps = len(_batches(torch.arange(len(self.labels)), size))
+        if cfg.cache:
+            with torch.no_grad():
+                first = self.prefix(self.x(torch.arange(min(2, len(self.labels)))))
+                if first[0].numel() * first.element_size() * len(self.labels) <= CACHE_LIMIT:
+                    everything = torch.arange(len(self.labels)).split(256)
+                    self.cached = torch.cat([self.prefix(self.x(chosen)) for chosen in everything])
+
+    def x(self, chosen: Tensor) -> Tensor:
+        """Images as float32 in [0, 1]."""
+        x = self.images[chosen.to(self.device)].float() / 255
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def prefix(self, x: Tensor) -> Tensor:
+        with autocast(self.device, self.cfg.precision):
+            return self.net.prefix(x)
+
+    def features(self, chosen: Tensor) -> Tensor:
+        """Input of the segment that holds the polarizer, for the images with these indices."""
+        if self.cached is not None:
+            return self.cached[chosen.to(self.device)].contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            return self.prefix(self.x(chosen))
+
+    def shuffled(self) -> Iterator[Tensor]:
+        """Indices of one epoch's batches. The last one may be smaller; a single left-over image joins the batch before."""
+        order = torch.randperm(len(self.labels), generator=self.generator)
+        yield from _batches(order, self.batch_size)
+
+
+def _batches(order: Tensor, size: int) -> list[Tensor]:
+    parts = list(order.split(size))
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
+
+
+class _Step(NamedTuple):
+    losses: dict[str, Tensor]
+    """Scalars with a graph to theta."""
+    correct: Tensor
+    """How many clean images were classified right, on the device."""
+
+
+class Trainer:
+    """One training of `net.polarizer`; the state that it would leave behind is always in `kept`."""
+
+    def __init__(self, net: PolarizedNet, clean: ImageSet, cfg: NPDConfig, device: torch.device):
+        if len(clean.labels) < 2:
+            raise ConfigError(f"The polarizer needs at least 2 clean images, got {len(clean.labels)}.")
+        self.net, self.cfg, self.device = net.to(device, memory_format=torch.channels_last), cfg, device
+        clean, self.held_out = _split(clean, cfg)
+        self.clean = CleanBatches(net, clean, cfg, device)
+        self.polarizer = net.polarizer
+        self.params = list(self.polarizer.parameters())
+        self.ball = BALLS[cfg.norm](cfg.rho)
+        self.weights = cfg.weights
+        self.kept = self.state()
+        self.kept_epoch = -1
+        self.average: list[Tensor] | None = None
+
+    # --- the state of theta
+
+    def state(self) -> State:
+        """A copy of the polarizer's parameters and statistics."""
+        return {name: value.detach().clone() for name, value in self.polarizer.state_dict().items()}
+
+    def keep(self, epoch: int) -> None:
+        self.kept, self.kept_epoch = self.state(), epoch
+        if self.average is not None:
+            names = [name for name, _ in self.polarizer.named_parameters()]
+            self.kept |= {name: mean.clone() for name, mean in zip(names, self.average, strict=True)}
+
+    # --- one step
+
+    def suffix(self, h: Tensor) -> Tensor:
+        with autocast(self.device, self.cfg.precision):
+            return self.net.suffix(h)
+
+    def logits(self, x: Tensor) -> Tensor:
+        with autocast(self.device, self.cfg.precision):
+            return self.net(x)
+
+    def losses(self, x: Tensor, h: Tensor, y: Tensor, stop_early: bool = True) -> _Step:
+        """Both levels of Eq. 5 for one batch: the loss terms, as functions of theta.
+
+        Args:
+            x: images, (B, 3, H, W) in [0, 1].
+            h: their features in front of the polarizer.
+            y: labels, (B,) int64.
+        """
+        cfg = self.cfg
+        batch_statistics = cfg.bn_mode == "train_clean_stats"
+        if batch_statistics:
+            with torch.no_grad():
+                target = runner_up(self.suffix(h).float(), y)
+            self.polarizer.train()
+            z = self.suffix(h).float()
+            self.polarizer.eval()
+        else:
+            z = self.suffix(h).float()
+            target = runner_up(z.detach(), y)
+        terms = {"bn": objective.loss_bn(z, y)}
+        correct = z.detach().argmax(1).eq(y).sum()
+        if not any(weight for name, weight in self.weights.items() if name != "bn"):
+            return _Step(terms, correct)
+        inner = {
+            "ball": self.ball, "steps": cfg.inner_steps, "step_size": cfg.inner_lr, "step": cfg.inner_step,
+            "early_stop": cfg.early_stop if stop_early else None,
+        }  # fmt: skip
+        if cfg.attack_on == "base":
+            with self.net.removed():
+                perturbed = targeted_pgd(self.logits, x, target, **inner)  # type: ignore[arg-type]
+        else:
+            perturbed = targeted_pgd(self.logits, x, target, **inner)  # type: ignore[arg-type]
+        z_adv = perturbed.logits
+        if batch_statistics:
+            self.polarizer.train()
+            momentum, self.polarizer.bn.momentum = self.polarizer.bn.momentum, 0.0
+            z_adv = self.logits(perturbed.x).float()
+            self.polarizer.bn.momentum = momentum
+            self.polarizer.eval()
+        elif cfg.attack_on == "base":
+            z_adv = self.logits(perturbed.x).float()
+        label = y if cfg.bce1_label == "true" else z.detach().argmax(1)
+        terms["asr"] = objective.loss_asr(z_adv, target, cfg.log_form)
+        terms["bce1"] = objective.loss_bce1(z_adv, label)
+        terms["bce2"] = objective.loss_bce2(z_adv, y, cfg.log_form)
+        return _Step(terms, correct)
+
+    def update(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        """One SGD step on theta alone: no gradient is computed for a frozen weight or for an image."""
+        for param, gradient in zip(self.params, torch.autograd.grad(loss, self.params), strict=True):
+            param.grad = gradient
+        if self.cfg.decay_to_identity and self.identity is not None:
+            for param, start in zip(self.params, self.identity, strict=True):
+                assert param.grad is not None
+                param.grad.add_(param.detach() - start, alpha=self.cfg.weight_decay)
+        if self.cfg.clip_grad is not None:
+            torch.nn.utils.clip_grad_norm_(self.params, self.cfg.clip_grad)
+        optimizer.step()
+        if self.average is not None and self.cfg.ema is not None:
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.params], 1 - self.cfg.ema)
+
+    # --- the whole
+
+    identity: list[Tensor] | None = None
+
+    def start_statistics(self) -> None:
+        """Put the BatchNorm into the state that `bn_mode` asks for before the first step."""
+        if self.cfg.bn_mode == "stats_fold":
+            order = torch.arange(len(self.clean.labels)).split(256)
+            with torch.no_grad(), autocast(self.device, self.cfg.precision):
+                batches = [self.net.features(self.clean.features(chosen)) for chosen in order]
+            self.polarizer.fold_statistics(batches)
+        self.identity = [p.detach().clone() for p in self.params]
+
+    def warm_up(self, epoch: int) -> Iterator[Event]:
+        """One epoch of L_bn alone (line 4 of Algorithm 1); `epoch` is negative."""
+        cfg = self.cfg
+        self.polarizer.train(cfg.bn_mode in ("warmup_frozen", "train_clean_stats"))
+        optimizer = torch.optim.SGD(self.params, lr=cfg.warmup_lr)
+        for step, chosen in enumerate(self.clean.shuffled()):
+            loss = objective.loss_bn(
+                self.suffix(self.clean.features(chosen)).float(), self.clean.labels[chosen.to(self.device)]
+            )
+            self.update(optimizer, loss)
+            yield StepEnd(epoch, step, {"bn": loss.detach(), "total": loss.detach()})
+        self.polarizer.eval()
+
+    def events(self) -> Iterator[Event]:
+        """Run Algorithm 1. Whatever way it ends, `net.polarizer` then holds the kept state."""
+        cfg = self.cfg
+        seconds = 0.0
+        try:
+            yield Started(
+                cfg.epochs, cfg.warmup_epochs, self.clean.steps, len(self.clean.labels), str(self.device), self.net.layer
+            )
+            start = time.perf_counter()
+            self.start_statistics()
+            self.keep(-1)
+            base = float(self.clean_accuracy())
+            optimizer = torch.optim.SGD(
+                self.params, lr=cfg.lr, momentum=cfg.momentum,
+                weight_decay=0.0 if cfg.decay_to_identity else cfg.weight_decay,
+            )  # fmt: skip
+            seconds += time.perf_counter() - start
+            best, low = math.inf, 0
+            for epoch in range(-cfg.warmup_epochs, cfg.epochs):
+                start = time.perf_counter()
+                if epoch == 0 and cfg.ema is not None:
+                    self.average = [p.detach().clone() for p in self.params]
+                if cfg.schedule == "cosine" and epoch >= 0:
+                    optimizer.param_groups[0]["lr"] = cfg.lr * (1 + math.cos(math.pi * epoch / cfg.epochs)) / 2
+                means: dict[str, Tensor] = {}
+                correct = torch.zeros((), device=self.device)
+                steps = self.warm_up(epoch) if epoch < 0 else self.epoch(epoch, optimizer, correct)
+                for event in steps:
+                    assert isinstance(event, StepEnd)
+                    for name, value in event.losses.items():
+                        assert isinstance(value, Tensor)
+                        means[name] = means.get(name, torch.zeros_like(value)) + value / self.clean.steps
+                    yield event
+                losses = {name: float(value) for name, value in means.items()}
+                accuracy = float(correct) / len(self.clean.labels) if epoch >= 0 else base
+                if not all(math.isfinite(value) for value in losses.values()):
+                    seconds += time.perf_counter() - start
+                    reason = "The loss is no longer a number: lower the learning rate or clip the gradient."
+                    yield Failed(reason, self.kept_epoch, seconds)
+                    return
+                low = low + 1 if accuracy < base / 2 else 0
+                if low == COLLAPSE_EPOCHS:
+                    seconds += time.perf_counter() - start
+                    reason = (
+                        f"The accuracy on the clean images stayed below half of its start for {low} epochs: "
+                        "lower the learning rate, rho or the lambdas, or clip the gradient."
+                    )
+                    yield Failed(reason, self.kept_epoch, seconds)
+                    return
+                objective_value = self.held_out_objective() if self.held_out is not None and epoch >= 0 else None
+                good = low == 0 and (objective_value is None or objective_value < best)
+                if good:
+                    self.keep(epoch)
+                    best = objective_value if objective_value is not None else best
+                seconds += time.perf_counter() - start
+                yield EpochEnd(epoch, losses, seconds, good, objective_value)
+            yield Finished(self.kept_epoch, seconds)
+        finally:
+            self.polarizer.load_state_dict(self.kept)
+            self.polarizer.eval().requires_grad_(True)
+            for param in self.params:
+                param.grad = None
+
+    def epoch(self, epoch: int, optimizer: torch.optim.Optimizer, correct: Tensor) -> Iterator[Event]:
+        """One pass of the bi-level problem over the clean images; adds to `correct` the clean images classified right."""
+        for step, chosen in enumerate(self.clean.shuffled()):
+            where = chosen.to(self.device)
+            y = self.clean.labels[where]
+            result = self.losses(self.clean.x(chosen), self.clean.features(chosen), y)
+            loss = objective.total(result.losses, self.weights)
+            self.update(optimizer, loss)
+            correct += result.correct
+            yield StepEnd(epoch, step, {name: v.detach() for name, v in result.losses.items()} | {"total": loss.detach()})
+
+    @torch.no_grad()
+    def clean_accuracy(self) -> Tensor:
+        """Accuracy on D_bn, a scalar on the device."""
+        order = torch.arange(len(self.clean.labels)).split(256)
+        right = [self.suffix(self.clean.features(c)).argmax(1).eq(self.clean.labels[c.to(self.device)]) for c in order]
+        return torch.cat(right).float().mean()
+
+    def held_out_objective(self) -> float:
+        """Training objective on the clean images that were held out of D_bn."""
+        assert self.held_out is not None
+        sums = torch.zeros((), device=self.device)
+        count = len(self.held_out.labels)
+        for chosen in torch.arange(count).split(256):
+            x = self.held_out.images[chosen].to(self.device).float() / 255
+            x = x.contiguous(memory_format=torch.channels_last)
+            with torch.no_grad():
+                h = self.clean.prefix(x)
+            result = self.losses(x, h, self.held_out.labels[chosen].to(self.device), stop_early=False)
+            sums += objective.total(result.losses, self.weights).detach() * len(chosen)
+        return float(sums) / count
+
+
+def _split(clean: ImageSet, cfg: NPDConfig) -> tuple[ImageSet, ImageSet | None]:
+    """Hold out a share of every class, for choosing the epoch."""
+    if cfg.holdout == 0:
+        return clean, None
+    order = torch.randperm(len(clean.labels), generator=torch.Generator().manual_seed(cfg.seed + 1))
+    held: list[Tensor] = []
+    for label in clean.labels.unique():
+        members = order[clean.labels[order] == label]
+        held.append(members[: max(1, round(cfg.holdout * len(members)))])
+    chosen = torch.cat(held)
+    rest = torch.ones(len(clean.labels), dtype=torch.bool)
+    rest[chosen] = False
+    if int(rest.sum()) < 2:
+        raise ConfigError(f"A holdout of {cfg.holdout:g} leaves fewer than 2 of {len(clean.labels)} clean images.")
+    return ImageSet(clean.images[rest], clean.labels[rest]), ImageSet(clean.images[chosen], clean.labels[chosen])
+
+
+def train_polarizer(
+    net: PolarizedNet, clean: ImageSet, cfg: NPDConfig, device: torch.device | None = None
+) -> Iterator[Event]:
+    """Algorithm 1. Changes only `net.polarizer`, which holds the kept state when the generator ends or is closed.
+
+    Args:
+        net: moved to `device`; in eval mode afterwards.
+        clean: D_bn, the defender's clean images.
+        device: where to train; None: where `net` is.
+    Raises:
+        ConfigError: fewer than 2 clean images.
+    """
+    return Trainer(net, clean, cfg, device or next(net.parameters()).device).events()

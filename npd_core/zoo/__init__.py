@@ -1,0 +1,1 @@
+"""The zoo: pretrained backdoored models with their cards."""

@@ -1,0 +1,119 @@
+"""`card.json`: what is known about a model of the zoo. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from npd_core import paths
+from npd_core.errors import CheckpointError, unknown_name
+
+CARD = "card.json"
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """Facts about one pretrained model; every number was measured on the test split when the model was made."""
+
+    id: str
+    """`<dataset>-<attack>-<arch>-w<width>`."""
+    dataset: str
+    attack: str
+    attack_params: Mapping[str, Any]
+    poison_ratio: float
+    target: str
+    """What the attacker wants, in words: "class 0 (airplane)"."""
+    arch: str
+    width: int
+    num_classes: int
+    image_size: int
+    """Height and width in pixels."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    recipe: Mapping[str, Any]
+    seed: int
+    acc: float
+    """Clean test accuracy, a fraction."""
+    asr: float
+    """Attack success rate, a fraction."""
+    ra: float
+    """Poisoned test images that are still given their true label, a fraction."""
+    seconds: float
+    """Time to train."""
+    versions: Mapping[str, str]
+    files: Mapping[str, str] = field(default_factory=dict)
+    """File name in the model's folder -> sha256, in hexadecimal digits."""
+
+    @property
+    def folder(self) -> Path:
+        return paths.pretrained() / self.id
+
+    @cached_property
+    def bytes(self) -> int:
+        """Size of the model's files on disk; a file that is missing counts nothing."""
+        sizes = ((self.folder / name).stat().st_size for name in self.files if (self.folder / name).is_file())
+        return sum(sizes)
+
+    @property
+    def command(self) -> str:
+        """The command that makes the model anew."""
+        return f"npd zoo train {self.id}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def model_id(dataset: str, attack: str, arch: str, width: int) -> str:
+    """`signs-badnets_a2o-preact_resnet18-w16`."""
+    return f"{dataset}-{attack}-{arch}-w{width}"
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_card(path: Path) -> Card:
+    """Read and check one card. Raises CheckpointError when it is damaged or not a card."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        names = {f.name for f in fields(Card)}
+        card = Card(**{k: tuple(v) if k in ("mean", "std") else v for k, v in values.items() if k in names})
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a readable model card ({error}). Restore the file from git.") from error
+    if card.id != path.parent.name:
+        raise CheckpointError(f"{path}: the card says {card.id!r}, its folder {path.parent.name!r}. Rename the folder.")
+    return card
+
+
+def list_cards() -> list[Card]:
+    """Every model of the zoo, by id. A damaged card raises CheckpointError."""
+    return [read_card(path) for path in sorted(paths.pretrained().glob(f"*/{CARD}"))]
+
+
+def get_card(model: str) -> Card:
+    """The card of one model. Raises UnknownNameError, with the nearest valid id."""
+    choices = sorted(path.parent.name for path in paths.pretrained().glob(f"*/{CARD}"))
+    if model not in choices:
+        raise unknown_name("model", model, choices)
+    return read_card(paths.pretrained() / model / CARD)
+
+
+def verify_files(card: Card) -> None:
+    """Raises CheckpointError when a file of the model is missing or differs from what its card says."""
+    for name, expected in card.files.items():
+        path = card.folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing. Restore it or run: {card.command}")
+        found = sha256(path)
+        if found != expected:
+            raise CheckpointError(
+                f"{card.id}/{name}: sha256 {found[:8]}, its card says {expected[:8]}. Restore it or run: {card.command}"
+            )

@@ -1,0 +1,159 @@
+"""Train a backdoored model from scratch: poison, augment, one-cycle SGD. Resumable, and a generator of the same events."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from npd_core.attacks.poison import PoisonedSet
+from npd_core.data.spec import DatasetSpec
+from npd_core.device import autocast
+from npd_core.errors import CheckpointError, ConfigError
+from npd_core.events import EpochEnd, Event, Finished, Started, StepEnd
+from npd_core.models.normalized import Normalized
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How the attacker trains. Defaults are the demo's, see docs/npd-in-practice.md for what they decide."""
+
+    epochs: int = 20
+    batch_size: int = 256
+    peak_lr: float = 0.2
+    """Highest learning rate of the one-cycle schedule (linear up, linear down to zero)."""
+    warm_fraction: float = 0.2
+    """Share of the steps until the peak."""
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    pad: int = 4
+    """Border of the random crop, in pixels; filled with 0."""
+    flip: bool = True
+    label_smoothing: float = 0.0
+    compile: bool = False
+    """Compile the network (pays off from about ten minutes of training on)."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 2:
+            raise ConfigError(f"Training needs at least 1 epoch of batches of 2, got {self.epochs} and {self.batch_size}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def augment(images: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """A random crop out of the image with a black border, and a random mirror image; each image draws its own.
+
+    Args:
+        images: (B, 3, H, W) uint8, on any device.
+        pad: width of the border in pixels.
+        flip: whether to mirror half of the images.
+        generator: on the CPU.
+    Returns:
+        uint8, the same shape.
+    """
+    size, device = images.shape[-1], images.device
+    count = len(images)
+    shift = torch.randint(0, 2 * pad + 1, (2, count), generator=generator)
+    columns = torch.arange(size).expand(count, -1)
+    if flip:
+        mirrored = torch.rand(count, generator=generator) < 0.5
+        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    rows = (torch.arange(size) + shift[0][:, None]).to(device)
+    columns = (columns + shift[1][:, None]).to(device)
+    padded = F.pad(images, (pad,) * 4)
+    batch = torch.arange(count, device=device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def one_cycle(step: int, steps: int, recipe: Recipe) -> float:
+    """Learning rate of a step: linear up to the peak, linear down to zero."""
+    peak = max(1, int(recipe.warm_fraction * steps))
+    return recipe.peak_lr * (step + 1) / peak if step < peak else recipe.peak_lr * (steps - step) / max(1, steps - peak)
+
+
+def train_classifier(
+    net: Normalized, data: PoisonedSet, recipe: Recipe, device: torch.device, checkpoint: Path | None = None
+) -> Iterator[Event]:
+    """Train all of `net` on the attacker's set; `net` holds the result. Yields a StepEnd a batch and an EpochEnd an epoch.
+
+    Args:
+        net: freshly built; moved to `device`.
+        checkpoint: written after every epoch; an existing one of the same recipe is continued, with the same result
+            as a training that was never interrupted.
+    Raises:
+        CheckpointError: the checkpoint belongs to another recipe.
+    """
+    net.to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(
+        net.parameters(), lr=recipe.peak_lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
+    )
+    images, labels = data.images.to(device), data.labels.to(device)
+    per_epoch = len(labels) // recipe.batch_size
+    if per_epoch == 0:
+        raise ConfigError(f"{len(labels)} images are fewer than one batch of {recipe.batch_size}: use a smaller batch.")
+    first, seconds = 0, 0.0
+    if checkpoint is not None and checkpoint.exists():
+        first, seconds = _resume(checkpoint, net, optimizer, recipe)
+    run = torch.compile(net) if recipe.compile else net
+    yield Started(recipe.epochs, 0, per_epoch, len(labels), str(device))
+    total = recipe.epochs * per_epoch
+    for epoch in range(first, recipe.epochs):
+        began = time.perf_counter()
+        generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
+        order = torch.randperm(len(labels), generator=generator)[: per_epoch * recipe.batch_size].to(device)
+        loss_sum = torch.zeros((), device=device)
+        for step, chosen in enumerate(order.split(recipe.batch_size)):
+            lr = one_cycle(epoch * per_epoch + step, total, recipe)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            x = augment(images[chosen], recipe.pad, recipe.flip, generator).float() / 255
+            with autocast(device):
+                logits = run(x.contiguous(memory_format=torch.channels_last))
+            loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=recipe.label_smoothing)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            loss_sum += loss.detach()
+            yield StepEnd(epoch, step, {"total": loss.detach()})
+        mean = float(loss_sum) / per_epoch
+        seconds += time.perf_counter() - began
+        if checkpoint is not None:
+            _save(checkpoint, net, optimizer, recipe, epoch + 1, seconds)
+        yield EpochEnd(epoch, {"total": mean}, seconds)
+    net.eval()
+    yield Finished(recipe.epochs - 1, seconds)
+
+
+def _save(
+    path: Path, net: Normalized, optimizer: torch.optim.Optimizer, recipe: Recipe, epochs: int, seconds: float
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "epochs": epochs, "seconds": seconds}
+    torch.save(state | {"recipe": json.dumps(recipe.to_dict())}, partial)
+    os.replace(partial, path)
+
+
+def _resume(path: Path, net: Normalized, optimizer: torch.optim.Optimizer, recipe: Recipe) -> tuple[int, float]:
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if json.loads(state["recipe"]) != recipe.to_dict():
+        raise CheckpointError(f"{path} belongs to another recipe: delete it, or train with the recipe that it holds.")
+    net.load_state_dict(state["net"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["epochs"], state["seconds"]
+
+
+def default_recipe(spec: DatasetSpec, **changes: Any) -> Recipe:
+    """The demo's recipe for a data set."""
+    epochs = {"signs": 30, "cifar10": 20, "gtsrb": 12, "tiny_imagenet": 20}[spec.id]
+    return Recipe(**{"epochs": epochs, "flip": spec.flip, "pad": spec.pad, "compile": spec.id != "signs"} | changes)

@@ -1,0 +1,78 @@
+"""Weights of zoo models: safetensors in and out, never unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from typing import NamedTuple
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+
+from npd_core.attacks import Attack, get_attack
+from npd_core.errors import CheckpointError, StorageError
+from npd_core.models import Normalized, build_model
+from npd_core.zoo.card import CARD, WEIGHTS, Card, get_card, sha256, verify_files
+
+
+class Backdoored(NamedTuple):
+    """A model of the zoo, ready to be defended."""
+
+    card: Card
+    net: Normalized
+    """In eval mode, frozen, float32."""
+    attack: Attack
+
+
+def load_backdoored(model: str) -> Backdoored:
+    """The model `model`, checked against its card.
+
+    Raises:
+        UnknownNameError: no such model.
+        CheckpointError: a file is missing, was changed, or does not fit the architecture that the card names.
+    """
+    card = get_card(model)
+    verify_files(card)
+    net = build_model(card.arch, card.num_classes, card.width, card.mean, card.std)
+    try:
+        state = load_file(card.folder / WEIGHTS)
+        net.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in state.items()})
+    except (safetensors.SafetensorError, RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{card.id}/{WEIGHTS} does not fit {card.arch}: {reason} Run: {card.command}") from error
+    net.eval().requires_grad_(False)
+    return Backdoored(card, net, get_attack(card.attack, card.dataset, **card.attack_params))
+
+
+def half_precision(net: Normalized) -> dict[str, torch.Tensor]:
+    """The state as it is stored: float16, but for BatchNorm's statistics and counters, which keep their type."""
+    stored = {}
+    for name, value in net.state_dict().items():
+        keep = not value.is_floating_point() or "running_" in name or name in ("mean", "std")
+        stored[name] = (value if keep else value.half()).detach().cpu().contiguous()
+    return stored
+
+
+def save_backdoored(net: Normalized, card: Card) -> Card:
+    """Write the model's folder in one move: weights, then the card with their hash. Returns the card as written.
+
+    Raises StorageError when the folder cannot be written; an older version of the model is then untouched.
+    """
+    folder = card.folder
+    partial = folder.with_name(folder.name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(half_precision(net), partial / WEIGHTS)
+        card = replace(card, files={WEIGHTS: sha256(partial / WEIGHTS)})
+        text = json.dumps(card.to_dict(), indent=2, ensure_ascii=False)
+        (partial / CARD).write_text(text + "\n", encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+    except (OSError, safetensors.SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise StorageError(f"{folder} could not be written ({error}): free some space or set NPD_ZOO_DIR.") from error
+    return card
