@@ -8,7 +8,7 @@ of its files, so that a model trained anew or a polarizer saved again is read ag
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import streamlit as st
@@ -19,6 +19,8 @@ from npd_core.jobs.store import Run, RunStore
 from npd_core.zoo.card import Card, get_card, list_cards
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from npd_core.evaluation import TestSets
     from npd_core.polarizer.insertion import PolarizedNet, PointInfo
     from npd_core.zoo.weights import Backdoored
@@ -92,25 +94,55 @@ def _points(model_id: str, folder: str, files: Stamp) -> list[PointInfo]:
 
 # --------------------------------------------------------------------------------------------------------------- runs
 
+def stores() -> tuple[RunStore, RunStore]:
+    """The live store and the one of recorded runs, kept between script runs so that events are read only once."""
+    return _store(str(paths.runs())), _store(str(paths.recorded()))
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _store(root: str) -> RunStore:
+    return RunStore(Path(root))
+
+
 def find_run(run_id: str) -> Run:
     """The run of this id: one with a result first, the live store before the recorded ones. Raises UnknownNameError."""
     found = []
-    for root in (paths.runs(), paths.recorded()):
+    for store in stores():
         try:
-            found.append(RunStore(root).get(run_id))
+            found.append(store.get(run_id))
         except UnknownNameError:
             continue
     if not found:
         raise UnknownNameError(
-            f"There is no run {run_id!r} on this machine. Choose another one, or start one on the Lab page.")
+            f"There is no run {run_id[:40]!r} on this machine. Choose another one, or start one on the Lab page.")
     return next((run for run in found if run.result), found[0])
 
 
 def all_runs() -> list[Run]:
     """Live runs, newest first, then the recorded ones whose id is not among them."""
-    live = RunStore(paths.runs()).list()
+    own, shipped = stores()
+    live = own.list()
     ids = {run.id for run in live}
-    return live + [run for run in RunStore(paths.recorded()).list() if run.id not in ids]
+    return live + [run for run in shipped.list() if run.id not in ids]
+
+
+def events(run: Run) -> list[dict[str, Any]]:
+    """Every event record of the run so far; shared, not to be changed."""
+    own, shipped = stores()
+    return (shipped if run.recorded else own).events(run.id)
+
+
+def archive(run_id: str) -> bytes:
+    """Polarizer, config and metrics of a run as one zip file. Raises CheckpointError when there is no polarizer."""
+    run = find_run(run_id)
+    return _archive(str(run.folder), run.request.model, stamp(Path(run.folder)))
+
+
+@st.cache_data(max_entries=8, show_spinner=False)
+def _archive(folder: str, model_id: str, files: Stamp) -> bytes:
+    from npd_core.jobs.export import archive
+
+    return archive(Path(folder), model_id)
 
 
 def usable_runs(model_id: str) -> list[Run]:
@@ -215,3 +247,67 @@ def _predictions(
 ) -> np.ndarray:
     chosen = samples(model_id, indices)
     return predict(model_id, run_id, chosen.triggered if triggered else chosen.clean)
+
+
+# ------------------------------------------------------------------------------------------------------- attributions
+
+class Maps(NamedTuple):
+    """Attribution of one test image: by picture (clean, triggered), then by network (backdoored, polarized)."""
+
+    maps: np.ndarray      # (2, 2, H, W) float32, signed
+    scale: float          # colours run from -scale to scale in all four
+
+
+def maps(model_id: str, run_id: str, index: int, method: str, target: int) -> Maps:
+    """What speaks for class `target`, in four maps on one scale. Raises as `attribute` does."""
+    folder = paths.pretrained() / card(model_id).id
+    files = stamp(folder) + stamp(Path(find_run(run_id).folder))
+    return _maps(model_id, run_id, index, method, target, str(folder), files, str(paths.data()))
+
+
+@st.cache_data(max_entries=64, show_spinner="Looking where the network looks …")
+def _maps(
+    model_id: str, run_id: str, index: int, method: str, target: int, folder: str, files: Stamp, data: str,
+) -> Maps:
+    from npd_core.attribution import attribute, shared_scale
+
+    x = _pixels(samples(model_id, (index,)))
+    pair = [attribute(net, x, target, method).numpy() for net in (backdoored(model_id).net, polarized(run_id))]
+    return Maps(np.stack(pair, axis=1), shared_scale(*pair))
+
+
+class Channels(NamedTuple):
+    """`ChannelAttribution` of one test image as plain lists, one number a channel."""
+
+    before: list[float]
+    after: list[float]
+    activation_before: list[float]
+    activation_after: list[float]
+    logit_before: float
+    logit_after: float
+
+
+def channels(model_id: str, run_id: str, index: int, triggered: bool, target: int) -> Channels:
+    """What the polarizer of the run took from each channel of its layer, for the logit of `target`."""
+    folder = paths.pretrained() / card(model_id).id
+    files = stamp(folder) + stamp(Path(find_run(run_id).folder))
+    return _channels(model_id, run_id, index, triggered, target, str(folder), files, str(paths.data()))
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _channels(
+    model_id: str, run_id: str, index: int, triggered: bool, target: int, folder: str, files: Stamp, data: str,
+) -> Channels:
+    from npd_core.attribution import polarizer_attribution
+
+    x = _pixels(samples(model_id, (index,)))[1 if triggered else 0:][:1]
+    found = polarizer_attribution(polarized(run_id), x, target)
+    return Channels(found.before.tolist(), found.after.tolist(), found.activation_before.tolist(),
+                    found.activation_after.tolist(), found.logit_before, found.logit_after)
+
+
+def _pixels(chosen: Samples) -> Tensor:
+    """Clean, then triggered images: (2 N, 3, H, W) float32 in [0, 1]."""
+    import torch
+
+    return torch.from_numpy(np.concatenate([chosen.clean, chosen.triggered])).float() / 255

@@ -1,0 +1,138 @@
+"""Predictions of one picture or of many: who is right, who is hijacked, and the probabilities behind it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import plotly.graph_objects as go
+from PIL import Image
+
+from npd_core.figures import theme
+
+Verdict = Literal["right", "hijacked", "wrong"]
+GAIN = 10
+"""How much the difference of two pictures is amplified where it is shown."""
+
+
+class Bars(NamedTuple):
+    """Probabilities of a few classes, before and after the polarizer, as fractions. Most important class first."""
+
+    classes: list[str]
+    indices: list[int]
+    backdoored: list[float]
+    polarized: list[float] | None
+    """None without a polarizer."""
+    label: int
+    """Place of the true class in these lists."""
+    target: int
+    """Place of the attacker's class."""
+
+
+class Tally(NamedTuple):
+    """How many of a handful of pictures came out which way."""
+
+    right: int
+    hijacked: int
+    wrong: int
+
+    @property
+    def total(self) -> int:
+        return self.right + self.hijacked + self.wrong
+
+
+def judge(prediction: int, label: int, target: int) -> Verdict:
+    """`right` for the true class, `hijacked` for the attacker's where that is not the true one, otherwise `wrong`."""
+    if prediction == label:
+        return "right"
+    return "hijacked" if prediction == target else "wrong"
+
+
+def tally(predictions: Iterable[int], labels: Iterable[int], targets: Iterable[int]) -> Tally:
+    """Count the verdicts of many pictures, given class numbers of equal length."""
+    verdicts = [judge(*three) for three in zip(predictions, labels, targets, strict=True)]
+    return Tally(*(verdicts.count(name) for name in ("right", "hijacked", "wrong")))
+
+
+def top_classes(probabilities: Sequence[np.ndarray], always: Iterable[int] = (), top: int = 5) -> list[int]:
+    """Classes worth showing: those that `always` names, then the most probable in any row, in order of probability.
+
+    Args:
+        probabilities: rows of K probabilities.
+        always: classes that are shown whatever their probability.
+        top: how many are shown in all, at least the number in `always`.
+    """
+    peak = np.max(np.stack(list(probabilities)), axis=0)
+    order = [int(k) for k in np.argsort(-peak, kind="stable")]
+    fixed = list(dict.fromkeys(int(k) for k in always))
+    rest = [k for k in order if k not in fixed][: max(0, top - len(fixed))]
+    return sorted([*fixed, *rest], key=order.index)
+
+
+def probability_bars(
+    backdoored: np.ndarray, polarized: np.ndarray | None, names: Sequence[str], label: int, target: int, top: int = 6,
+) -> Bars:
+    """The record of one picture: at most `top` classes, true and wanted class always among them.
+
+    Args:
+        backdoored, polarized: (K,) probabilities of the same picture.
+        names: class names by number.
+    """
+    rows = [backdoored] if polarized is None else [backdoored, polarized]
+    chosen = top_classes(rows, (label, target), top)
+    return Bars(
+        [names[k] for k in chosen], chosen, [float(backdoored[k]) for k in chosen],
+        None if polarized is None else [float(polarized[k]) for k in chosen], chosen.index(label), chosen.index(target))
+
+
+def probability_figure(bars: Bars, mode: str | None = "light") -> go.Figure:
+    """Two bars a class, hatched for the backdoored network and plain for the polarized one; percent beside each."""
+    colors = theme.palette(mode)
+    marks = {bars.target: " · attacker’s class", bars.label: " · true class"}
+    words = [name + marks.get(i, "") for i, name in enumerate(bars.classes)]
+    rows = [("backdoored", bars.backdoored, colors.trigger, "/")]
+    if bars.polarized is not None:
+        rows.append(("with polarizer", bars.polarized, colors.polarizer, ""))
+    drawn = [
+        go.Bar(name=name, x=values, y=words, orientation="h", text=[f"{v:.1%}" for v in values], textposition="outside",
+               cliponaxis=False, hovertemplate="%{y}: %{x:.2%}<extra>" + name + "</extra>",
+               marker={"color": color, "pattern": {"shape": shape, "size": 6, "solidity": 0.45}})
+        for name, values, color, shape in rows
+    ]
+    return go.Figure(drawn, theme.layout(
+        mode, barmode="group", height=110 + 46 * len(words), bargap=0.25, hovermode="closest",
+        xaxis_range=[0, 1.16], xaxis_tickformat=".0%", xaxis_tickvals=[0, 0.25, 0.5, 0.75, 1],
+        yaxis_autorange="reversed", yaxis_showgrid=False, yaxis_tickfont_color=colors.text,
+        legend_traceorder="normal"))
+
+
+def difference(clean: np.ndarray, triggered: np.ndarray, gain: int = GAIN) -> np.ndarray:
+    """What the trigger changed, made visible: mid grey where nothing, brighter or darker by `gain` times the change.
+
+    Args:
+        clean, triggered: uint8, any equal shape.
+    Returns:
+        uint8, the same shape.
+    """
+    change = triggered.astype(np.int32) - clean.astype(np.int32)
+    return np.clip(128 + gain * change, 0, 255).astype(np.uint8)
+
+
+def png(image: np.ndarray, scale: int = 1) -> bytes:
+    """A PNG file of one picture, every pixel drawn `scale` times as wide and as high.
+
+    Args:
+        image: (3, H, W) uint8.
+    """
+    pixels = np.ascontiguousarray(image.transpose(1, 2, 0)).repeat(scale, axis=0).repeat(scale, axis=1)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def data_url(image: np.ndarray, scale: int = 1) -> str:
+    """The same PNG, written into an address that needs no server."""
+    return "data:image/png;base64," + base64.b64encode(png(image, scale)).decode("ascii")
