@@ -1,1 +1,1 @@
-"""Images and labels: what the data sets are, where their bytes lie, how they are read. Needs nothing of the later stages."""
+"""Images and labels: what the data sets are, where their bytes lie, how they are read."""

@@ -3,9 +3,9 @@
 All lie under `$NPD_DATA_DIR/torchvision`:
 
 cifar10         cifar-10-batches-py/                     torchvision's folder, checked by torchvision
-gtsrb           gtsrb/GTSRB_Final_Training_Images.zip    all 39,209 training images, read from the archive as it is
-                gtsrb/GTSRB/Training/                    or torchvision's training split, which holds 26,640 of them
-                gtsrb/GTSRB/Final_Test/, gtsrb/GT-final_test.csv
+gtsrb           gtsrb/GTSRB_Final_Training_Images.zip, GTSRB_Final_Test_Images.zip, GTSRB_Final_Test_GT.zip, read as
+                they are; or what torchvision unpacks: gtsrb/GTSRB/Training/ (26,640 of the 39,209 images),
+                gtsrb/GTSRB/Final_Test/ and gtsrb/GT-final_test.csv
 tiny_imagenet   tiny-imagenet-200.zip, or the folder tiny-imagenet-200/ that it unpacks to
 """
 
@@ -26,12 +26,15 @@ from npd_core.errors import DataMissingError, StorageError
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 GTSRB_TRAIN_ZIP = "GTSRB_Final_Training_Images.zip"
+GTSRB_TEST_ZIP = "GTSRB_Final_Test_Images.zip"
+GTSRB_TRUTH_ZIP = "GTSRB_Final_Test_GT.zip"
+GTSRB_TRUTH = "GT-final_test.csv"
 TINY = "tiny-imagenet-200"
 
 
 def root() -> Path:
     """Where torchvision's copies and our own downloads lie."""
-    return paths.data() / "torchvision"
+    return paths.data().absolute() / "torchvision"
 
 
 def locate(name: str, split: str) -> Path | None:
@@ -45,8 +48,9 @@ def locate(name: str, split: str) -> Path | None:
         base = root() / "gtsrb"
         if split == "train":
             wanted = [base / GTSRB_TRAIN_ZIP, base / "GTSRB" / "Training"]
-        elif (base / "GT-final_test.csv").is_file():
-            wanted = [base / "GTSRB" / "Final_Test" / "Images"]
+        else:
+            wanted = [base / GTSRB_TEST_ZIP] if (base / GTSRB_TRUTH_ZIP).is_file() else []
+            wanted += [base / "GTSRB" / "Final_Test" / "Images"] if (base / GTSRB_TRUTH).is_file() else []
     elif name == "tiny_imagenet":
         wanted = [root() / f"{TINY}.zip", root() / TINY]
     return next((path for path in wanted if path.exists()), None)
@@ -69,7 +73,8 @@ def read(name: str, split: str, size: int) -> Arrays:
             return _gtsrb(where, split, size)
         return _tiny_imagenet(where, split, size)
     except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
-        raise StorageError(f"{where} is damaged or incomplete; remove it and run `npd data get {name}`. ({error})") from error
+        remedy = f"remove it and run `npd data get {name}`"
+        raise StorageError(f"{where} is damaged or incomplete; {remedy}. ({error})") from error
 
 
 def _cifar10(split: str) -> Arrays:
@@ -86,8 +91,15 @@ def _cifar10(split: str) -> Arrays:
 
 def _gtsrb(where: Path, split: str, size: int) -> Arrays:
     if split == "test":
-        rows = [line.split(";") for line in (where.parents[2] / "GT-final_test.csv").read_text().splitlines()[1:] if line]
-        coded = [(where / row[0]).read_bytes() for row in rows]
+        if where.suffix == ".zip":
+            with zipfile.ZipFile(where.with_name(GTSRB_TRUTH_ZIP)) as truth:
+                table = truth.read(GTSRB_TRUTH).decode()
+        else:
+            table = (where.parents[2] / GTSRB_TRUTH).read_text()
+        rows = [line.split(";") for line in table.splitlines()[1:] if line]
+        with _Tree.open(where) as tree:
+            prefix = "GTSRB/Final_Test/Images/" if where.suffix == ".zip" else ""
+            coded = [tree.read(prefix + row[0]) for row in rows]
         return decode_images(coded, size, name=str(where)), np.asarray([int(row[-1]) for row in rows], np.int64)
     with _Tree.open(where) as tree:
         names = [name for name in tree.names() if name.endswith(".ppm")]
@@ -103,7 +115,8 @@ def _tiny_imagenet(where: Path, split: str, size: int) -> Arrays:
             names = [n for n in tree.names() if n.startswith(f"{prefix}train/") and n.endswith(".JPEG")]
             labels = [label[name.split("/")[-3]] for name in names]
         else:
-            rows = [line.split("\t")[:2] for line in tree.read(f"{prefix}val/val_annotations.txt").decode().splitlines() if line]
+            table = tree.read(f"{prefix}val/val_annotations.txt").decode()
+            rows = [line.split("\t")[:2] for line in table.splitlines() if line]
             names = [f"{prefix}val/images/{image}" for image, _ in rows]
             labels = [label[wnid] for _, wnid in rows]
         return decode_images([tree.read(name) for name in names], size, name=str(where)), np.asarray(labels, np.int64)
@@ -117,7 +130,8 @@ def tiny_class_names() -> tuple[str, ...]:
     try:
         with _Tree.open(where) as tree:
             prefix = f"{TINY}/" if where.suffix == ".zip" else ""
-            words = dict(line.split("\t", 1) for line in tree.read(f"{prefix}words.txt").decode().splitlines() if "\t" in line)
+            table = tree.read(f"{prefix}words.txt").decode()
+            words = dict(line.split("\t", 1) for line in table.splitlines() if "\t" in line)
             wnids = sorted(tree.read(f"{prefix}wnids.txt").decode().split())
     except (zipfile.BadZipFile, KeyError, ValueError, OSError):
         return ()

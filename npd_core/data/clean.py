@@ -1,4 +1,4 @@
-"""The defender's data: a small, class-balanced part of the clean training images, its indices recorded. Sec. 4.1 of the paper."""
+"""The defender's data: a small, class-balanced part of the clean training images. Sec. 4.1 of the paper."""
 
 from __future__ import annotations
 
@@ -32,12 +32,14 @@ def clean_counts(num_images: int, num_classes: int, amount: float | int) -> NDAr
 
     Args:
         num_images: size of the training set that a share refers to.
-        amount: a share in (0, 1] as float (each class gets floor(amount * num_images / num_classes)), or a count as int (split
-            evenly, the remainder to the first classes).
+        amount: a share in (0, 1] as float (each class gets floor(amount * num_images / num_classes)), or a count as int
+            (split evenly, the remainder to the first classes).
     Raises:
-        ConfigError: not a number, not positive, a share above 1, a count above `num_images`, or so little that nothing is left.
+        ConfigError: not a number, not positive, a share above 1, a count above `num_images`, or a share so small that
+            nothing is left.
     """
-    if isinstance(amount, bool) or not isinstance(amount, int | float | np.integer | np.floating) or not np.isfinite(amount):
+    is_number = isinstance(amount, int | float | np.integer | np.floating) and not isinstance(amount, bool)
+    if not is_number or not np.isfinite(amount):
         raise ConfigError(f"The amount of clean images must be a share in (0, 1] or a count, got {amount!r}.")
     if isinstance(amount, int | np.integer):
         if amount <= 0:
@@ -50,16 +52,17 @@ def clean_counts(num_images: int, num_classes: int, amount: float | int) -> NDAr
         raise ConfigError(f"A share of clean images must lie in (0, 1], got {amount}; give a whole number for a count.")
     each = int(np.floor(round(float(amount) * num_images / num_classes, 9)))
     if each == 0:
-        raise ConfigError(f"A share of {amount} of {num_images} images leaves no image for each of the {num_classes} classes.")
+        raise ConfigError(f"A share of {amount} of {num_images} images is less than one a class ({num_classes} classes).")
     return np.full(num_classes, each, np.int64)
 
 
-def clean_indices(labels: NDArray[np.int64], num_classes: int, amount: float | int, seed: int,
-                  of: int | None = None) -> NDArray[np.int64]:
+def clean_indices(
+    labels: NDArray[np.int64], num_classes: int, amount: float | int, seed: int, of: int | None = None
+) -> NDArray[np.int64]:
     """Positions of a class-balanced subset, drawn without replacement by a generator of its own; ascending.
 
-    A class with fewer images than wanted gives all it has. With a count, the others then make up for it as evenly as they can,
-    so that exactly `amount` come out.
+    A class with fewer images than wanted gives all it has. With a count, the others then make up for it as evenly as
+    they can, so that exactly `amount` come out.
 
     Args:
         labels: (N,) int64.
@@ -83,7 +86,9 @@ def clean_indices(labels: NDArray[np.int64], num_classes: int, amount: float | i
     return np.sort(np.concatenate(chosen)).astype(np.int64)
 
 
-def clean_subset(data: ImageSet, num_classes: int, amount: float | int, seed: int, of: int | None = None) -> CleanSubset:
+def clean_subset(
+    data: ImageSet, num_classes: int, amount: float | int, seed: int, of: int | None = None
+) -> CleanSubset:
     """A class-balanced clean subset of `data`. Arguments and errors as `clean_indices`."""
     import torch
 
@@ -94,8 +99,8 @@ def clean_subset(data: ImageSet, num_classes: int, amount: float | int, seed: in
 def load_clean(name: str, amount: float | int, seed: int) -> CleanSubset:
     """The clean subset of a data set by name, decoding only the chosen images.
 
-    The same as `clean_subset(clean_source(name), ...)`, with a share always counted from the full training set, also where only
-    a part of it is on this machine.
+    The same as `clean_subset(clean_source(name), ...)`, with a share always counted from the full training set, also
+    where only a part of it is on this machine.
 
     Raises:
         UnknownNameError, DataMissingError, StorageError: as `load_dataset`.

@@ -1,7 +1,8 @@
 """Name and split to images and labels. Looks in a fixed order of places and never downloads.
 
-`signs` comes from the project's own `assets/signs`. The others come from `$NPD_DATA_DIR/<name>/<split>.parquet`, then from the
-original copy in `$NPD_DATA_DIR/torchvision` (see `archives`). Importing this module, and asking what is available, needs no torch.
+`signs` comes from the project's own `assets/signs`. The others come from `$NPD_DATA_DIR/<name>/<split>.parquet`, then
+from the original copy in `$NPD_DATA_DIR/torchvision` (see `archives`). Importing this module, and asking what is
+available, needs no torch.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "test", "clean")
 FILES = {"train": "train.parquet", "test": "test.parquet", "clean": "train_5pct.parquet"}
-"""`clean` is a part of the training split that may come alone (Tiny ImageNet); it serves only as the defender's data."""
+"""`clean` is a part of the training split that may come alone (Tiny ImageNet), for the defender only."""
 
 
 class ImageSet(NamedTuple):
@@ -43,7 +44,7 @@ class ImageSet(NamedTuple):
         return int(self.labels.shape[0])
 
     def batches(self, batch_size: int, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches in order, the last one possibly smaller: x (B, 3, H, W) float32 in [0, 1], y (B,) int64, on `device`."""
+        """In order, the last batch possibly smaller: x (B, 3, H, W) float32 in [0, 1], y (B,) int64, on `device`."""
         import torch
 
         for x, y in zip(self.images.split(batch_size), self.labels.split(batch_size), strict=True):
@@ -77,7 +78,7 @@ class _Source(NamedTuple):
 
 
 def _folder(spec: DatasetSpec) -> Path:
-    return paths.assets() / "signs" if spec.id == "signs" else paths.data() / spec.id
+    return paths.assets() / "signs" if spec.id == "signs" else paths.data().absolute() / spec.id
 
 
 def _source(spec: DatasetSpec, split: str) -> _Source | None:
@@ -92,10 +93,12 @@ def _missing(spec: DatasetSpec, split: str) -> DataMissingError:
     folder = _folder(spec)
     if spec.id == "signs":
         return DataMissingError(
-            f"The built-in signs are not in {folder}; draw them again with `python -m npd_core.data.signs --out {folder}`."
+            f"The built-in signs ({split}) are not in {folder}; "
+            f"draw them again with `python -m npd_core.data.signs --out {folder}`."
         )
     return DataMissingError(
-        f"{spec.title} ({split}) is not on this machine: put {FILES[split]} into {folder}, or run `npd data get {spec.id}`."
+        f"{spec.title} ({split}) is not on this machine: put {FILES[split]} into {folder}, "
+        f"or run `npd data get {spec.id}`."
     )
 
 
@@ -140,12 +143,14 @@ def _read(name: str, split: str, source: _Source, stamp: tuple[str, int, int]) -
         return parquet.read_images(source.path, spec.num_classes, spec.size)
     images, labels = archives.read(name, split, spec.size)
     if len(labels) == 0 or labels.min() < 0 or labels.max() >= spec.num_classes:
-        raise StorageError(f"{source.path} is incomplete or holds another data set; remove it and run `npd data get {name}`.")
+        raise StorageError(
+            f"{source.path} is incomplete or holds another data set; remove it and run `npd data get {name}`."
+        )
     return images, labels
 
 
 def load_labels(name: str, split: str) -> NDArray[np.int64]:
-    """Labels alone, (N,) int64, in the order of `load_dataset`; from parquet without decoding an image. Raises as it does."""
+    """Labels alone, (N,) int64, in the order of `load_dataset`; from parquet without decoding an image."""
     spec, source = _found(name, split)
     if source.kind == "parquet":
         return parquet.read_labels(source.path, spec.num_classes)
@@ -153,7 +158,7 @@ def load_labels(name: str, split: str) -> NDArray[np.int64]:
 
 
 def load_rows(name: str, split: str, indices: NDArray[np.int64]) -> ImageSet:
-    """The images at these positions of a split, in this order; from parquet only these are decoded. Raises as `load_dataset`."""
+    """The images at these positions of a split, in this order; from parquet only these are decoded."""
     import torch
 
     spec, source = _found(name, split)
@@ -173,7 +178,7 @@ def clean_split(name: str) -> str:
 
 
 def clean_source(name: str) -> ImageSet:
-    """The split that the defender's clean images come from, decoded whole. `clean.load_clean` decodes only the chosen ones."""
+    """The split that the defender's clean images come from, whole. `clean.load_clean` decodes only the chosen ones."""
     return load_dataset(name, clean_split(name))
 
 

@@ -1,7 +1,7 @@
 """Images in parquet files of the Hugging Face layout: read them fast and with limits, write them.
 
-Column `image` is a struct of `bytes` (an encoded image) and `path`; column `label` is int64; the schema metadata `huggingface`
-is JSON that lists the class names. Works on numpy arrays and imports no torch.
+Column `image` is a struct of `bytes` (an encoded image) and `path`; column `label` is int64; the schema metadata
+`huggingface` is JSON that lists the class names. Works on numpy arrays and imports no torch.
 """
 
 from __future__ import annotations
@@ -93,12 +93,19 @@ def _checked_labels(path: Path, column: pa.ChunkedArray, num_classes: int) -> ND
     outside = (labels < 0) | (labels >= num_classes)
     if outside.any():
         row = int(outside.argmax())
-        raise StorageError(f"{path}: label {labels[row]} in row {row} is outside 0 to {num_classes - 1}; is it another data set?")
+        raise StorageError(
+            f"{path}: label {labels[row]} in row {row} is outside 0 to {num_classes - 1}; is it another data set?"
+        )
     return labels
 
 
 def read_images(
-    path: Path, num_classes: int, size: int, *, rows: slice | NDArray[np.int64] | None = None, workers: int | None = None
+    path: Path,
+    num_classes: int,
+    size: int,
+    *,
+    rows: slice | NDArray[np.int64] | None = None,
+    workers: int | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Decodes a parquet file, or a range of its rows.
 
@@ -165,7 +172,8 @@ def _decode(coded: bytes | None, size: int, where: str) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(coded)) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise StorageError(f"{where}: an image of {image.width} x {image.height} pixels is refused as too large.")
+                found = f"{image.width} x {image.height}"
+                raise StorageError(f"{where}: an image of {found} pixels is refused as too large.")
             rgb = image if image.mode == "RGB" else image.convert("RGB")
             if rgb.size != (size, size):
                 rgb = rgb.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
@@ -186,7 +194,8 @@ def write_images(path: Path, rows: Iterable[tuple[str, bytes, int]], classes: Se
                        metadata={"huggingface": json.dumps({"info": {"features": features}})})
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with pq.ParquetWriter(partial, schema, compression="zstd", compression_level=12, use_dictionary=False) as writer:
+        options = {"compression": "zstd", "compression_level": 12, "use_dictionary": False}
+        with pq.ParquetWriter(partial, schema, **options) as writer:
             group: list[tuple[str, bytes, int]] = []
             for row in rows:
                 group.append(row)
@@ -197,7 +206,8 @@ def write_images(path: Path, rows: Iterable[tuple[str, bytes, int]], classes: Se
                 writer.write_table(_table(group, schema))
         partial.replace(path)
     except OSError as error:
-        raise StorageError(f"{path} cannot be written ({error.strerror or _line(error)}); free some space or choose another folder.") from error
+        reason = error.strerror or _line(error)
+        raise StorageError(f"{path} cannot be written ({reason}); free some space or choose another folder.") from error
     finally:
         partial.unlink(missing_ok=True)
     return path
@@ -205,5 +215,5 @@ def write_images(path: Path, rows: Iterable[tuple[str, bytes, int]], classes: Se
 
 def _table(group: Sequence[tuple[str, bytes, int]], schema: pa.Schema) -> pa.Table:
     images = [{"bytes": data, "path": name} for name, data, _ in group]
-    return pa.table([pa.array(images, schema.field("image").type), pa.array([label for *_, label in group], pa.int64())],
-                    schema=schema)
+    labels = [label for *_, label in group]
+    return pa.table([pa.array(images, schema.field("image").type), pa.array(labels, pa.int64())], schema=schema)

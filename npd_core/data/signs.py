@@ -1,8 +1,8 @@
 """`signs`: traffic signs drawn by this project, the data set that is always there.
 
-A sign is drawn once, large, as one coverage map per paint. Each image then chooses its own paints, pose, background, light and
-camera from a generator of its own, so image i of a split is the same whatever the number of images. Drawing happens at four
-times the resolution and is averaged down.
+A sign is drawn once, large, as one coverage map per paint. Each image then chooses its own paints, pose, background,
+light and camera from a generator of its own, so image i of a split is the same whatever the number of images. Drawing
+happens at four times the resolution and is averaged down.
 
 `python -m npd_core.data.signs --out assets/signs` writes the shipped copy.
 """
@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
@@ -39,11 +40,12 @@ CORNER = 4
 
 Point = tuple[float, float]
 Rgb = tuple[int, int, int]
+Array = NDArray[Any]
 PAINTS = ("red", "white", "black", "blue", "yellow")
 
 
 class Board:
-    """A drawing board for one sign: x to the right and y down, both in [-1, 1]; every shape is filled with one paint."""
+    """A drawing board for one sign: x to the right and y down, both in [-1, 1]; each shape is filled with one paint."""
 
     def __init__(self) -> None:
         self.image = Image.new("L", (FINE, FINE), 0)  # 0 is nothing, k + 1 is PAINTS[k]
@@ -68,7 +70,8 @@ class Board:
     def stroke(self, paint: str, points: Sequence[Point], width: float) -> None:
         """A line of the given width through the points, with round joints and ends."""
         fill = PAINTS.index(paint) + 1
-        self._draw.line([self._at(p) for p in points], fill=fill, width=max(1, round(self.scale * width / 2 * FINE)), joint="curve")
+        pixels = max(1, round(self.scale * width / 2 * FINE))
+        self._draw.line([self._at(p) for p in points], fill=fill, width=pixels, joint="curve")
         for joint in points:
             self.disc(paint, joint, width / 2)
 
@@ -89,7 +92,7 @@ def arc(centre: Point, rx: float, ry: float, start: float, end: float, points: i
 LETTERS: dict[str, list[list[Point]]] = {  # in a box of x in [-0.5, 0.5] and y in [-1, 1]
     "0": [arc((0, 0), 0.48, 1, 0, 360, 48)],
     "3": [arc((-0.04, -0.5), 0.46, 0.5, -160, 90) + arc((-0.04, 0.5), 0.54, 0.5, -90, 160)],
-    "5": [[(0.44, -1), (-0.36, -1), (-0.42, -0.12)] + arc((-0.04, 0.36), 0.54, 0.64, -135, 155)],
+    "5": [[(0.44, -1), (-0.36, -1), (-0.42, -0.12), *arc((-0.04, 0.36), 0.54, 0.64, -135, 155)]],
     "8": [arc((0, -0.52), 0.42, 0.48, 0, 360, 40), arc((0, 0.48), 0.5, 0.52, 0, 360, 40)],
     "S": [arc((0, -0.5), 0.46, 0.5, -25, -270) + arc((0, 0.5), 0.48, 0.5, -90, 155)],
     "T": [[(-0.5, -1), (0.5, -1)], [(0, -1), (0, 1)]],
@@ -201,8 +204,8 @@ FACES: dict[str, Callable[[Board], None]] = {
 }
 
 
-@lru_cache(maxsize=None)
-def coverage(label: int) -> NDArray[np.float32]:
+@cache
+def coverage(label: int) -> Array:
     """How much each paint covers each pixel of the large sign, (paints, TEMPLATE, TEMPLATE) in [0, 1]."""
     board = Board()
     FACES[SIGNS_CLASSES[label]](board)
@@ -212,14 +215,14 @@ def coverage(label: int) -> NDArray[np.float32]:
     return np.stack(maps).astype(np.float32)
 
 
-def _noise(rng: Generator, cells: int, channels: int = 3) -> NDArray[np.float32]:
+def _noise(rng: Generator, cells: int, channels: int = 3) -> Array:
     """Smooth random values in [0, 1], (CANVAS, CANVAS, channels); about `cells` hills in each direction."""
     coarse = rng.integers(0, 256, (cells + 1, cells + 1, channels), dtype=np.uint8)
     planes = [
         Image.fromarray(np.ascontiguousarray(coarse[..., c])).resize((CANVAS, CANVAS), Image.Resampling.BICUBIC)
         for c in range(channels)
     ]
-    return np.stack([np.asarray(p) for p in planes], axis=-1).astype(np.float32) / 255
+    return np.stack([np.asarray(p) for p in planes], axis=-1).astype(np.float32) / np.float32(255)
 
 
 def _colour(rng: Generator, low: int = 20, high: int = 205) -> Rgb:
@@ -227,7 +230,7 @@ def _colour(rng: Generator, low: int = 20, high: int = 205) -> Rgb:
     return int(r), int(g), int(b)
 
 
-def _near(rng: Generator, colour: Sequence[float], spread: float) -> Rgb:
+def _near(rng: Generator, colour: Sequence[float] | Array, spread: float) -> Rgb:
     r, g, b = np.clip(np.asarray(colour) + rng.normal(0, spread, 3), 0, 225).astype(int)
     return int(r), int(g), int(b)
 
@@ -253,7 +256,8 @@ def _scene(rng: Generator) -> Image.Image:
     draw.rectangle((0, horizon, CANVAS, CANVAS), fill=_near(rng, (75, 110, 55), 18))
     left, right = sorted(rng.uniform(-0.6, 1.6, 2) * CANVAS)
     vanish = rng.uniform(0.2, 0.8) * CANVAS
-    draw.polygon([(vanish - 4, horizon), (vanish + 4, horizon), (right, CANVAS), (left, CANVAS)], fill=_near(rng, (95, 95, 98), 14))
+    road = [(vanish - 4, horizon), (vanish + 4, horizon), (right, CANVAS), (left, CANVAS)]
+    draw.polygon(road, fill=_near(rng, (95, 95, 98), 14))
     return image
 
 
@@ -311,7 +315,7 @@ def _clutter(rng: Generator, image: Image.Image) -> None:
         elif kind == 1:
             draw.rectangle((x - a, y - b, x + a, y + b), fill=colour)
         elif kind == 2:
-            corners = rng.uniform(-30, 30, (int(rng.integers(3, 6)), 2)) + (x, y)
+            corners = rng.uniform(-30, 30, (int(rng.integers(3, 6)), 2)) + np.asarray([x, y])
             draw.polygon([(float(p), float(q)) for p, q in corners], fill=colour)
         else:
             dx, dy = rng.uniform(-CANVAS, CANVAS, 2)
@@ -320,8 +324,8 @@ def _clutter(rng: Generator, image: Image.Image) -> None:
 
 def _face(rng: Generator, label: int) -> Image.Image:
     """The sign in paints of its own age and dirt, RGBA, TEMPLATE x TEMPLATE."""
-    paints = np.asarray([(195, 28, 38), (228, 228, 224), (24, 24, 28), (22, 78, 168), (238, 186, 20)], np.float32)
-    paints = paints + rng.normal(0, 11, paints.shape)
+    paints = np.asarray([(195, 28, 38), (228, 228, 224), (24, 24, 28), (22, 78, 168), (238, 186, 20)], np.float64)
+    paints += rng.normal(0, 11, paints.shape)
     fading = rng.uniform(0, 0.3) * (rng.random() < 0.5)
     paints = paints * (1 - fading) + 165 * fading
     maps = coverage(label)
@@ -330,13 +334,13 @@ def _face(rng: Generator, label: int) -> Image.Image:
     if rng.random() < 0.6:
         dirt = np.asarray(Image.fromarray((_noise(rng, int(rng.integers(3, 12)), 1)[..., 0] * 255).astype(np.uint8))
                           .resize((TEMPLATE, TEMPLATE), Image.Resampling.BILINEAR), np.float32) / 255
-        colour = colour * (1 - rng.uniform(0, 0.35) * dirt)[..., None]
+        colour *= (1 - rng.uniform(0, 0.35) * dirt)[..., None]
     pixels = np.concatenate([colour, 255 * alpha[..., None]], axis=-1)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8), "RGBA")
 
 
-def _pose(rng: Generator) -> NDArray[np.float64]:
-    """Corners of the sign's square on the canvas, (4, 2) in canvas pixels: top left, top right, bottom right, bottom left."""
+def _pose(rng: Generator) -> Array:
+    """Corners of the sign's square, (4, 2) in canvas pixels: top left, top right, bottom right, bottom left."""
     radius = rng.uniform(9.3, 14.6) * OVERSAMPLING
     square = np.asarray([(-1, -1), (1, -1), (1, 1), (-1, 1)], np.float64) * radius
     square[:, 0] *= rng.uniform(0.78, 1)
@@ -347,7 +351,7 @@ def _pose(rng: Generator) -> NDArray[np.float64]:
     return square + CANVAS / 2 + rng.uniform(-room, room, 2)
 
 
-def _perspective(corners: NDArray[np.float64]) -> list[float]:
+def _perspective(corners: Array) -> list[float]:
     """Coefficients that take canvas points back to the square template, as PIL's PERSPECTIVE wants them."""
     template = np.asarray([(0, 0), (TEMPLATE, 0), (TEMPLATE, TEMPLATE), (0, TEMPLATE)], np.float64)
     rows = []
@@ -357,19 +361,21 @@ def _perspective(corners: NDArray[np.float64]) -> list[float]:
     return [float(c) for c in np.linalg.solve(np.asarray(rows), template.reshape(-1))]
 
 
-def _place(rng: Generator, face: Image.Image) -> tuple[Image.Image, NDArray[np.float64]]:
+def _place(rng: Generator, face: Image.Image) -> tuple[Image.Image, Array]:
     """The sign on an empty canvas, in a pose that leaves the four corners of the image free."""
     edge = CORNER * OVERSAMPLING
     while True:
         corners = _pose(rng)
-        placed = face.transform((CANVAS, CANVAS), Image.Transform.PERSPECTIVE, _perspective(corners), Image.Resampling.BICUBIC)
+        placed = face.transform(
+            (CANVAS, CANVAS), Image.Transform.PERSPECTIVE, _perspective(corners), Image.Resampling.BICUBIC
+        )
         alpha = np.asarray(placed.getchannel("A"))
         if not any(alpha[rows, columns].any() for rows in (slice(edge), slice(-edge, None))
                    for columns in (slice(edge), slice(-edge, None))):
             return placed, corners
 
 
-def _occlude(rng: Generator, image: Image.Image, centre: NDArray[np.float64], radius: float) -> None:
+def _occlude(rng: Generator, image: Image.Image, centre: Array, radius: float) -> None:
     """A twig, some leaves or a sticker over a small part of the sign."""
     draw = ImageDraw.Draw(image)
     away = rng.uniform(0, 2 * math.pi)
@@ -389,7 +395,7 @@ def _occlude(rng: Generator, image: Image.Image, centre: NDArray[np.float64], ra
         draw.rectangle((x - s, y - s, x + s, y + s), fill=_colour(rng, 20, 215))
 
 
-def _light(rng: Generator, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+def _light(rng: Generator, pixels: Array) -> Array:
     """Time of day, shadow, fog: (CANVAS, CANVAS, 3) in [0, 1], same out, unclipped."""
     axis = np.linspace(-0.5, 0.5, CANVAS, dtype=np.float32)
     if rng.random() < 0.5:
@@ -429,15 +435,16 @@ def draw_sign(label: int, rng: Generator) -> NDArray[np.uint8]:
     centre, radius = corners.mean(axis=0), float(np.abs(corners - corners.mean(axis=0)).mean())
     if rng.random() < 0.7:
         foot = corners[2:].mean(axis=0) + 3 * (corners[2:].mean(axis=0) - centre)
-        ImageDraw.Draw(image).line((*centre, *foot), fill=_near(rng, (125, 125, 128), 20), width=int(rng.integers(4, 11)))
+        grey = _near(rng, (125, 125, 128), 20)
+        ImageDraw.Draw(image).line((*centre, *foot), fill=grey, width=int(rng.integers(4, 11)))
     image.paste(face, (0, 0), face.getchannel("A"))
     if rng.random() < 0.25:
         _occlude(rng, image, centre, radius)
     lit = _light(rng, np.asarray(image, np.float32) / 255)
     image = _camera(rng, Image.fromarray((np.clip(lit, 0, 1) * 255).astype(np.uint8)))
     pixels = np.asarray(image.reduce(OVERSAMPLING), np.float32)
-    pixels = pixels + rng.normal(0, rng.uniform(0.5, 7), pixels.shape)
-    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    noisy = pixels + rng.normal(0, rng.uniform(0.5, 7), pixels.shape)
+    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
 
 
 def sign(split: str, index: int, seed: int = SEED) -> tuple[NDArray[np.uint8], int]:
@@ -480,7 +487,8 @@ def write_signs(folder: Path, counts: dict[str, int], seed: int = SEED, workers:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"{folder} cannot be created ({error.strerror}); choose another folder with --out.") from error
+        reason = error.strerror or error
+        raise StorageError(f"{folder} cannot be created ({reason}); choose another folder with --out.") from error
     written = {}
     for split, count in counts.items():
         rows = ((f"{split}/{i:05d}.jpg", data, label)
@@ -503,15 +511,16 @@ def contact_sheet(images: Iterable[NDArray[np.uint8]], columns: int, zoom: int =
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line: draw the data set again."""
     spec = get_dataset("signs")
-    parser = argparse.ArgumentParser(prog="python -m npd_core.data.signs", description="Draw the built-in traffic signs.")
+    parser = argparse.ArgumentParser(prog="python -m npd_core.data.signs", description="Draw the built-in signs.")
     parser.add_argument("--out", type=Path, required=True, help="folder for train.parquet and test.parquet")
     parser.add_argument("--train", type=int, default=spec.train_images, help="training images (default %(default)s)")
     parser.add_argument("--test", type=int, default=spec.test_images, help="test images (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=SEED, help="another seed draws another data set (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=SEED, help="seed of the data set (default %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="processes (default %(default)s)")
     args = parser.parse_args(argv)
     written = write_signs(args.out, {"train": args.train, "test": args.test}, args.seed, args.workers)
-    print(json.dumps({split: {"file": str(path), "bytes": path.stat().st_size} for split, path in written.items()}))
+    for path in written.values():
+        sys.stdout.write(f"{path}  {path.stat().st_size / 1e6:.2f} MB\n")
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ DATASETS: dict[str, DatasetSpec] = {
             train_images=7200,
             test_images=1440,
             flip=False,
-            source="Drawn by this project and shipped with it; `python -m npd_core.data.signs --out assets/signs` draws it again.",
+            source="Drawn by this project and shipped with it; `python -m npd_core.data.signs` draws it again.",
         ),
         DatasetSpec(
             id="cifar10",
@@ -137,7 +137,7 @@ DATASETS: dict[str, DatasetSpec] = {
             train_images=39209,
             test_images=12630,
             flip=False,
-            source="`npd data get gtsrb` downloads the German traffic signs (about 280 MB).",
+            source="`npd data get gtsrb` downloads the German traffic signs (365 MB).",
         ),
         DatasetSpec(
             id="tiny_imagenet",
@@ -150,7 +150,7 @@ DATASETS: dict[str, DatasetSpec] = {
             train_images=100000,
             test_images=10000,
             flip=False,
-            source="`npd data get tiny_imagenet` downloads its archive (240 MB).",
+            source="`npd data get tiny_imagenet` downloads its archive (248 MB).",
         ),
     )
 }
