@@ -9,7 +9,6 @@ import atexit
 import contextlib
 import gc
 import logging
-import re
 import threading
 import time
 import weakref
@@ -19,9 +18,9 @@ from pathlib import Path
 from typing import cast
 
 from npd_core import paths
-from npd_core.errors import ConfigError, NPDError, StorageError, unknown_name
+from npd_core.errors import ConfigError, NPDError, StorageError
 from npd_core.events import Event, Failed, Finished
-from npd_core.jobs.store import Owner, Run, RunStore, State, Thinner
+from npd_core.jobs.store import RESULT, Owner, Run, RunStore, State, Thinner
 from npd_core.request import DefenseRequest
 
 Execute = Callable[[DefenseRequest, Path, Callable[[], bool]], Iterator[Event]]
@@ -30,6 +29,7 @@ Execute = Callable[[DefenseRequest, Path, Callable[[], bool]], Iterator[Event]]
 STOPPED_EARLY = "Stopped early; the best state so far is kept."
 NEVER_STARTED = "Stopped before it started."
 UNEXPECTED = "The run ended by an unexpected error, told in the log of the app. Start it again or change its settings."
+NO_MEMORY = "The run needs more memory than there is: ask for fewer clean images, or for smaller batches."
 CLOSED = "The app was closed while this run {}. Start it again to finish it."
 
 _log = logging.getLogger(__name__)
@@ -113,7 +113,6 @@ class RunManager:
 
         An ended run stays as it is. A run of another process is asked to end. Raises as `RunStore.get`.
         """
-        run = self.store.get(run_id)
         with self._changed:
             for queue in self._waiting.values():
                 for job in queue:
@@ -125,8 +124,8 @@ class RunManager:
                 if job.id == run_id:
                     job.stop.set()
                     return
-        if run.active:
-            self.store.ask_stop(run_id)
+            if self.store.get(run_id).active:
+                self.store.ask_stop(run_id)
 
     def position(self, run_id: str) -> int | None:
         """0: running; 1: next in its queue; 2, 3, ... ; None: neither runs nor waits in this process."""
@@ -181,7 +180,7 @@ class RunManager:
             if asked > self._max_epochs:
                 raise ConfigError(f"`{name}` is limited to {self._max_epochs} in the app, got {asked}: ask for fewer, "
                                   "or train from the command line with `npd defend`.")
-        return resolve_device(request.device)
+        return queue_of(request.device)
 
     def _load(self) -> None:
         """Imports what runs a request on the caller's thread: a first import inside a worker races with the pages'."""
@@ -204,10 +203,13 @@ class RunManager:
                 state, message = self._run(job)
             except NPDError as error:
                 state, message = "failed", str(error)
-            except BaseException:
+            except BaseException as error:
                 _log.exception("Run %s ended by an unexpected error.", job.id)
-                state, message = "failed", UNEXPECTED
+                full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+                state, message = "failed", NO_MEMORY if full else UNEXPECTED
             with self._changed:
+                if self._closed and state == "failed":      # much else ends with the process, the run with it
+                    state, message = "interrupted", CLOSED.format("ran")
                 self._end(job, state, message)
                 del self._running[device]
             gc.collect()
@@ -240,7 +242,9 @@ class RunManager:
                 for kept in thin(event):
                     write(kept)
                 last = event
-        if isinstance(last, Finished | Failed) and store.get(job.id).result is None and last.result:
+        if job.abandoned:
+            return "interrupted", CLOSED.format("ran")
+        if isinstance(last, Finished | Failed) and not (folder / RESULT).exists():
             store.set_result(job.id, last.result)
         if isinstance(last, Failed):
             return "failed", last.reason
@@ -254,36 +258,29 @@ class RunManager:
             job.abandoned = True
             try:
                 self.store.set_state(job.id, state, ended=time.time(), message=message)
-            except NPDError as error:
+            except Exception as error:
                 _log.error("Run %s is %s, which could not be written: %s", job.id, state, error)
         self._changed.notify_all()
 
 
-def resolve_device(device: str) -> str:
-    """The queue that a request waits in: `auto` is cuda where there is one, otherwise cpu; `cuda` is `cuda:0`.
+def queue_of(device: str) -> str:
+    """Name of the queue of a device: `auto` is that of cuda:0 where there is one, otherwise cpu.
 
     Raises:
-        UnknownNameError: neither auto, cpu, cuda, cuda:N nor mps.
-        ConfigError: a device that this machine does not have.
+        ConfigError: no such device, or none on this machine.
     """
     if device == "cpu":
         return device
-    number = re.fullmatch(r"cuda(?::(\d{1,3}))?", device)
-    if not number and device not in ("auto", "mps"):
-        raise unknown_name("device", device, ("auto", "cpu", "cuda", "mps"))
     import torch
 
-    if device == "mps":
-        if not torch.backends.mps.is_available():
-            raise ConfigError("This machine has no device `mps`: choose auto or cpu.")
-        return device
-    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if number is None:
-        return "cuda:0" if devices else "cpu"
-    index = int(number[1] or 0)
-    if index >= devices:
-        raise ConfigError(f"This machine has {devices or 'no'} CUDA devices, not {device!r}: choose auto or cpu.")
-    return f"cuda:{index}"
+    from npd_core.device import resolve_device
+
+    found = resolve_device(device)
+    if found.type != "cuda":
+        return str(found)
+    if (found.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"Device {device!r} is not on this machine: use auto or cpu.")
+    return f"cuda:{found.index or 0}"
 
 
 def manager() -> RunManager:

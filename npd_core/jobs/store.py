@@ -93,16 +93,18 @@ Names = list[str]
 
 
 class RunStore:
-    """Runs under one folder. Thread-safe; the folder need not exist and is created by the first `create`."""
+    """Runs under one folder. Thread-safe; the folder need not exist and is created by the first `create`.
+
+    What was read is remembered per folder for the whole process, so stores are cheap to make.
+    """
 
     def __init__(self, root: Path) -> None:
         """Args: root: folder of the runs. `paths.recorded()` makes a store that only reads."""
         self.root = Path(root)
         self.recorded = self.root.resolve() == paths.recorded().resolve()
-        self._lock = threading.RLock()
-        self._tails: OrderedDict[str, _Tail] = OrderedDict()
-        self._runs: dict[str, tuple[object, tuple[Run, str] | NPDError]] = {}
-        self._unsaved: dict[str, dict[str, Any]] = {}
+        with _memories_lock:
+            memory = _memories.setdefault(self.root.absolute(), _Memory())
+        self._lock, self._tails, self._runs, self._unsaved = memory.lock, memory.tails, memory.runs, memory.unsaved
 
     # reading
 
@@ -446,10 +448,11 @@ def write_record(
     tail.read()
     last = records[-1] if records else {}
     state, message = _ending(last)
-    now = time.time()
-    seconds = float(last.get("seconds", 0.0))
+    times = [at for record in records if (at := _number(record.get("time"))) is not None]
+    ended = times[-1] if times else time.time()
+    started = times[0] if times else ended - float(last.get("seconds", 0.0))
     write_json(folder / STATE, {
-        "state": state, "created": now - seconds, "started": now - seconds, "ended": now, "message": message,
+        "state": state, "created": started, "started": started, "ended": ended, "message": message,
         "progress": tail.progress(),
     })
     return folder
@@ -484,6 +487,23 @@ def write_text(path: Path, text: str) -> None:
             with contextlib.suppress(OSError):
                 fresh.unlink(missing_ok=True)
             raise
+
+
+class _Memory:
+    """What this process knows of the runs under one folder."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.tails: OrderedDict[str, _Tail] = OrderedDict()
+        """Run id -> its events, the last one used at the end."""
+        self.runs: dict[str, tuple[object, tuple[Run, str] | NPDError]] = {}
+        """Run id -> marks of its files, and what they held: the run and its owner, or why it cannot be read."""
+        self.unsaved: dict[str, dict[str, Any]] = {}
+        """Run id -> state that the disk had no room for."""
+
+
+_memories: dict[Path, _Memory] = {}
+_memories_lock = threading.Lock()
 
 
 class _Tail:

@@ -27,7 +27,8 @@ RESULT = {"model": REQUEST.model, "after": {"acc": 0.9, "asr": 0.01, "ra": 0.88}
 EVENTS = [
     Started(epochs=4, warmup_epochs=1, steps_per_epoch=2, clean_images=64, device="cpu", layer="layer4.1.conv1"),
     StepEnd(-1, 0, {"bn": 1.0}), EpochEnd(-1, {"bn": 1.0}, 0.5),
-    StepEnd(0, 0, {"bn": 0.5}), StepEnd(0, 1, {"bn": 0.25}), EpochEnd(0, {"bn": 0.375}, 1.5), Measured(0, 0.9, 0.5, 0.4, 128),
+    StepEnd(0, 0, {"bn": 0.5}), StepEnd(0, 1, {"bn": 0.25}), EpochEnd(0, {"bn": 0.375}, 1.5),
+    Measured(0, 0.9, 0.5, 0.4, 128),
 ]
 
 
@@ -47,6 +48,11 @@ def append(store: RunStore, run_id: str, *events: Any) -> None:
     with store.writer(run_id) as write:
         for event in events:
             write(event)
+
+
+def forget() -> None:
+    """Stores made from now on know what a new process knows."""
+    store_module._memories.clear()
 
 
 def full_disk(monkeypatch: pytest.MonkeyPatch, code: int = errno.ENOSPC) -> None:
@@ -86,6 +92,7 @@ def test_events_are_seen_as_they_are_written_and_by_a_later_process(store: RunSt
         for number, event in enumerate(EVENTS):
             write(event)
             assert len(store.events(run_id)) == number + 1
+    forget()
     assert [from_record(record) for record in RunStore(store.root).events(run_id)] == EVENTS
 
 
@@ -149,6 +156,7 @@ def test_progress_and_time_left_follow_from_the_events(store: RunStore, owner: O
     clock[0] += 400
     assert store.get(run_id).seconds_left == 0.0
     store.set_state(run_id, "finished", ended=clock[0])
+    forget()
     ended = RunStore(store.root).get(run_id)
     assert (ended.seconds_left, ended.epoch, ended.epochs, ended.state) == (None, 0, 4, "finished")
 
@@ -161,7 +169,8 @@ def test_runs_are_listed_newest_first(store: RunStore, monkeypatch: Any) -> None
 
 
 @pytest.mark.parametrize("run_id", [
-    "../outside", "..", ".", "", "a/b", "/etc", "a\\b", "A1", "a.b", ".owners", "-x", "é", "a" * 200, "a\n", "a\0b", None, 3,
+    "../outside", "..", ".", "", "a/b", "/etc", "a\\b", "A1", "a.b", ".owners", "-x", "é", "a" * 200, "a\n", "a\0b",
+    None, 3,
 ])
 def test_an_id_that_is_none_never_leaves_the_folder(store: RunStore, tmp_path: Path, run_id: Any) -> None:
     store.create(REQUEST)
@@ -201,7 +210,8 @@ def test_of_many_that_ask_at_once_one_creates(tmp_path: Path) -> None:
     gate, made = threading.Barrier(8), []
 
     def ask() -> None:
-        own = RunStore(tmp_path)        # as if each were a process
+        forget()                        # as if each were a process
+        own = RunStore(tmp_path)
         gate.wait()
         made.append(own.join_or_create(REQUEST, owner=owner.name))
 
@@ -228,8 +238,8 @@ def test_runs_of_a_dead_owner_are_interrupted_and_those_of_a_living_one_are_not(
         print(run_id, flush=True)
         sys.stdin.read()
     """
-    child = subprocess.Popen([sys.executable, "-c", script, str(store.root)], stdin=-1, stdout=-1, cwd=paths.ROOT, text=True)
-    with child:
+    command = [sys.executable, "-c", script, str(store.root)]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, cwd=paths.ROOT, text=True) as child:
         assert child.stdout
         theirs = child.stdout.readline().strip()
         mine = store.create(REQUEST, owner=owner.name)
@@ -272,7 +282,8 @@ def test_a_folder_without_a_usable_request_is_named_and_skipped(store: RunStore,
 
 @pytest.mark.parametrize(("name", "text"), [
     ("state.json", ""), ("state.json", "{"), ("state.json", "[]"), ("state.json", '{"state": "sleeping"}'),
-    ("state.json", '{"state": ["x"]}'), ("state.json", '{"state": "failed", "message": "m", "created": "x", "progress": 3}'),
+    ("state.json", '{"state": ["x"]}'),
+    ("state.json", '{"state": "failed", "message": "m", "created": "x", "progress": 3}'),
     ("result.json", "{"), ("result.json", "7"),
 ])
 def test_a_run_with_a_damaged_state_or_result_is_listed_as_failed(store: RunStore, name: str, text: str) -> None:
@@ -344,11 +355,12 @@ def test_a_written_record_reads_as_a_finished_run(tmp_path: Path) -> None:
     store = RunStore(tmp_path)
     assert store.list() == [run]
     assert [from_record(record) for record in store.events("saved")] == events
-    assert sorted(path.name for path in folder.iterdir()) == ["events.jsonl", "request.json", "result.json", "state.json"]
+    assert {path.name for path in folder.iterdir()} == {"events.jsonl", "request.json", "result.json", "state.json"}
 
 
 @pytest.mark.parametrize(("last", "state", "message"), [
-    (Finished(2, 1.0, stopped=True), "stopped", "Stopped early"), (Failed("the loss is not a number", 2, 1.0), "failed", "the loss"),
+    (Finished(2, 1.0, stopped=True), "stopped", "Stopped early"),
+    (Failed("the loss is not a number", 2, 1.0), "failed", "the loss"),
 ])
 def test_a_written_record_says_how_it_ended(tmp_path: Path, last: Any, state: str, message: str) -> None:
     run = read_record(write_record(tmp_path / "saved", REQUEST, [*EVENTS, last], RESULT))
