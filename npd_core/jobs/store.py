@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Literal, TextIO, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, TextIO, get_args
 
 from npd_core import paths
 from npd_core.errors import NPDError, StorageError, UnknownNameError, unknown_name
@@ -112,17 +112,17 @@ class RunStore:
         """The run as it stands. Raises UnknownNameError, or StorageError for a folder that cannot be read."""
         folder = self._folder(run_id)
         with self._lock:
-            mark = tuple(_mark(folder / name) for name in (REQUEST, STATE, RESULT))
+            mark = tuple(_mark(f"{folder}/{name}") for name in (REQUEST, STATE, RESULT))
             known = self._runs.get(run_id)
             if known is None or known[0] != mark:
                 try:
-                    found: tuple[Run, str] | NPDError = _read(folder, self._unsaved.get(run_id), self.recorded)
+                    found: _Read | NPDError = _read(folder, self._unsaved.get(run_id), self.recorded)
                 except NPDError as error:
                     found = error
                 self._runs[run_id] = known = (mark, found)
             if isinstance(known[1], NPDError):
                 raise StorageError(str(known[1]))
-            return self._complete(*known[1])
+            return self._complete(known[1])
 
     def list(self) -> Runs:
         """Every run that can be read, newest first. The others are named by `unreadable()`."""
@@ -229,7 +229,7 @@ class RunStore:
         if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
             raise UnknownNameError(f"Unknown run {str(run_id)[:40]!r}: choose one of the page Runs.")
         folder = self.root / run_id
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise unknown_name("run", run_id, self._ids())
         return folder
 
@@ -289,14 +289,15 @@ class RunStore:
         tail.read()
         return tail
 
-    def _complete(self, run: Run, owner: str) -> Run:
+    def _complete(self, found: _Read) -> Run:
         """Adds what changes without the state file: progress, time left, death of the owner."""
-        if not run.active and run.epochs:
+        run = found.run
+        if found.complete:
             return run
         tail = self._tail(run.id, run.folder)
         values: dict[str, Any] = {**_fields(run), **tail.progress()}
         if run.active:
-            if not Owner.alive(self.root, owner):
+            if not Owner.alive(self.root, found.owner):
                 doing = "waited" if run.state == "queued" else "ran"
                 values |= {"state": "interrupted", "ended": tail.last_time or run.started or run.created,
                            "message": f"The app was closed while this run {doing}. Start it again to finish it."}
@@ -462,7 +463,7 @@ def read_record(folder: Path) -> Run:
     """The run in a folder of its own, as `npd defend --save` leaves it. Raises StorageError when it cannot be read."""
     if not folder.is_dir():
         raise StorageError(f"There is no run in {folder}: choose a folder that `npd defend --save` wrote.")
-    run, _ = _read(folder, None, False)
+    run = _read(folder, None, False).run
     tail = _Tail(folder / EVENTS)
     tail.read()
     return Run(**{**_fields(run), **tail.progress()})
@@ -496,8 +497,8 @@ class _Memory:
         self.lock = threading.RLock()
         self.tails: OrderedDict[str, _Tail] = OrderedDict()
         """Run id -> its events, the last one used at the end."""
-        self.runs: dict[str, tuple[object, tuple[Run, str] | NPDError]] = {}
-        """Run id -> marks of its files, and what they held: the run and its owner, or why it cannot be read."""
+        self.runs: dict[str, tuple[object, _Read | NPDError]] = {}
+        """Run id -> marks of its files, and what they held, or why they cannot be read."""
         self.unsaved: dict[str, dict[str, Any]] = {}
         """Run id -> state that the disk had no room for."""
 
@@ -543,12 +544,14 @@ class _Tail:
             text = file.read()
         complete = text.rfind(b"\n") + 1
         for line in text[:complete].splitlines():
-            with contextlib.suppress(ValueError):
+            try:
                 record = json.loads(line)
-                if isinstance(record, dict) and isinstance(record.get("type"), str):
-                    self.events.append(record)
-                    with contextlib.suppress(KeyError, TypeError):
-                        self._fold(record)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(record, dict) and isinstance(record.get("type"), str):
+                self.events.append(record)
+                with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
+                    self._fold(record)
         self._offset += complete
         self._mark = (mark[0], self._offset + len(text) - complete)
 
@@ -586,8 +589,17 @@ class _Tail:
             self._last = (float(at), self._last[1])
 
 
-def _read(folder: Path, unsaved: Mapping[str, Any] | None, recorded: bool) -> tuple[Run, str]:
-    """The run in a folder without what the events tell, and its owner. StorageError when its request is unreadable."""
+class _Read(NamedTuple):
+    """What the files of a run hold, but for the events."""
+
+    run: Run
+    owner: str
+    complete: bool
+    """Whether the events have nothing to add: it ended, and its state tells how far it came."""
+
+
+def _read(folder: Path, unsaved: Mapping[str, Any] | None, recorded: bool) -> _Read:
+    """Reads a run folder, but for the events. Raises StorageError when its request is unreadable."""
     result, damage = None, ""
     if (folder / RESULT).exists():
         try:
@@ -624,7 +636,7 @@ def _read(folder: Path, unsaved: Mapping[str, Any] | None, recorded: bool) -> tu
         started=_number(state.get("started")), ended=_number(state.get("ended")),
         message=damage or str(state.get("message") or ""), result=result, folder=folder, recorded=recorded, **known,
     )
-    return run, str(state.get("owner", ""))
+    return _Read(run, str(state.get("owner", "")), not run.active and "epochs" in known)
 
 
 def _ending(last: Mapping[str, Any]) -> tuple[State, str]:
@@ -648,7 +660,7 @@ def _mtime(path: Path) -> float:
         return 0.0
 
 
-def _mark(path: Path) -> tuple[int, int, int] | None:
+def _mark(path: str) -> tuple[int, int, int] | None:
     """Changes whenever the file does."""
     try:
         status = os.stat(path)

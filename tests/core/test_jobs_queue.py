@@ -187,7 +187,7 @@ def test_another_manager_sees_joins_and_cancels_the_run(jobs: RunManager, traini
     run_id = jobs.submit(request())
     until(lambda: jobs.position(run_id) == 0)
     other = RunManager(RunStore(jobs.store.root), training)
-    assert other.store.get(run_id).state == "running"           # alive, so not marked
+    until(lambda: other.store.get(run_id).state == "running")       # alive, so not marked
     assert other.submit(request()) == run_id
     assert other.position(run_id) is None
     other.cancel(run_id)
