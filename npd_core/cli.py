@@ -81,7 +81,7 @@ def models(args: argparse.Namespace) -> Answer:
     from npd_core.data.load import availability
     from npd_core.zoo.card import list_cards
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "id": card.id,
             "dataset": card.dataset,
@@ -132,14 +132,14 @@ def data_list(args: argparse.Namespace) -> Answer:
 def data_get(args: argparse.Namespace) -> Answer:
     """`npd data get NAME`"""
     from npd_core.data.download import get_dataset_files
-    from npd_core.data.load import availability
     from npd_core.data.spec import get_dataset
 
     spec = get_dataset(args.name)
     with _progress("{task.percentage:>3.0f} %") as bar:
         task = bar.add_task(spec.title, total=None)
-        get_dataset_files(spec.id, progress=lambda done, total: bar.update(task, completed=done, total=total or None))
-    found = availability(spec.id)
+        found = get_dataset_files(
+            spec.id, progress=lambda done, total: bar.update(task, completed=done, total=total or None)
+        )
     splits = dict(found.splits)
     text = f"{spec.title} is here:\n" + "\n".join(f"  {split}: {where}" for split, where in splits.items())
     return Answer({"name": spec.id, "available": found.available, "splits": splits}, text)
@@ -191,7 +191,7 @@ def evaluate(args: argparse.Namespace) -> Answer:
     if args.polarizer is not None and not args.polarizer.is_dir():
         raise StorageError(f"There is no folder {args.polarizer}: name one that `npd defend --save` wrote.")
 
-    from npd_core import evaluation
+    import npd_core.evaluation as evaluation
     from npd_core.device import environment, resolve_device
     from npd_core.polarizer.artifact import load_polarizer
     from npd_core.zoo.weights import load_backdoored
@@ -204,7 +204,7 @@ def evaluate(args: argparse.Namespace) -> Answer:
     before = evaluation.evaluate(backdoored.net, sets, device, args.precision)
     after = None if polarized is None else evaluation.evaluate(polarized, sets, device, args.precision)
     seconds = time.perf_counter() - began
-    value = {
+    value: dict[str, Any] = {
         "model": card.id,
         "defense": None if polarized is None else "npd",
         "layer": None if polarized is None else str(polarized.layer),

@@ -11,6 +11,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
+TINY_MODEL = "signs-badnets_a2o-preact_resnet18-w4"
+TINY_ACC, TINY_ASR, TINY_RA = 0.990278, 1.0, 0.0  # measured on the test split when it was made
+
 # Before anything imports torch: two threads at most, so that a test costs the same on every machine.
 os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 
@@ -33,7 +36,7 @@ def seeded() -> None:
 
 @pytest.fixture
 def real_data(own_folders: None, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """CIFAR-10, GTSRB and Tiny ImageNet, in `../shared/data` beside the project; where it is absent, the test is skipped."""
+    """CIFAR-10, GTSRB and Tiny ImageNet, in `../shared/data` beside the project; without it the test is skipped."""
     if not SHARED_DATA.is_dir():
         pytest.skip(f"real images are not here: {SHARED_DATA} does not exist")
     monkeypatch.setenv("NPD_DATA_DIR", str(SHARED_DATA))
@@ -47,3 +50,52 @@ def runs_dir(own_folders: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     folder.mkdir()
     monkeypatch.setenv("NPD_RUNS_DIR", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_zoo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A zoo of one model, made by tests/golden/make_tiny_net.py; shared by the session, so not to be changed."""
+    from safetensors.torch import load_file
+
+    from npd_core.data.spec import get_dataset
+    from npd_core.models import build_model
+    from npd_core.zoo.card import Card
+    from npd_core.zoo.weights import save_backdoored
+
+    spec = get_dataset("signs")
+    net = build_model("preact_resnet18", spec.num_classes, 4, spec.mean, spec.std)
+    state = load_file(ROOT / "tests" / "golden" / "tiny_net.safetensors")
+    net.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in state.items()})
+    card = Card(
+        id=TINY_MODEL,
+        dataset="signs",
+        attack="badnets_a2o",
+        attack_params={"target": 0},
+        poison_ratio=0.2,
+        target=f"class 0 ({spec.classes[0]})",
+        arch="preact_resnet18",
+        width=4,
+        num_classes=spec.num_classes,
+        image_size=spec.size,
+        mean=spec.mean,
+        std=spec.std,
+        recipe={},
+        seed=0,
+        acc=TINY_ACC,
+        asr=TINY_ASR,
+        ra=TINY_RA,
+        seconds=0.0,
+        versions={},
+    )
+    folder = tmp_path_factory.mktemp("zoo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NPD_ZOO_DIR", str(folder))
+        save_backdoored(net, card)
+    return folder
+
+
+@pytest.fixture
+def tiny_zoo(own_folders: None, tiny_zoo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Id of a backdoored width-4 model of `signs`, the only one in the zoo of this test."""
+    monkeypatch.setenv("NPD_ZOO_DIR", str(tiny_zoo_folder))
+    return TINY_MODEL

@@ -1,0 +1,142 @@
+"""Configs and requests: what they refuse, what survives a round trip, what makes two requests the same."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError, fields, replace
+
+import pytest
+
+from npd_core.errors import ConfigError, UnknownNameError
+from npd_core.polarizer.config import PAPER, NPDConfig, preset
+from npd_core.request import DefenseRequest
+
+NAN, INF = float("nan"), float("inf")
+
+
+def test_the_paper_s_settings():
+    """Sec. 4.1: lambda 1, 0.4, 0.4, rho 3, lr 0.01, batch 128, 2 inner steps."""
+    assert (PAPER.lambda1, PAPER.lambda2, PAPER.lambda3, PAPER.lambda4) == (1.0, 0.4, 0.4, None)
+    assert (PAPER.rho, PAPER.norm, PAPER.lr, PAPER.batch_size, PAPER.inner_steps) == (3.0, "l2", 0.01, 128, 2)
+
+
+def test_the_budget_grows_with_the_image():
+    assert preset("cifar10").rho == 3.0
+    assert preset("tiny_imagenet").rho == 6.0
+
+
+def test_the_fourth_weight_follows_the_third_unless_given():
+    assert NPDConfig(lambda3=0.7).weights == {"bn": 1.0, "asr": 0.4, "bce1": 0.7, "bce2": 0.7}
+    assert NPDConfig(lambda3=0.7, lambda4=0.0).weights["bce2"] == 0.0
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        PAPER.rho = 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[(name, value) for name in ("lambda1", "lambda2", "lambda3", "lambda4") for value in (-0.1, NAN, INF, "1", True)],
+        *[(name, value) for name in ("rho", "lr", "inner_lr", "warmup_lr") for value in (0, -1.0, NAN, INF, None)],
+        *[(name, value) for name in ("epochs", "batch_size", "inner_steps") for value in (0, -1, 1.5, "3", True)],
+        ("warmup_epochs", -1),
+        ("batch_size", 1),
+        ("seed", -1),
+        ("momentum", 1.0),
+        ("ema", 1.0),
+        ("early_stop", 1.1),
+        ("holdout", 0.6),
+        ("clip_grad", 0),
+        ("weight_decay", -1e-9),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_its_rule(name, value):
+    with pytest.raises(ConfigError, match=rf"^`{name}` must be .*got|^`{name}` must be (at most|below) ") as caught:
+        NPDConfig(**{name: value})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "nearest"),
+    [
+        ("norm", "linff", "linf"),
+        ("norm", "L2", "l2"),
+        ("bn_mode", "stats_folded", "stats_fold"),
+        ("inner_step", "signs", "sign"),
+        ("schedule", "cosin", "cosine"),
+        ("precision", "bf32", "bf16|fp32"),
+    ],
+)
+def test_an_unknown_choice_names_the_nearest(name, value, nearest):
+    with pytest.raises(UnknownNameError, match=f"Unknown {name} '{value}'. Did you mean '({nearest})'"):
+        NPDConfig(**{name: value})
+
+
+def test_a_config_survives_json():
+    config = NPDConfig(lambda4=0.2, rho=1.5, norm="linf", early_stop=None, ema=0.99, cache=False, seed=7)
+    assert NPDConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_an_unknown_setting_names_the_nearest():
+    with pytest.raises(UnknownNameError, match="Unknown setting 'lamda2'. Did you mean 'lambda2'"):
+        NPDConfig.from_dict({"lamda2": 0.4})
+
+
+@pytest.mark.parametrize("clean", [0, -3, 0.0, 1.5, -0.1, NAN, INF, "5%", True, None])
+def test_clean_is_a_share_or_a_number_of_images(clean):
+    with pytest.raises(ConfigError, match="`clean` must be a share"):
+        DefenseRequest(model="m", clean=clean)
+
+
+@pytest.mark.parametrize("clean", [1, 500, 0.05, 1.0, 1e-6])
+def test_clean_amounts_that_are_fine(clean):
+    assert DefenseRequest(model="m", clean=clean).clean == clean
+
+
+@pytest.mark.parametrize("watch", [-1, 1.5, True, "all"])
+def test_watch_is_a_number_of_images(watch):
+    with pytest.raises(ConfigError, match="`watch` must be"):
+        DefenseRequest(model="m", watch=watch)
+
+
+REQUEST = DefenseRequest(model="signs-badnets_a2o-preact_resnet18-w32", layer="layer4.1.conv1", config=NPDConfig(seed=3))
+
+
+def test_a_request_survives_json():
+    again = DefenseRequest.from_dict(json.loads(json.dumps(REQUEST.to_dict())))
+    assert again == REQUEST
+    assert again.key == REQUEST.key
+
+
+def test_every_field_of_a_request_is_part_of_its_key():
+    other = {
+        "model": "another",
+        "defense": "anp",
+        "layer": None,
+        "clean": 500,
+        "config": replace(REQUEST.config, lambda2=0.5),
+        "watch": 100,
+        "device": "cpu",
+    }
+    assert set(other) == {field.name for field in fields(DefenseRequest)}
+    keys = {replace(REQUEST, **{name: value}).key for name, value in other.items()} | {REQUEST.key}
+    assert len(keys) == len(other) + 1
+
+
+def test_a_share_of_all_images_is_not_one_image():
+    assert DefenseRequest(model="m", clean=1).key != DefenseRequest(model="m", clean=1.0).key
+
+
+def test_the_key_is_the_same_in_another_process():
+    code = "from npd_core.request import DefenseRequest; print(DefenseRequest(model='m').key)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == DefenseRequest(model="m").key
+
+
+def test_an_unknown_field_of_a_request_names_the_nearest():
+    with pytest.raises(UnknownNameError, match="Unknown field 'modle'. Did you mean 'model'"):
+        DefenseRequest.from_dict({"modle": "m"})

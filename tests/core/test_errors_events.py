@@ -1,0 +1,84 @@
+"""Messages that a person can act on; events that survive being written down."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from npd_core import errors
+from npd_core.errors import NPDError, UnknownNameError, unknown_name
+from npd_core.events import EVENTS, EpochEnd, Failed, Finished, Measured, Started, StepEnd, from_record, to_record
+
+
+def test_every_error_is_of_the_family():
+    kinds = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
+    assert len(kinds) == 7
+    assert all(issubclass(kind, NPDError) for kind in kinds)
+
+
+def test_unknown_name_says_the_nearest_and_all():
+    error = unknown_name("layer", "layer4.1.conv", ["layer3.1.conv1", "layer4.1.conv1"])
+    assert isinstance(error, UnknownNameError)
+    assert str(error) == (
+        "Unknown layer 'layer4.1.conv'. Did you mean 'layer4.1.conv1'? Choose one of: layer3.1.conv1, layer4.1.conv1."
+    )
+
+
+def test_unknown_name_guesses_nothing_when_nothing_is_near():
+    assert str(unknown_name("norm", "zzz", ["l2", "linf"])) == "Unknown norm 'zzz'. Choose one of: l2, linf."
+
+
+def test_unknown_name_with_no_choice_at_all():
+    assert str(unknown_name("model", "x", [])) == "Unknown model 'x'. Choose one of: none available."
+
+
+def test_unknown_name_stays_short():
+    message = str(unknown_name("layer", "x", [f"conv{n}" for n in range(40)]))
+    assert "conv11, and 28 more" in message
+    assert "conv12" not in message
+
+
+EXAMPLES = [
+    Started(epochs=3, warmup_epochs=1, steps_per_epoch=2, clean_images=250, device="cpu", layer="layer4.1.conv1"),
+    StepEnd(-1, 0, {"bn": 0.5, "total": 0.5}),
+    EpochEnd(0, {"bn": 0.5, "asr": 0.1, "bce1": 0.2, "bce2": 0.3, "total": 0.9}, seconds=1.5, kept=False, objective=0.7),
+    Measured(0, acc=0.9, asr=0.1, ra=0.8, images=100),
+    Finished(2, seconds=4.0, stopped=True, result={"der": 0.97}),
+    Failed("NaN in the loss", 1, seconds=2.0),
+]
+
+
+def test_there_is_an_example_of_every_event():
+    assert {type(event).__name__ for event in EXAMPLES} == set(EVENTS)
+
+
+@pytest.mark.parametrize("event", EXAMPLES, ids=lambda event: type(event).__name__)
+def test_round_trip_through_json(event):
+    record = json.loads(json.dumps(to_record(event)))
+    assert record["type"] == type(event).__name__
+    assert from_record(record) == event
+
+
+def test_a_step_reads_its_tensors_only_when_it_is_recorded():
+    class OnDevice:
+        read = 0
+
+        def __float__(self):
+            OnDevice.read += 1
+            return 0.25
+
+    event = StepEnd(0, 3, {"total": OnDevice()})
+    assert OnDevice.read == 0
+    assert to_record(event) == {"type": "StepEnd", "epoch": 0, "step": 3, "losses": {"total": 0.25}}
+    assert OnDevice.read == 1
+
+
+def test_fields_of_a_later_version_are_dropped():
+    record = to_record(EXAMPLES[3]) | {"f1": 0.5, "time": 12.0}
+    assert from_record(record) == EXAMPLES[3]
+
+
+def test_an_unknown_event_is_refused():
+    with pytest.raises(KeyError, match="Paused"):
+        from_record({"type": "Paused"})
