@@ -17,7 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -230,19 +230,31 @@ def _receive(url: str, part: Path, progress: Progress | None) -> None:
             if error.code == 416 and have:  # nothing after what we have: complete, or another file; the checksum tells
                 return
         raise
+    except urllib.error.URLError:
+        raise
+    except OSError as error:
+        raise ConnectionError(str(error)) from error
     with response:
         if response.status != 206:
             have = 0
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else 0
         with open(part, "ab" if have else "wb") as file:
-            while block := response.read(BLOCK):
+            while block := _block(response):
                 file.write(block)
                 have += len(block)
                 if progress is not None:
                     progress(have, max(total, have))
     if have < total:
         raise ConnectionError(f"the connection ended after {_megabytes(have)} of {_megabytes(total)}")
+
+
+def _block(response: http.client.HTTPResponse) -> bytes:
+    """The next bytes; what goes wrong on the line is a ConnectionError, so that it is not taken for the disk."""
+    try:
+        return response.read(BLOCK)
+    except OSError as error:
+        raise ConnectionError(str(error) or type(error).__name__) from error
 
 
 def _md5(path: Path) -> str:
@@ -283,8 +295,11 @@ def _alone(part: Path, title: str) -> Iterator[None]:
     with open(lock, "ab") as file:
         if not _lock(file):
             raise DataMissingError(f"{title} is being downloaded already by another process; wait for it to end.")
-        yield
-    lock.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # systems that cannot remove an open file keep an empty one
+                lock.unlink()
 
 
 def _lock(file: BinaryIO) -> bool:
@@ -295,6 +310,6 @@ def _lock(file: BinaryIO) -> bool:
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))  # not one that was just removed
     except OSError:
         return False
-    return os.path.exists(file.name)

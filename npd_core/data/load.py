@@ -7,6 +7,7 @@ available, needs no torch.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -126,7 +127,7 @@ def load_dataset(name: str, split: str) -> ImageSet:
     import torch
 
     spec, source = _found(name, split)
-    images, labels = _read(spec.id, split, source, _stamp(source.path))
+    images, labels = _arrays(spec, split, source)
     return ImageSet(torch.from_numpy(images), torch.from_numpy(labels))
 
 
@@ -134,6 +135,15 @@ def _stamp(path: Path) -> tuple[str, int, int]:
     """Changes when the file does, so that nobody is given what was there before."""
     stat = path.stat()
     return str(path.resolve()), stat.st_mtime_ns, stat.st_size
+
+
+def _arrays(spec: DatasetSpec, split: str, source: _Source) -> archives.Arrays:
+    with _READING:
+        return _read(spec.id, split, source, _stamp(source.path))
+
+
+_READING = threading.Lock()
+"""Two readers of the same file decode it once: the second waits and shares the result."""
 
 
 @lru_cache(maxsize=6)
@@ -154,7 +164,7 @@ def load_labels(name: str, split: str) -> NDArray[np.int64]:
     spec, source = _found(name, split)
     if source.kind == "parquet":
         return parquet.read_labels(source.path, spec.num_classes)
-    return _read(spec.id, split, source, _stamp(source.path))[1]
+    return _arrays(spec, split, source)[1]
 
 
 def load_rows(name: str, split: str, indices: NDArray[np.int64]) -> ImageSet:

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from npd_core.data.clean import clean_counts, clean_indices, clean_subset, load_clean
+from npd_core.data.load import ImageSet, clean_source, load_dataset
+from npd_core.data.spec import DATASETS
+from npd_core.errors import ConfigError, DataMissingError
+
+
+def balanced(num_classes: int, each: int) -> np.ndarray:
+    return np.random.default_rng(5).permutation(np.repeat(np.arange(num_classes), each))
+
+
+@pytest.mark.parametrize(
+    ("name", "each", "total"), [("cifar10", 250, 2500), ("gtsrb", 45, 1935), ("tiny_imagenet", 25, 5000)]
+)
+def test_five_percent_of_the_papers_data_sets(name, each, total):
+    spec = DATASETS[name]
+    counts = clean_counts(spec.train_images, spec.num_classes, 0.05)
+    assert set(counts.tolist()) == {each}
+    assert counts.sum() == total
+
+
+@pytest.mark.parametrize("n", [500, 250, 50])
+def test_counts_of_table_6(n):
+    assert clean_counts(50000, 10, n).tolist() == [n // 10] * 10
+
+
+def test_remainder_goes_to_the_first_classes():
+    assert clean_counts(100, 3, 8).tolist() == [3, 3, 2]
+    assert clean_counts(100, 12, 5).tolist() == [1] * 5 + [0] * 7
+
+
+def test_share_in_floating_point_does_not_lose_an_image():
+    assert clean_counts(1000, 10, 0.29).tolist() == [29] * 10  # 0.29 * 100 is 28.999999999999996
+    assert clean_counts(100, 10, 1.0).tolist() == [10] * 10
+
+
+@pytest.mark.parametrize("amount", [0.1, 37])
+def test_subset_is_balanced_unique_and_true(amount):
+    labels = balanced(10, 40)
+    data = ImageSet(torch.arange(400).view(-1, 1, 1, 1).expand(-1, 3, 2, 2).to(torch.uint8), torch.from_numpy(labels))
+    clean = clean_subset(data, 10, amount, seed=0)
+    counts = torch.bincount(clean.labels, minlength=10)
+    assert counts.tolist() == ([4] * 10 if amount == 0.1 else [4] * 7 + [3] * 3)
+    assert clean.indices.dtype == torch.int64
+    assert clean.indices.unique().numel() == clean.indices.numel()
+    assert torch.equal(clean.labels, data.labels[clean.indices])
+    assert torch.equal(clean.images, data.images[clean.indices])
+
+
+def test_seed_decides_and_nothing_else():
+    labels = balanced(10, 40)
+    first = clean_indices(labels, 10, 100, seed=3)
+    np.random.seed(1)  # noqa: NPY002 the global generator must not matter
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    assert np.array_equal(first, clean_indices(labels, 10, 100, seed=3))
+    assert torch.equal(state, torch.get_rng_state())
+    assert not np.array_equal(first, clean_indices(labels, 10, 100, seed=4))
+
+
+def test_small_classes_give_all_they_have():
+    labels = np.repeat([0, 1, 2], [100, 2, 98])
+    share = clean_indices(labels, 3, 0.3, seed=0)  # 20 for each class
+    assert np.bincount(labels[share]).tolist() == [20, 2, 20]
+    count = clean_indices(labels, 3, 30, seed=0)  # the others make up for it: exactly 30
+    assert np.bincount(labels[count]).tolist() == [14, 2, 14]
+    assert len(clean_indices(labels, 3, 200, seed=0)) == 200
+
+
+def test_every_image_when_all_are_asked_for():
+    labels = balanced(5, 8)
+    assert clean_indices(labels, 5, 40, seed=0).tolist() == list(range(40))
+    assert len(clean_indices(labels, 5, 1.0, seed=0)) == 40
+
+
+@pytest.mark.parametrize(
+    ("amount", "message"),
+    [
+        (401, "401 clean images were asked for, but there are 400 in all"),
+        (0, "must be positive, got 0"),
+        (-5, "must be positive, got -5"),
+        (0.0, r"must lie in \(0, 1\], got 0\.0"),
+        (1.5, r"must lie in \(0, 1\], got 1\.5"),
+        (-0.1, r"must lie in \(0, 1\], got -0\.1"),
+        (0.001, "less than one for each class"),
+        (float("nan"), "got nan"),
+        (float("inf"), "got inf"),
+        (True, "got True"),
+        ("many", "got 'many'"),
+    ],
+)
+def test_amounts_that_make_no_sense(amount, message):
+    with pytest.raises(ConfigError, match=message):
+        clean_indices(balanced(10, 40), 10, amount, seed=0)
+
+
+def test_more_than_are_here_though_fewer_than_the_data_set_has():
+    with pytest.raises(ConfigError, match="401 clean images were asked for, but there are 400 in all"):
+        clean_indices(balanced(10, 40), 10, 401, seed=0, of=8000)
+
+
+@pytest.mark.parametrize("amount", [0.05, 100])
+def test_by_name_is_the_same_as_from_the_decoded_data(amount):
+    direct = clean_subset(load_dataset("signs", "train"), 12, amount, seed=7)
+    by_name = load_clean("signs", amount, seed=7)
+    for one, other in zip(direct, by_name, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_disjoint_from_the_test_set():
+    clean = {image.tobytes() for image in load_clean("signs", 0.05, 0).images.numpy()}
+    assert len(clean) == 360
+    assert not clean & {image.tobytes() for image in load_dataset("signs", "test").images.numpy()}
+
+
+def test_cifar10(real_data):
+    clean = load_clean("cifar10", 0.05, 0)
+    assert clean.images.shape == (2500, 3, 32, 32)
+    assert torch.bincount(clean.labels).tolist() == [250] * 10
+
+
+def test_gtsrb(real_data):
+    assert torch.bincount(load_clean("gtsrb", 0.05, 0).labels).tolist() == [45] * 43
+
+
+def test_tiny_imagenet_from_the_part_that_came_alone(real_data):
+    clean = load_clean("tiny_imagenet", 0.05, 0)  # 5% of 100,000, which is the whole part
+    assert torch.bincount(clean.labels).tolist() == [25] * 200
+    assert clean.indices.tolist() == list(range(5000))
+    few = load_clean("tiny_imagenet", 400, 0)
+    assert torch.bincount(few.labels).tolist() == [2] * 200
+    assert torch.equal(few.images, clean_source("tiny_imagenet").images[few.indices])
+
+
+def test_absent_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("NPD_DATA_DIR", str(tmp_path))
+    with pytest.raises(DataMissingError, match=r"CIFAR-10 \(train\) is not on this machine"):
+        load_clean("cifar10", 0.05, 0)
