@@ -1,0 +1,123 @@
+"""The inner level against closed forms and a slow float64 recomputation."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from npd_core.errors import UnknownNameError
+from npd_core.polarizer.perturbation import BALLS, L1Ball, L2Ball, LinfBall, direction, runner_up, targeted_pgd
+
+
+def linear(w):
+    """logits(x) = (-w.x, w.x): the best perturbation toward class 1 is rho w / |w|."""
+    return lambda x: torch.stack([-(x.flatten(1) @ w), x.flatten(1) @ w], dim=1)
+
+
+GREY = torch.full((2, 3, 4, 4), 0.5)
+ONE = torch.tensor([1, 1])
+
+
+def test_pgd_reaches_the_optimum_of_a_linear_model_in_l2():
+    w = torch.randn(48)
+    found = targeted_pgd(linear(w), GREY, ONE, ball=L2Ball(0.3), steps=5, step_size=0.3, step="l2")
+    torch.testing.assert_close(found.delta.flatten(1), (0.3 * w / w.norm()).expand(2, -1))
+
+
+def test_pgd_reaches_the_optimum_of_a_linear_model_in_linf():
+    w = torch.randn(48)
+    found = targeted_pgd(linear(w), GREY, ONE, ball=LinfBall(0.1), steps=3, step_size=0.1, step="sign")
+    torch.testing.assert_close(found.delta.flatten(1), (0.1 * w.sign()).expand(2, -1))
+
+
+def test_a_sign_step_longer_than_the_ball_ends_on_the_sphere_with_equal_changes():
+    """What the defaults do at 32x32: 0.1 sqrt(3072) = 5.5 > 3, so every colour value moves by 3 / sqrt(3072)."""
+    x = torch.full((2, 3, 32, 32), 0.5)
+    w = torch.randn(3072)
+    found = targeted_pgd(linear(w), x, ONE, ball=L2Ball(3.0), steps=1, step_size=0.1)
+    torch.testing.assert_close(found.delta.flatten(1), (3 / 3072**0.5 * w.sign()).expand(2, -1))
+
+
+@pytest.mark.parametrize("norm", BALLS)
+def test_projection_stays_inside_and_leaves_the_inside_alone(norm):
+    ball = BALLS[norm](2.0)
+    size = {"l2": lambda d: d.flatten(1).norm(dim=1), "l1": lambda d: d.abs().flatten(1).sum(1),
+            "linf": lambda d: d.abs().flatten(1).amax(1)}[norm]  # fmt: skip
+    far = torch.randn(5, 3, 4, 4) * 10
+    assert size(ball.project(far)).max() <= 2.0 + 1e-5
+    near = far / size(far)[:, None, None, None]
+    torch.testing.assert_close(ball.project(near), near)
+
+
+def test_l1_projection_scales_each_image_on_its_own():
+    delta = torch.zeros(2, 3, 2, 2)
+    delta[0, 0, 0, 0], delta[0, 1, 0, 0], delta[1, 0, 0, 0] = 3.0, 1.0, 0.5
+    projected = L1Ball(2.0).project(delta)
+    assert projected[0, 0, 0, 0] == 1.5
+    assert projected[0, 1, 0, 0] == 0.5
+    assert projected[1, 0, 0, 0] == 0.5
+
+
+def test_runner_up_is_the_best_wrong_class_even_when_all_others_are_very_unlikely():
+    logits = torch.tensor([[3.0, 2.0, 1.0], [-50.0, 9.0, -40.0], [5.0, -1e4, -2e4]])
+    assert runner_up(logits, torch.tensor([0, 1, 0])).tolist() == [1, 2, 1]
+
+
+def slow_pgd(net, x, target, rho, steps, step_size):
+    """One image at a time, in float64, by the text of the paper: step, project, clip before the forward pass."""
+    result = []
+    for image, wanted in zip(x.double(), target, strict=True):
+        delta = torch.zeros_like(image)
+        for _ in range(steps):
+            delta = delta.clone().requires_grad_()
+            loss = F.cross_entropy(net((image + delta).clamp(0, 1)[None]), wanted[None])
+            (gradient,) = torch.autograd.grad(loss, delta)
+            delta = (delta - step_size * gradient.sign()).detach()
+            if delta.norm() > rho:
+                delta = delta * rho / delta.norm()
+        result.append(delta)
+    return torch.stack(result)
+
+
+def test_pgd_equals_a_slow_recomputation():
+    torch.manual_seed(3)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 6, 3), torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.Linear(216, 4)
+    ).double()
+    x, target = torch.rand(5, 3, 8, 8).double(), torch.tensor([0, 1, 2, 3, 0])
+    found = targeted_pgd(net, x, target, ball=L2Ball(0.7), steps=3, step_size=0.1)
+    torch.testing.assert_close(found.delta, slow_pgd(net, x, target, 0.7, 3, 0.1))
+    torch.testing.assert_close(found.x, (x + found.delta).clamp(0, 1))
+    torch.testing.assert_close(found.logits, net(found.x).float())
+    before, after = F.cross_entropy(net(x), target), F.cross_entropy(net(found.x), target)
+    assert after < before
+
+
+def test_perturbed_images_stay_pictures_within_the_budget():
+    x = torch.rand(8, 3, 8, 8)
+    w = torch.randn(192)
+    found = targeted_pgd(linear(w), x, torch.ones(8, dtype=torch.long), ball=L2Ball(1.5), steps=4, step_size=0.5)
+    assert found.x.min() >= 0
+    assert found.x.max() <= 1
+    assert found.delta.flatten(1).norm(dim=1).max() <= 1.5 + 1e-5
+    assert not found.delta.requires_grad
+    assert not found.x.requires_grad
+
+
+@pytest.mark.parametrize(("early_stop", "passes"), [(None, 6), (0.6, 2)])
+def test_early_stop_ends_once_enough_images_reach_their_target(early_stop, passes):
+    """On a linear model one step is enough: one pass for the gradient, one that finds out."""
+    w, calls = torch.ones(48), []
+
+    def counted(x):
+        calls.append(1)
+        return linear(w)(x - 0.5)
+
+    targeted_pgd(counted, GREY, ONE, ball=L2Ball(1.0), steps=5, step_size=0.3, step="l2", early_stop=early_stop)
+    assert len(calls) == passes
+
+
+def test_raw_step_is_the_gradient_of_the_batch_mean():
+    gradient = torch.randn(4, 3, 2, 2)
+    torch.testing.assert_close(direction(gradient, "raw"), gradient / 4)
+    with pytest.raises(UnknownNameError, match="sign, l2, raw"):
+        direction(gradient, "newton")

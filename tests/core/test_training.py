@@ -1,0 +1,293 @@
+"""Algorithm 1: what changes, what must not, and that the fast schedule is the slow one."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from npd_core.data.load import ImageSet
+from npd_core.errors import ConfigError
+from npd_core.events import EpochEnd, Failed, Finished, Started, StepEnd
+from npd_core.models import build_model
+from npd_core.polarizer.config import NPDConfig
+from npd_core.polarizer.insertion import PolarizedNet
+from npd_core.polarizer.training import CleanBatches, Trainer, train_polarizer
+
+FAST = NPDConfig(epochs=2, warmup_epochs=1, batch_size=8, precision="fp32")
+LAYER = "layer4.1.conv1"
+
+
+def network(seed=0, size=4):
+    torch.manual_seed(seed)
+    return build_model("preact_resnet18", 5, size).eval()
+
+
+def images(count=20, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (count, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    return ImageSet(pixels, torch.randint(0, 5, (count,), generator=generator))
+
+
+def theta(net):
+    return {name: value.clone() for name, value in net.polarizer.state_dict().items()}
+
+
+def same(a, b, **tolerance):
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], **tolerance)
+
+
+def test_events_come_in_order_with_exact_counts():
+    events = list(train_polarizer(PolarizedNet(network(), LAYER, 16), images(), FAST))
+    kinds = [type(e).__name__ for e in events]
+    assert kinds == ["Started", *(["StepEnd"] * 3 + ["EpochEnd"]) * 3, "Finished"]
+    assert events[0] == Started(2, 1, 3, 20, "cpu", LAYER)
+    assert [e.epoch for e in events if isinstance(e, EpochEnd)] == [-1, 0, 1]
+    assert events[-1].epoch == 1
+    last = [e for e in events if isinstance(e, StepEnd)][-1]
+    weights = FAST.weights
+    total = sum(weights[name] * float(value) for name, value in last.losses.items() if name != "total")
+    assert float(last.losses["total"]) == pytest.approx(total, rel=1e-5)
+
+
+def test_training_changes_theta_and_leaves_the_frozen_part_bit_identical():
+    backdoored = network()
+    net = PolarizedNet(backdoored, LAYER, 16)
+    frozen = {n: v.clone() for n, v in net.state_dict().items() if "polarizer" not in n}
+    start = theta(net)
+    list(train_polarizer(net, images(), FAST))
+    after = net.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in frozen.items())
+    assert all(p.grad is None for p in net.parameters())
+    assert not torch.equal(theta(net)["conv.weight"], start["conv.weight"])
+    assert not net.training
+    assert not net.polarizer.training
+
+
+def test_same_seed_same_theta_other_seed_other_theta():
+    results = []
+    for seed in (0, 0, 1):
+        net = PolarizedNet(network(), LAYER, 16)
+        list(train_polarizer(net, images(), replace(FAST, seed=seed)))
+        results.append(theta(net))
+    assert all(torch.equal(results[0][n], results[1][n]) for n in results[0])
+    assert not torch.equal(results[0]["conv.weight"], results[2]["conv.weight"])
+
+
+@pytest.mark.parametrize("layer", ["conv1", "stream:layer3.0", LAYER, "after:layer4.1.conv2"])
+def test_prefix_cached_and_plain_training_give_the_same_result(layer):
+    results = []
+    for cache in (True, False):
+        net = PolarizedNet(network(), layer, 16)
+        list(train_polarizer(net, images(), replace(FAST, cache=cache)))
+        results.append(theta(net))
+    same(results[0], results[1], rtol=1e-5, atol=1e-6)
+
+
+def naive_training(backdoored, data, cfg):
+    """Algorithm 1 with no trick: whole forward passes, one image at a time in the inner level, autograd's own SGD."""
+    net = PolarizedNet(backdoored, LAYER, 16)
+    batches = CleanBatches(net, data, cfg, torch.device("cpu"))
+    params = list(net.polarizer.parameters())
+    warm = torch.optim.SGD(params, lr=cfg.warmup_lr)
+    for _ in range(cfg.warmup_epochs):
+        net.train()
+        for chosen in batches.shuffled():
+            warm.zero_grad()
+            F.cross_entropy(net(data.images[chosen] / 255), data.labels[chosen]).backward()
+            warm.step()
+    net.eval()
+    optimizer = torch.optim.SGD(params, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
+    for _ in range(cfg.epochs):
+        for chosen in batches.shuffled():
+            x, y = data.images[chosen] / 255, data.labels[chosen]
+            delta, target = torch.zeros_like(x), []
+            for i in range(len(y)):
+                z = net(x[i : i + 1])[0].detach().clone()
+                z[y[i]] = -math.inf
+                target.append(int(z.argmax()))
+            for step in range(cfg.inner_steps):
+                hits = 0
+                for i in range(len(y)):
+                    if step and int(net((x + delta).clamp(0, 1)[i : i + 1]).argmax()) == target[i]:
+                        hits += 1
+                if step and cfg.early_stop is not None and hits / len(y) > cfg.early_stop:
+                    break
+                for i in range(len(y)):
+                    d = delta[i : i + 1].clone().requires_grad_()
+                    loss = F.cross_entropy(net((x[i : i + 1] + d).clamp(0, 1)), torch.tensor([target[i]]))
+                    (gradient,) = torch.autograd.grad(loss, d)
+                    new = delta[i] - cfg.inner_lr * gradient[0].sign()
+                    delta[i] = new * min(1.0, cfg.rho / float(new.norm()))
+            s_adv = net((x + delta).clamp(0, 1)).softmax(1)
+            rows = torch.arange(len(y))
+            wrong = s_adv.scatter(1, y[:, None], 0).amax(1)
+            loss = (
+                cfg.lambda1 * F.cross_entropy(net(x), y)
+                + cfg.lambda2 * -torch.log(1 - s_adv[rows, torch.tensor(target)]).mean()
+                + cfg.lambda3 * (-torch.log(s_adv[rows, y]).mean() - torch.log(1 - wrong).mean())
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return theta(net)
+
+
+@pytest.mark.parametrize("early_stop", [0.6, None])
+def test_the_fast_schedule_gives_the_theta_of_the_naive_one(early_stop):
+    cfg = replace(FAST, early_stop=early_stop, rho=0.5)
+    net = PolarizedNet(network(), LAYER, 16)
+    list(train_polarizer(net, images(12), cfg))
+    same(theta(net), naive_training(network(), images(12), cfg), rtol=1e-3, atol=1e-5)
+
+
+def test_the_inner_level_attacks_the_network_asked_for():
+    """With theta far from the identity, perturbing f_w and perturbing f_hat give different losses."""
+    net = PolarizedNet(network(), LAYER, 16)
+    with torch.no_grad():
+        net.polarizer.conv.weight.mul_(-3)
+    data = images(8)
+    losses = []
+    for on in ("polarized", "base"):
+        trainer = Trainer(net, data, replace(FAST, attack_on=on), torch.device("cpu"))
+        chosen = torch.arange(8)
+        losses.append(trainer.losses(trainer.clean.x(chosen), trainer.clean.features(chosen), data.labels).losses)
+    assert losses[0]["bn"] == losses[1]["bn"]
+    assert losses[0]["asr"] != losses[1]["asr"]
+
+
+def test_bn_only_weights_make_no_inner_level():
+    trainer = Trainer(
+        PolarizedNet(network(), LAYER, 16), images(8), replace(FAST, lambda2=0, lambda3=0), torch.device("cpu")
+    )
+    chosen = torch.arange(8)
+    step = trainer.losses(trainer.clean.x(chosen), trainer.clean.features(chosen), trainer.clean.labels)
+    assert set(step.losses) == {"bn"}
+
+
+@pytest.mark.parametrize("mode", ["warmup_frozen", "stats_fold", "identity_frozen", "train_clean_stats"])
+def test_running_statistics_follow_the_bn_mode(mode):
+    net = PolarizedNet(network(), LAYER, 16)
+    seen = []
+    for event in train_polarizer(net, images(), replace(FAST, bn_mode=mode)):
+        if isinstance(event, EpochEnd):
+            seen.append(net.polarizer.bn.running_var.clone())
+    moved_in_warm_up = not torch.equal(seen[0], torch.ones_like(seen[0]))
+    assert moved_in_warm_up == (mode != "identity_frozen")
+    assert torch.equal(seen[0], seen[2]) == (mode != "train_clean_stats")
+
+
+def test_statistics_of_adversarial_images_never_enter_train_clean_stats():
+    cfg = replace(FAST, bn_mode="train_clean_stats", warmup_epochs=0, epochs=1, lr=1e-12)
+    variances = []
+    for rho in (0.1, 3.0):
+        net = PolarizedNet(network(), LAYER, 16)
+        list(train_polarizer(net, images(), replace(cfg, rho=rho)))
+        variances.append(net.polarizer.bn.running_var)
+        assert net.polarizer.bn.momentum == 0.1
+    torch.testing.assert_close(variances[0], variances[1])
+
+
+def test_closing_the_generator_keeps_the_last_completed_epoch():
+    net = PolarizedNet(network(), LAYER, 16)
+    training = train_polarizer(net, images(), replace(FAST, epochs=5))
+    kept = None
+    for event in training:
+        if isinstance(event, EpochEnd) and event.epoch == 1:
+            kept = theta(net)
+        if isinstance(event, StepEnd) and (event.epoch, event.step) == (2, 1):
+            training.close()
+            break
+    assert kept is not None
+    same(kept, theta(net), rtol=0, atol=0)
+
+
+def test_not_a_number_ends_as_failed_with_the_last_good_polarizer():
+    net = PolarizedNet(network(), LAYER, 16)
+    good = None
+    for event in train_polarizer(net, images(), replace(FAST, epochs=6)):
+        if isinstance(event, EpochEnd) and event.epoch == 0:
+            good = theta(net)
+            with torch.no_grad():
+                net.polarizer.conv.weight.fill_(float("nan"))
+    assert isinstance(event, Failed)
+    assert "learning rate" in event.reason
+    assert event.epoch == 0
+    assert good is not None
+    same(good, theta(net), rtol=0, atol=0)
+
+
+def test_collapsed_accuracy_ends_as_failed_with_the_last_good_polarizer():
+    backdoored = network()
+    data = images(40)
+    with torch.no_grad():
+        data = ImageSet(data.images, backdoored(data.images / 255).argmax(1))
+    net = PolarizedNet(backdoored, LAYER, 16)
+    for event in train_polarizer(net, data, replace(FAST, epochs=10, lr=1e-9, lambda2=0, lambda3=0)):
+        if isinstance(event, EpochEnd) and event.epoch == 1:
+            with torch.no_grad():
+                net.net.net.linear.weight.neg_()
+                net.net.net.linear.bias.neg_()
+    assert isinstance(event, Failed)
+    assert "accuracy" in event.reason
+    assert event.epoch == 1
+
+
+def test_the_held_out_objective_chooses_the_epoch():
+    net = PolarizedNet(network(), LAYER, 16)
+    values, states = {}, {}
+    for event in train_polarizer(net, images(40), replace(FAST, epochs=5, holdout=0.25, lr=0.05)):
+        if isinstance(event, EpochEnd) and event.epoch >= 0:
+            assert event.objective is not None
+            values[event.epoch], states[event.epoch] = event.objective, theta(net)
+    assert isinstance(event, Finished)
+    assert event.epoch == min(values, key=values.__getitem__)
+    same(states[event.epoch], theta(net), rtol=0, atol=0)
+
+
+def test_the_running_average_lies_between_start_and_end():
+    results = {}
+    for ema in (None, 0.9, 0.0):
+        net = PolarizedNet(network(), LAYER, 16)
+        list(train_polarizer(net, images(), replace(FAST, ema=ema)))
+        results[ema] = theta(net)
+    same(results[None], results[0.0], rtol=1e-5, atol=1e-6)
+    eye = torch.eye(32)[:, :, None, None]
+    moved = {ema: (r["conv.weight"] - eye).norm() for ema, r in results.items()}
+    assert 0 < moved[0.9] < moved[None]
+
+
+def test_decay_to_identity_keeps_theta_nearer_to_its_start():
+    moved = []
+    for toward_identity in (False, True):
+        net = PolarizedNet(network(), LAYER, 16)
+        cfg = replace(FAST, weight_decay=1.0, lr=0.05, decay_to_identity=toward_identity, bn_mode="identity_frozen")
+        list(train_polarizer(net, images(), cfg))
+        moved.append((theta(net)["conv.weight"] - torch.eye(32)[:, :, None, None]).norm())
+    assert moved[1] < moved[0]
+
+
+def test_a_single_left_over_image_joins_the_batch_before():
+    net = PolarizedNet(network(), LAYER, 16)
+    batches = CleanBatches(net, images(17), replace(FAST, batch_size=8), torch.device("cpu"))
+    assert [len(b) for b in batches.shuffled()] == [8, 9]
+    assert batches.steps == 2
+
+
+def test_one_clean_image_is_too_few():
+    with pytest.raises(ConfigError, match="at least 2 clean images"):
+        list(train_polarizer(PolarizedNet(network(), LAYER, 16), images(1), FAST))
+
+
+def test_bf16_follows_fp32_within_a_tolerance():
+    """Half precision is for speed: after one epoch theta lies where float32 puts it, to a fifth of how far it moved."""
+    results = []
+    for precision in ("fp32", "bf16"):
+        net = PolarizedNet(network(), LAYER, 16)
+        list(train_polarizer(net, images(), replace(FAST, epochs=1, warmup_epochs=0, early_stop=None, precision=precision,
+                                                    inner_step="l2", inner_lr=0.5)))  # fmt: skip
+        results.append(theta(net)["conv.weight"])
+    moved = (results[0] - torch.eye(32)[:, :, None, None]).norm()
+    assert (results[0] - results[1]).norm() < 0.2 * moved
