@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 
 import numpy as np
 import pyarrow as pa
@@ -149,10 +150,17 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path, coded, message):
         parquet.read_images(file, 3, 32)
 
 
-def test_an_image_of_absurd_size_is_refused_before_decoding():
-    bomb = png(Image.new("1", (20_000, 20_000)))  # 50 KB of file, 1.2 GB as RGB
+def test_an_image_that_is_too_large_is_refused():
+    with pytest.raises(StorageError, match="an image of 5000 x 4000 pixels is refused as too large"):
+        parquet.decode_images([png(Image.new("1", (5000, 4000)))], 32)
+
+
+def test_an_image_that_claims_an_absurd_size_is_refused_before_decoding():
+    data = bytearray(png(Image.new("1", (8, 8))))
+    data[16:24] = (60_000).to_bytes(4, "big") * 2  # width and height in the header; 10 GB as RGB
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     with pytest.raises(StorageError, match=r"refused as too large|cannot be decoded"):
-        parquet.decode_images([bomb], 32)
+        parquet.decode_images([bytes(data)], 32)
 
 
 def test_no_class_names_in_the_file(tmp_path):
