@@ -1,4 +1,4 @@
-"""A run to take home: everything needed to use the polarizer elsewhere, as one zip file made in memory. No torch here."""
+"""A run to take home: what is needed to use the polarizer elsewhere, as one zip file made in memory. No torch here."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from npd_core.evaluation import TestSets
-    from npd_core.polarizer.insertion import PolarizedNet, PointInfo
+    from npd_core.polarizer.insertion import PointInfo, PolarizedNet
     from npd_core.zoo.weights import Backdoored
 
 Stamp = tuple[tuple[str, int, int], ...]
@@ -89,7 +89,7 @@ def points(model_id: str) -> list[PointInfo]:
 def _points(model_id: str, folder: str, files: Stamp) -> list[PointInfo]:
     from npd_core.polarizer.insertion import insertion_points
 
-    return list(insertion_points(backdoored(model_id).net))
+    return list(insertion_points(backdoored(model_id).net, card(model_id).image_size))
 
 
 # --------------------------------------------------------------------------------------------------------------- runs

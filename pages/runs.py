@@ -1,0 +1,165 @@
+"""Every run on this machine and the recorded ones: history, comparison, download, open again, cancel."""
+
+from __future__ import annotations
+
+import json
+
+import streamlit as st
+
+from npd_core.errors import NPDError
+from npd_core.figures.curves import read_metrics
+from npd_core.figures.runs import comparison_figure, differing, outcome_figure, read_row
+from npd_core.jobs.store import Run
+from pages.shared import cached, choose, frame, gallery
+
+COLUMNS = {
+    "state": st.column_config.TextColumn("State", pinned=True),
+    "kind": st.column_config.TextColumn("Kind", help="Recorded: shipped with the project. Live: made on this machine."),
+    "model": "Model", "defense": "Defense", "layer": "Layer",
+    "lambda2": st.column_config.NumberColumn("λ2", help="Weight of the loss that pushes away from the target."),
+    "lambda3": st.column_config.NumberColumn("λ3", help="Weight of the loss that pulls back to the true label."),
+    "rho": st.column_config.NumberColumn("ρ", help="Budget of the inner perturbation."),
+    "acc_before": st.column_config.NumberColumn("ACC before", format="percent"),
+    "acc": st.column_config.NumberColumn("ACC", format="percent"),
+    "asr_before": st.column_config.NumberColumn("ASR before", format="percent"),
+    "asr": st.column_config.NumberColumn("ASR", format="percent"),
+    "ra_before": st.column_config.NumberColumn("RA before", format="percent"),
+    "ra": st.column_config.NumberColumn("RA", format="percent"),
+    "der": st.column_config.NumberColumn("DER", format="%.3f"),
+    "seconds": st.column_config.NumberColumn("Seconds", format="%.1f", help="Training only."),
+    "when": "Started", "id": "Run",
+}
+
+
+def words(run: Run) -> str:
+    """A run in one line, told apart from every other by the start of its id."""
+    return f"{run.request.model} · {frame.run_title(run)} · {run.id[:6]}{run.id[16:]}"
+
+
+def table(runs: list[Run]) -> None:
+    rows = []
+    for run in runs:
+        row = read_row(run.id, run.recorded, run.state, run.created, run.request.to_dict(), run.result)._asdict()
+        row["when"] = frame.local_time(row.pop("created"))
+        if run.state == "running":
+            row["state"] = f"running, {run.share:.0%}"
+        rows.append({name: row[name] for name in COLUMNS})
+    st.dataframe(rows, column_config=COLUMNS, hide_index=True, key="history",
+                 height=min(38 + 35 * len(rows), 420))
+
+
+def refresh() -> None:
+    """Draw the history; while something runs, again every two seconds, and the whole page once all is done."""
+    runs = cached.all_runs()
+    table(runs)
+    if not any(run.active for run in runs):
+        st.rerun()
+
+
+def details(run: Run) -> None:
+    """One run: how it ended, its figures, and what can be done with it."""
+    icon, color = frame.STATES[run.state]
+    st.markdown(f":{color}-badge[{icon} {run.state}] `{run.id}` · {frame.provenance(run)}"
+                + (f" · {run.message}" if run.message else ""))
+    if run.result:
+        choose.outcome(run)
+    first, second, third = st.columns(3)
+    if first.button("Open in the Lab", key="open", icon=":material/science:", width="stretch",
+                    help="The Lab with the settings, curves and result of this run; its address can be shared."):
+        choose.go("pages/lab.py", run.id)
+    if run.active and not run.recorded:
+        if second.button("Cancel", key="cancel", icon=":material/stop_circle:", width="stretch",
+                         help="Ends the run. A running one keeps the best polarizer so far."):
+            cancel(run)
+    elif (run.folder / "polarizer.safetensors").is_file():
+        with choose.working():
+            second.download_button(
+                "Download", cached.archive(run.id), f"{run.request.model}-{run.id}.zip", "application/zip",
+                key="download", icon=":material/download:", width="stretch", on_click="ignore",
+                help="Polarizer (safetensors), every setting, metrics and events in one zip file.")
+    else:
+        second.button("Download", key="download", disabled=True, width="stretch",
+                      help="This run left no polarizer behind.")
+    if run.result and third.button("See its predictions", key="predictions", icon=":material/image_search:",
+                                   width="stretch"):
+        choose.go("pages/predictions.py", run.id)
+    with st.expander("Every setting, and what was measured"):
+        left, right = st.columns(2)
+        left.json(run.request.to_dict())
+        right.json({k: v for k, v in (run.result or {}).items() if k not in ("config", "clean_indices")})
+
+
+def cancel(run: Run) -> None:
+    from npd_core.jobs.queue import manager
+
+    try:
+        manager().cancel(run.id)
+        st.toast("Asked to stop. It ends at its next step.", icon=":material/stop_circle:")
+    except NPDError as error:
+        st.error(str(error), icon=":material/error:")
+
+
+def compare(runs: list[Run]) -> None:
+    """Curves of several runs on one scale, their outcomes, and the settings in which they differ."""
+    names = [words(run) for run in runs]
+    curves = {}
+    for name, run in zip(names, runs, strict=True):
+        found = read_metrics(cached.events(run), (run.result or {}).get("before"))
+        if found.epochs:
+            curves[name] = found
+    rows = [read_row(run.id, run.recorded, run.state, run.created, run.request.to_dict(), run.result) for run in runs]
+    if curves:
+        st.plotly_chart(comparison_figure(curves, gallery.mode()), key="comparison", theme=None,
+                        config={"displayModeBar": False})
+        if len(curves) < len(runs):
+            st.caption("Runs that were not watched during training have no curve.")
+    if any(run.result for run in runs):
+        st.plotly_chart(outcome_figure(rows, [f"{run.id[:6]}{run.id[16:]}" for run in runs], gallery.mode()),
+                        key="outcomes", theme=None, config={"displayModeBar": False})
+    settings = differing({run.id: run.request.to_dict() for run in runs})
+    if settings:
+        st.write("Settings in which they differ")
+        st.dataframe([{"setting": setting, **{name: _text(v) for name, v in zip(names, values, strict=True)}}
+                      for setting, values in settings.items()], hide_index=True, key="differences")
+    else:
+        st.caption("They were asked for with the same settings.")
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+selection = frame.selection()
+st.title("Runs")
+st.write("Every polarizer trained on this machine, and those recorded and shipped with the project, measured on the "
+         "test split with the model’s own trigger.")
+with choose.working():
+    runs = cached.all_runs()
+    unreadable = {name: reason for store in cached.stores() for name, reason in store.unreadable().items()}
+for reason in unreadable.values():
+    st.warning(reason, icon=":material/warning:")
+if not runs:
+    st.info("There are no runs yet. Train a polarizer on the Lab page: every run is kept.", icon=":material/info:")
+    frame.link("pages/lab.py", "Train a polarizer in the Lab", ":material/science:")
+    st.stop()
+if any(run.active for run in runs):
+    st.fragment(refresh, run_every=2)()
+else:
+    table(runs)
+
+by_id = {run.id: run for run in runs}
+st.subheader("One run")
+preferred = selection.run.id if selection.run is not None and selection.run.id in by_id else next(iter(by_id))
+if st.session_state.get("_preferred_run") != preferred or st.session_state.get("inspect") not in by_id:
+    st.session_state["_preferred_run"] = st.session_state["inspect"] = preferred
+chosen = st.selectbox("Run", list(by_id), format_func=lambda name: words(by_id[name]), key="inspect",
+                      label_visibility="collapsed")
+details(by_id[chosen])
+
+st.subheader("Compare")
+picked = st.multiselect("Runs to compare", list(by_id), format_func=lambda name: words(by_id[name]), key="compare",
+                        max_selections=6, placeholder="Choose two or more runs")
+if len(picked) >= 2:
+    compare([by_id[name] for name in picked])
+else:
+    st.caption("Choose two or more runs: their curves are drawn on one scale, and their settings compared.")

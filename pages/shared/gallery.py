@@ -1,0 +1,158 @@
+"""Pictures with what two networks say of them, as plain HTML: crisp pixels, words and marks beside every colour."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
+
+import numpy as np
+import streamlit as st
+
+from npd_core.figures import theme
+from npd_core.figures.predictions import GAIN, data_url, difference, judge, top_classes
+from pages.shared.cached import Samples
+
+SHOWN = 3
+"""Classes with a bar under each picture."""
+MARKS = {"right": "✓", "hijacked": "⚠", "wrong": "✗"}
+SAYINGS = {"right": "right", "hijacked": "hijacked", "wrong": "wrong"}
+
+
+class Opinion(NamedTuple):
+    """What one network says of one picture."""
+
+    who: str
+    probabilities: np.ndarray   # (K,) in [0, 1]
+    polarized: bool
+
+
+class Tile(NamedTuple):
+    """One picture with the opinions on it."""
+
+    title: str
+    image: np.ndarray           # (3, H, W) uint8
+    alt: str
+    opinions: list[Opinion]
+    note: str = ""
+    tone: str = "benign"        # benign, trigger or polarizer: the border
+
+
+class Sample(NamedTuple):
+    """One test image in all its states."""
+
+    heading: str
+    label: int
+    target: int
+    tiles: list[Tile]
+
+
+def mode() -> str:
+    """Whether the visitor's theme is "light" or "dark"."""
+    return "dark" if st.context.theme.type == "dark" else "light"
+
+
+def sample(
+    chosen: Samples, place: int, names: Sequence[str], backdoored: tuple[np.ndarray, np.ndarray],
+    polarized: tuple[np.ndarray, np.ndarray] | None, *, amplified: bool = False,
+) -> Sample:
+    """One of the chosen pictures: clean, triggered and purified, and the difference if asked for.
+
+    Args:
+        place: which of them.
+        backdoored, polarized: probabilities (K,) of the clean, then of the triggered picture.
+    """
+    clean, triggered = chosen.clean[place], chosen.triggered[place]
+    label, target = int(chosen.labels[place]), int(chosen.targets[place])
+    what = names[label]
+    note = "" if chosen.eligible[place] else "This already is the attacker’s class: the trigger has nothing to do."
+    found = [
+        Tile("Clean", clean, f"Test picture of {what}",
+             [Opinion("backdoored", backdoored[0], False),
+              *([Opinion("with polarizer", polarized[0], True)] if polarized else [])]),
+        Tile("Triggered", triggered, f"The same picture of {what} with the trigger",
+             [Opinion("backdoored", backdoored[1], False)], note, "trigger"),
+    ]
+    if polarized:
+        found.append(Tile("Purified", triggered, f"The triggered picture of {what}, judged through the polarizer",
+                          [Opinion("with polarizer", polarized[1], True)], "", "polarizer"))
+    if amplified:
+        found.append(Tile(f"Difference × {GAIN}", difference(clean, triggered),
+                          "What the trigger changed, amplified", [], "Grey: unchanged.", "muted"))
+    return Sample(f"#{chosen.indices[place]} · {what}", label, target, found)
+
+
+def show(samples: Sequence[Sample], names: Sequence[str]) -> None:
+    """Draw the samples, as many beside each other as fit."""
+    body = "".join(_sample(sample, names) for sample in samples)
+    st.html(f"<style>{_css()}</style><div class='npd-gallery'>{body}</div>")
+
+
+def _sample(sample: Sample, names: Sequence[str]) -> str:
+    drawn = "".join(_tile(tile, sample.label, sample.target, names) for tile in sample.tiles)
+    return (f"<section class='npd-sample'><h4>{escape(sample.heading)}</h4>"
+            f"<div class='npd-tiles'>{drawn}</div></section>")
+
+
+def _tile(tile: Tile, label: int, target: int, names: Sequence[str]) -> str:
+    opinions = "".join(_opinion(opinion, label, target, names) for opinion in tile.opinions)
+    note = f"<p class='npd-note'>{escape(tile.note)}</p>" if tile.note else ""
+    return (f"<figure class='npd-tile npd-{tile.tone}'><figcaption>{escape(tile.title)}</figcaption>"
+            f"<img src='{data_url(tile.image)}' alt='{escape(tile.alt, quote=True)}'>{opinions}{note}</figure>")
+
+
+def _opinion(opinion: Opinion, label: int, target: int, names: Sequence[str]) -> str:
+    said = int(opinion.probabilities.argmax())
+    verdict = judge(said, label, target)
+    rows = "".join(
+        f"<tr class='{'npd-said' if k == said else ''}'><td>{escape(names[k])}</td>"
+        f"<td class='npd-meter'><span style='width:{100 * float(opinion.probabilities[k]):.1f}%'></span></td>"
+        f"<td class='npd-number'>{_percent(float(opinion.probabilities[k]))}</td></tr>"
+        for k in top_classes([opinion.probabilities], top=SHOWN))
+    who = "npd-new" if opinion.polarized else "npd-old"
+    return (f"<div class='npd-opinion {who}'><p><span class='npd-who'>{escape(opinion.who)}</span> "
+            f"<b class='npd-{verdict}'>{MARKS[verdict]} {SAYINGS[verdict]}</b></p><table>{rows}</table></div>")
+
+
+def _percent(value: float) -> str:
+    """Whole percent, but never a full 100% or 0% for what only comes near."""
+    if 0.995 <= value < 0.9995 or 0.0005 <= value < 0.005:
+        return f"{value:.1%}"
+    return f"{value:.0%}"
+
+
+def _css() -> str:
+    colors = theme.palette(mode())
+    panel = "#F3F4FA" if mode() == "light" else "#151C33"
+    return f"""
+.npd-gallery {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1rem; }}
+.npd-sample {{ background: {panel}; border-radius: 12px; padding: .75rem 1rem 1rem; color: {colors.text}; }}
+.npd-sample h4 {{ margin: 0 0 .5rem; padding: 0; font-size: 1.05rem; font-weight: 600; }}
+.npd-tiles {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)); gap: .8rem;
+    align-items: start; }}
+.npd-tile {{ margin: 0; min-width: 0; }}
+.npd-tile figcaption {{ font-weight: 600; font-size: .95rem; margin-bottom: .25rem; }}
+.npd-tile img {{ width: 100%; aspect-ratio: 1; image-rendering: pixelated; border-radius: 6px; display: block;
+    box-sizing: border-box; border: 3px solid {colors.benign}; }}
+.npd-trigger img {{ border: 3px dashed {colors.trigger}; }}
+.npd-polarizer img {{ border: 3px double {colors.polarizer}; }}
+.npd-muted img {{ border: 1px solid {colors.muted}; }}
+.npd-opinion {{ margin-top: .5rem; font-size: .85rem; }}
+.npd-opinion p {{ margin: 0 0 .15rem; display: flex; flex-wrap: wrap; justify-content: space-between;
+    column-gap: .4rem; }}
+.npd-who {{ color: {colors.muted}; }}
+.npd-right {{ color: {colors.green}; }}
+.npd-hijacked {{ color: {colors.trigger}; }}
+.npd-wrong {{ color: {colors.text}; text-decoration: underline dotted; text-underline-offset: 3px; }}
+.npd-opinion table {{ width: 100%; border-collapse: collapse; table-layout: fixed; border: 0; }}
+.npd-opinion td {{ border: 0; padding: 1px 0; font-size: .8rem; overflow: hidden; text-overflow: ellipsis;
+    white-space: nowrap; color: {colors.text}; }}
+.npd-opinion td:first-child {{ width: 52%; padding-right: .3rem; }}
+.npd-opinion td.npd-number {{ width: 2.9rem; text-align: right; font-variant-numeric: tabular-nums; }}
+.npd-said td {{ font-weight: 600; }}
+.npd-meter span {{ display: block; height: .55rem; min-width: 1px; border-radius: 2px; }}
+.npd-old .npd-meter span {{
+    background: repeating-linear-gradient(135deg, {colors.trigger} 0 3px, {colors.trigger}99 3px 5px); }}
+.npd-new .npd-meter span {{ background: {colors.polarizer}; }}
+.npd-note {{ color: {colors.muted}; font-size: .8rem; margin: .4rem 0 0; }}
+"""

@@ -1,0 +1,69 @@
+"""What the tests of pages share: a finished run of the tiny model, and a way to open a page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from npd_core.events import EpochEnd, Finished, Measured, Started
+from npd_core.jobs.store import Run, RunStore
+from npd_core.polarizer.config import NPDConfig
+from npd_core.request import DefenseRequest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+BEFORE = {"acc": 0.81, "asr": 0.97, "ra": 0.02}
+AFTER = {"acc": 0.79, "asr": 0.03, "ra": 0.74}
+
+
+@pytest.fixture
+def open_page() -> Callable[..., AppTest]:
+    """Opens a page of `pages/` alone, as `open_page("runs", run="...")`; it has not run yet."""
+    def build(name: str, **query: str) -> AppTest:
+        page = AppTest.from_file(str(ROOT / "pages" / f"{name}.py"), default_timeout=60)
+        for key, value in query.items():
+            page.query_params[key] = value
+        return page
+    return build
+
+
+@pytest.fixture
+def make_run(tiny_zoo: str, runs_dir: Path) -> Callable[..., Run]:
+    """Puts a finished run into the store of this test, without training: `make_run(seed=1)`, settings as in NPDConfig."""
+    import torch
+
+    from npd_core.polarizer.artifact import save_polarizer
+    from npd_core.polarizer.insertion import PolarizedNet
+    from npd_core.zoo.weights import load_backdoored
+
+    def build(layer: str = "layer4.1.conv1", curves: bool = True, polarizer: bool = True, **settings: object) -> Run:
+        config = replace(NPDConfig(epochs=2, warmup_epochs=0), **settings)   # type: ignore[arg-type]
+        request = DefenseRequest(model=tiny_zoo, layer=layer, config=config, watch=20)
+        store = RunStore(runs_dir)
+        run_id = store.create(request)
+        folder = store.get(run_id).folder
+        if polarizer:
+            net = PolarizedNet(load_backdoored(tiny_zoo).net, layer)
+            with torch.no_grad():
+                for parameter in net.polarizer.parameters():
+                    parameter.mul_(0.9)
+            save_polarizer(net, folder, {"model": tiny_zoo})
+        with store.writer(run_id) as write:
+            write(Started(epochs=2, warmup_epochs=0, steps_per_epoch=1, clean_images=24, device="cpu", layer=layer))
+            for epoch in range(2):
+                write(EpochEnd(epoch=epoch, losses={"total": 1.0 - epoch / 4, "bn": 0.1}, seconds=1.0 + epoch))
+                if curves:
+                    write(Measured(epoch=epoch, acc=0.8, asr=0.5 - 0.4 * epoch, ra=0.3 + 0.4 * epoch, images=20))
+            write(Finished(epoch=1, seconds=2.0))
+        if polarizer:
+            store.set_result(run_id, {
+                "model": tiny_zoo, "defense": "npd", "layer": layer, "before": BEFORE, "after": AFTER, "der": 0.96,
+                "seconds": {"train": 2.0, "evaluate": 0.5}, "config": request.to_dict(), "clean_indices": [1, 2, 3],
+                "environment": {"device": "cpu"}})
+        store.set_state(run_id, "finished" if polarizer else "failed", started=1.0, ended=2.0,
+                        message="" if polarizer else "Training diverged.")
+        return store.get(run_id)
+    return build

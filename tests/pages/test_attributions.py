@@ -1,0 +1,122 @@
+"""The page that shows which pixels decide."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from npd_core.attribution import METHODS
+from npd_core.jobs.store import Run
+
+Open = Callable[..., AppTest]
+Make = Callable[..., Run]
+
+
+def chart(page: AppTest, place: int) -> dict:
+    return json.loads(page.get("plotly_chart")[place].proto.figure.spec)
+
+
+def errors(page: AppTest) -> list[str]:
+    assert not page.exception, page.exception
+    return [element.value for element in page.error]
+
+
+def test_four_maps_on_one_scale_and_the_channels(open_page: Open, make_run: Make) -> None:
+    run = make_run()
+    page = open_page("attributions", run=run.id, image="8").run()
+    assert errors(page) == []
+    maps = chart(page, 0)
+    heat = [trace for trace in maps["data"] if trace["type"] == "heatmap"]
+    assert len(heat) == 4
+    assert {trace["coloraxis"] for trace in heat} == {"coloraxis"}
+    scale = maps["layout"]["coloraxis"]
+    assert scale["cmin"] == -scale["cmax"] < 0
+    assert len([trace for trace in maps["data"] if trace["type"] == "image"]) == 2
+    titles = [note["text"] for note in maps["layout"]["annotations"]]
+    assert sum("says" in title for title in titles) == 4
+    channels = chart(page, 1)
+    assert [trace["name"] for trace in channels["data"]] == ["before the polarizer", "after the polarizer"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method(method: str, open_page: Open, make_run: Make) -> None:
+    run = make_run()
+    page = open_page("attributions", run=run.id, method=method, image="3").run()
+    assert errors(page) == []
+    assert any(METHODS[method].look_for in element.value for element in page.markdown)
+
+
+def test_target_of_choice(open_page: Open, make_run: Make) -> None:
+    run = make_run()
+    page = open_page("attributions", run=run.id, image="3", target="true").run()
+    assert errors(page) == []
+    true_title = chart(page, 0)["layout"]["coloraxis"]["colorbar"]["title"]["text"]
+    page.selectbox(key="target").select("yield").run()
+    assert errors(page) == []
+    assert chart(page, 0)["layout"]["coloraxis"]["colorbar"]["title"]["text"] == "logit of “yield”"
+    assert true_title.startswith("logit of")
+
+
+def test_new_sample_is_one_that_can_be_hijacked(open_page: Open, make_run: Make) -> None:
+    run = make_run()
+    page = open_page("attributions", run=run.id).run()
+    before = page.number_input(key="image").value
+    page.button(key="new_sample").click().run()
+    assert errors(page) == []
+    assert page.number_input(key="image").value != before
+    assert not page.info, "not a picture of the attacker's class"
+
+
+def test_clean_picture_for_the_channels(open_page: Open, make_run: Make) -> None:
+    run = make_run()
+    page = open_page("attributions", run=run.id, image="3").run()
+    triggered = chart(page, 1)
+    page.button_group(key="channel_picture").set_value(["Clean"]).run()
+    assert errors(page) == []
+    values = [np.asarray(c["data"][0]["customdata"], dtype=object) for c in (triggered, chart(page, 1))]
+    assert values[0].tolist() != values[1].tolist()
+
+
+def test_garbage_in_the_address_falls_back(open_page: Open, make_run: Make) -> None:
+    run = make_run()
+    page = open_page("attributions", run=run.id, image="999999", method="crystal_ball", target="unicorn").run()
+    assert errors(page) == []
+    assert len(page.get("plotly_chart")) == 2
+
+
+def test_unknown_run(open_page: Open, make_run: Make) -> None:
+    make_run()
+    page = open_page("attributions", run="0000000000000000").run()
+    assert len(errors(page)) == 1
+    assert "0000000000000000" in errors(page)[0]
+    assert len(page.get("plotly_chart")) == 2, "another run of the model is shown"
+
+
+def test_without_a_run_the_page_says_what_to_do(open_page: Open, tiny_zoo: str, runs_dir: Path) -> None:
+    page = open_page("attributions").run()
+    assert errors(page) == []
+    assert "Lab page" in page.info[0].value
+
+
+def test_tampered_model(
+    open_page: Open, make_run: Make, tiny_zoo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = make_run()
+    source = next(tiny_zoo_folder.glob("*/card.json")).parent
+    folder = tmp_path / "zoo" / source.name
+    folder.mkdir(parents=True)
+    for path in source.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 0xFF
+    (folder / "model.safetensors").write_bytes(bytes(weights))
+    monkeypatch.setenv("NPD_ZOO_DIR", str(folder.parent))
+    for name in ("attributions", "predictions"):
+        page = open_page(name, run=run.id).run()
+        assert len(errors(page)) == 1
+        assert "sha256" in errors(page)[0]

@@ -1,0 +1,155 @@
+"""The page that shows clean, triggered and purified pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from npd_core.jobs.store import Run
+
+Open = Callable[..., AppTest]
+Make = Callable[..., Run]
+
+
+def gallery_of(page: AppTest) -> str:
+    return "".join(element.proto.body for element in page.get("html"))
+
+
+def errors(page: AppTest) -> list[str]:
+    assert not page.exception, page.exception
+    return [element.value for element in page.error]
+
+
+def test_shows_three_states_of_each_picture_with_both_opinions(open_page: Open, make_run: Make) -> None:
+    run = make_run()
+    page = open_page("predictions", run=run.id, images="5,17").run()
+    assert errors(page) == []
+    html = gallery_of(page)
+    assert html.count("<section") == 2
+    assert "#5 ·" in html
+    assert "#17 ·" in html
+    for word, times in {"Clean": 2, "Triggered": 2, "Purified": 2, "with polarizer": 4}.items():
+        assert html.count(f">{word}<") == times, word
+    assert html.count("data:image/png;base64,") == 6
+    assert "image-rendering: pixelated" in html
+    assert html.count(" alt='Test picture of ") == 2
+    assert [metric.label for metric in page.metric] == ["ACC", "ASR", "RA", "DER"]
+    assert len(page.get("plotly_chart")) == 2
+
+
+def test_new_sample_draws_other_pictures_and_writes_them_to_the_address(open_page: Open, make_run: Make) -> None:
+    make_run()
+    page = open_page("predictions").run()
+    first = page.query_params["images"]
+    page.button(key="new_sample").click().run()
+    second = page.query_params["images"]
+    assert errors(page) == []
+    assert first != second
+    again = page.run()
+    assert again.query_params["images"] == second, "a mere refresh changes nothing"
+
+
+def test_pictures_of_one_class_only(open_page: Open, make_run: Make) -> None:
+    make_run()
+    page = open_page("predictions").run()
+    page.selectbox(key="filter").select("yield").run()
+    assert errors(page) == []
+    html = gallery_of(page)
+    assert html.count("· yield</h4>") == 4
+
+
+def test_any_picture_by_number_comes_first(open_page: Open, make_run: Make) -> None:
+    make_run()
+    page = open_page("predictions", images="1,2").run()
+    page.number_input(key="number").set_value(99).run()
+    assert errors(page) == []
+    assert page.query_params["images"] == "99,1", "as many as before"
+
+
+def test_difference_view(open_page: Open, make_run: Make) -> None:
+    make_run()
+    page = open_page("predictions", images="5").run()
+    assert "Difference" not in gallery_of(page)
+    page.toggle(key="difference").set_value(True).run()
+    assert errors(page) == []
+    assert "Difference × 10" in gallery_of(page)
+
+
+def test_without_a_run_the_backdoored_network_is_shown_and_the_page_says_what_to_do(
+    open_page: Open, tiny_zoo: str, runs_dir: Path,
+) -> None:
+    page = open_page("predictions").run()
+    assert errors(page) == []
+    assert "Lab page" in page.info[0].value
+    html = gallery_of(page)
+    assert "backdoored" in html
+    assert "Purified" not in html
+
+
+def test_an_unknown_run_is_named_and_the_page_works(open_page: Open, make_run: Make) -> None:
+    make_run()
+    page = open_page("predictions", run="feedfeedfeedfeed").run()
+    assert len(errors(page)) == 1
+    assert "feedfeedfeedfeed" in errors(page)[0]
+    assert "Purified" in gallery_of(page)
+
+
+def test_a_changed_polarizer_is_refused_and_the_page_works(open_page: Open, make_run: Make) -> None:
+    run = make_run()
+    weights = run.folder / "polarizer.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 0xFF
+    weights.write_bytes(bytes(data))
+    page = open_page("predictions", run=run.id, images="5").run()
+    assert len(errors(page)) == 1
+    assert "changed since it was saved" in errors(page)[0]
+    assert "backdoored" in gallery_of(page)
+
+
+def test_a_run_without_polarizer_gives_way_to_a_finished_one(open_page: Open, make_run: Make) -> None:
+    failed, good = make_run(polarizer=False, seed=1), make_run(seed=2)
+    page = open_page("predictions", run=failed.id, images="5").run()
+    assert errors(page) == []
+    assert "Training diverged." in page.warning[0].value
+    assert any(good.id in caption.value for caption in page.caption)
+    assert "Purified" in gallery_of(page)
+
+
+@pytest.mark.parametrize("asked", ["nonsense", "1,99999", "-4"])
+def test_pictures_that_do_not_exist_are_refused_in_one_sentence(asked: str, open_page: Open, make_run: Make) -> None:
+    make_run()
+    page = open_page("predictions", images=asked).run()
+    assert len(errors(page)) == 1
+    assert asked in errors(page)[0]
+    assert "Purified" in gallery_of(page)
+
+
+def test_an_empty_zoo(open_page: Open, tmp_path: Path, runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NPD_ZOO_DIR", str(tmp_path))
+    page = open_page("predictions").run()
+    assert errors(page) == []
+    assert "no backdoored model" in page.info[0].value
+
+
+def test_absent_data(
+    open_page: Open, tiny_zoo_folder: Path, tmp_path: Path, runs_dir: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same weights on a card that says GTSRB, of which there is nothing on this machine."""
+    source = next(tiny_zoo_folder.glob("*/card.json")).parent
+    folder = tmp_path / "zoo" / "gtsrb-badnets_a2o-preact_resnet18-w4"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes())
+    card = json.loads((source / "card.json").read_text()) | {"id": folder.name, "dataset": "gtsrb"}
+    (folder / "card.json").write_text(json.dumps(card))
+    monkeypatch.setenv("NPD_ZOO_DIR", str(folder.parent))
+    monkeypatch.setenv("NPD_DATA_DIR", str(tmp_path / "nothing"))
+    for name in ("predictions", "attributions"):
+        page = open_page(name).run()
+        assert not page.exception
+        assert len(page.error) <= 1
+        told = [e.value for e in page.error] + [i.value for i in page.info]
+        assert any("npd data get gtsrb" in sentence or "Lab page" in sentence for sentence in told)

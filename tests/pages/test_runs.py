@@ -1,0 +1,133 @@
+"""The page of all runs."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from npd_core.jobs.export import archive
+from npd_core.jobs.store import Run, RunStore
+from npd_core.request import DefenseRequest
+
+Open = Callable[..., AppTest]
+Make = Callable[..., Run]
+
+
+def errors(page: AppTest) -> list[str]:
+    assert not page.exception, page.exception
+    return [element.value for element in page.error]
+
+
+def test_history_lists_every_run_with_its_numbers(open_page: Open, make_run: Make) -> None:
+    first, second = make_run(seed=1), make_run(seed=2, polarizer=False)
+    page = open_page("runs").run()
+    assert errors(page) == []
+    table = page.dataframe[0].value
+    assert set(table["id"]) == {first.id, second.id}
+    row = table[table["id"] == first.id].iloc[0]
+    assert (row["state"], row["kind"], row["asr_before"], row["asr"], row["ra"]) == ("finished", "live", 0.97, 0.03, 0.74)
+    assert row["layer"] == "layer4.1.conv1"
+    assert row["seconds"] == 2.0
+
+
+def test_a_run_of_the_address_is_the_one_shown_and_can_be_taken_home(open_page: Open, make_run: Make) -> None:
+    run, _ = make_run(seed=1), make_run(seed=2)
+    page = open_page("runs", run=run.id).run()
+    assert errors(page) == []
+    assert page.selectbox(key="inspect").value == run.id
+    assert page.get("download_button")
+    with zipfile.ZipFile(io.BytesIO(archive(run.folder, run.request.model))) as packed:
+        assert set(packed.namelist()) == {"polarizer.safetensors", "polarizer.json", "request.json", "result.json",
+                                          "events.jsonl", "README.txt"}
+        assert DefenseRequest.from_dict(json.loads(packed.read("request.json"))) == run.request
+        assert run.request.model in packed.read("README.txt").decode()
+
+
+def test_comparison_draws_curves_and_names_the_settings_that_differ(open_page: Open, make_run: Make) -> None:
+    one, two = make_run(lambda2=0.4), make_run(lambda2=0.1, layer="layer3.0.conv1")
+    page = open_page("runs").run()
+    page.multiselect(key="compare").set_value([one.id, two.id]).run()
+    assert errors(page) == []
+    curves = json.loads(page.get("plotly_chart")[0].proto.figure.spec)
+    assert len(curves["data"]) == 6
+    assert len({trace["name"] for trace in curves["data"]}) == 2
+    table = page.dataframe[-1].value
+    assert set(table["setting"]) == {"layer", "config.lambda2"}
+
+
+def test_comparison_of_runs_without_curves_still_shows_outcomes(open_page: Open, make_run: Make) -> None:
+    one, two = make_run(seed=1, curves=False), make_run(seed=2)
+    page = open_page("runs").run()
+    page.multiselect(key="compare").set_value([one.id, two.id]).run()
+    assert errors(page) == []
+    assert len(page.get("plotly_chart")) == 2
+
+
+def test_a_failed_run_says_why_and_offers_no_download(open_page: Open, make_run: Make) -> None:
+    make_run(polarizer=False)
+    page = open_page("runs").run()
+    assert errors(page) == []
+    assert any("Training diverged." in element.value for element in page.markdown)
+    assert not page.get("download_button")
+
+
+def test_no_runs(open_page: Open, tiny_zoo: str, runs_dir: Path) -> None:
+    page = open_page("runs").run()
+    assert errors(page) == []
+    assert "no runs yet" in page.info[0].value
+
+
+def test_unknown_run_in_the_address(open_page: Open, make_run: Make) -> None:
+    run = make_run()
+    page = open_page("runs", run="ffffffffffffffff").run()
+    assert len(errors(page)) == 1
+    assert page.selectbox(key="inspect").value == run.id
+
+
+def test_damaged_run_is_named_and_the_others_are_listed(open_page: Open, make_run: Make) -> None:
+    good, bad = make_run(seed=1), make_run(seed=2)
+    (bad.folder / "request.json").write_text("{ not json")
+    page = open_page("runs").run()
+    assert errors(page) == []
+    assert bad.id in page.warning[0].value
+    assert list(page.dataframe[0].value["id"]) == [good.id]
+
+
+def test_cancel_asks_the_manager(
+    open_page: Open, make_run: Make, runs_dir: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from npd_core.jobs import queue
+    from npd_core.jobs.store import Owner
+
+    asked: list[str] = []
+
+    class Manager:
+        def cancel(self, run_id: str) -> None:
+            asked.append(run_id)
+
+    monkeypatch.setattr(queue, "manager", Manager)
+    model = make_run().request.model
+    store = RunStore(runs_dir)
+    owner = Owner(runs_dir)
+    run_id = store.create(DefenseRequest(model=model, clean=24), owner=owner.name)
+    store.set_state(run_id, "running", started=1.0)
+    page = open_page("runs", run=run_id).run()
+    assert errors(page) == []
+    page.button(key="cancel").click().run()
+    assert errors(page) == []
+    assert asked == [run_id]
+    store.set_state(run_id, "stopped", ended=2.0)
+
+
+def test_open_in_the_lab_alone_tells_the_address(open_page: Open, make_run: Make) -> None:
+    run = make_run()
+    page = open_page("runs", run=run.id).run()
+    page.button(key="open").click().run()
+    assert errors(page) == []
+    assert any(f"lab?run={run.id}" in element.value for element in page.info)
