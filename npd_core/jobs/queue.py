@@ -311,5 +311,8 @@ def _freeze_once() -> None:
 
 @atexit.register
 def _close_all() -> None:
+    """Before the interpreter goes: a worker inside native code that it is taken away from would abort the process."""
     for each in list(_managers):
         each.shutdown()
+        for worker in each._workers.values():
+            worker.join(10.0)
