@@ -9,7 +9,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # uv from the PATH when it runs there, otherwise a private one from pip.
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
-export UV_PROJECT_ENVIRONMENT := $(VENV)
+# Compiling torch anew at every start costs seconds: let Python keep what it compiled, whatever the shell says.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo test lint bench browser constraints clean
 .DEFAULT_GOAL := help

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import npd_core
-from npd_core.errors import ConfigError, NPDError, StorageError, unknown_name
+from npd_core.errors import CheckpointError, ConfigError, DataMissingError, NPDError, StorageError, unknown_name
 from npd_core.events import EpochEnd, Event, Failed, Finished, Measured, Started, StepEnd, to_record
 from npd_core.polarizer.config import BN_MODES, INNER_STEPS, LOG_FORMS, NORMS, NPDConfig, preset
 
@@ -221,6 +221,48 @@ def evaluate(args: argparse.Namespace) -> Answer:
         "environment": environment(device),
     }
     return Answer(value, _before_after(value, value["defense"] or "no defense"))
+
+
+def zoo_train(args: argparse.Namespace) -> Answer:
+    """`npd zoo train ID`"""
+    from npd_core.zoo.train import train_model
+
+    training = train_model(
+        args.model, poison_ratio=args.poison_ratio, epochs=args.epochs, seed=args.seed, device=args.device
+    )
+    *_, last = _shown(training, f"training {args.model}")
+    assert isinstance(last, Finished)
+    card = dict(last.result)
+    numbers = " · ".join(f"{name.upper()} {_percent(card[name])} %" for name in ("acc", "asr", "ra"))
+    return Answer(card, f"{card['id']}: {numbers} · trained in {card['seconds']:.0f} s")
+
+
+def zoo_verify(args: argparse.Namespace) -> Answer:
+    """`npd zoo verify [ID ...]`"""
+    from npd_core.zoo.card import get_card, list_cards
+
+    names = [get_card(name).id for name in args.models] or [card.id for card in list_cards()]
+    if not names:
+        raise ConfigError("The zoo is empty: `npd zoo train ID` makes a model.")
+
+    from npd_core.zoo.train import verify_model
+
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        try:
+            verdict = verify_model(name, args.device)
+        except (CheckpointError, DataMissingError) as error:
+            rows.append({"model": name, "ok": False, "card": None, "measured": None, "reason": str(error)})
+        else:
+            reason = "" if verdict.ok else "it measures differently from what its card says"
+            card, measured = _metrics(verdict.card), _metrics(verdict.measured)
+            rows.append({"model": name, "ok": verdict.ok, "card": card, "measured": measured, "reason": reason})
+    lines = []
+    for row in rows:
+        shares = ("-",) * 3 if row["measured"] is None else [_percent(share) for share in row["measured"].values()]
+        lines.append((row["model"], *shares, "ok" if row["ok"] else f"NOT OK: {row['reason']}"))
+    text = _table(("model", "ACC %", "ASR %", "RA %", "files and numbers"), lines)
+    return Answer(rows, text, code=0 if all(row["ok"] for row in rows) else 1)
 
 
 # how they show it
@@ -461,6 +503,19 @@ def build_parser() -> Parser:
     measure.add_argument("--images", metavar="N", type=_positive, help="measure on the first N test images only")
     measure.add_argument("--precision", choices=CHOICES["precision"], default="auto")
     measure.add_argument("--device", default="auto", help="auto, cpu or cuda")
+
+    zoo = commands.add_parser("zoo", help="make backdoored models, and check them")
+    zoo.set_defaults(parser=zoo)
+    actions = zoo.add_subparsers(metavar="ACTION", required=True, parser_class=Parser)
+    train = add(actions, "train", zoo_train, "train a backdoored model; an interrupted training goes on where it was")
+    train.add_argument("model", metavar="ID", help="<dataset>-<attack>-<arch>-w<width>")
+    train.add_argument("--poison-ratio", metavar="X", type=_number, default=0.1, help="share of poisoned images (0.1)")
+    train.add_argument("--epochs", metavar="N", type=_positive, help="default: those of the recipe of the data set")
+    train.add_argument("--seed", metavar="N", type=_whole, default=0)
+    train.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    verify = add(actions, "verify", zoo_verify, "hash the files of the models and measure them anew")
+    verify.add_argument("models", metavar="ID", nargs="*", help="default: every model of the zoo")
+    verify.add_argument("--device", default="auto", help="auto, cpu or cuda")
     return parser
 
 

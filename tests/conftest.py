@@ -16,6 +16,7 @@ TINY_ACC, TINY_ASR, TINY_RA = 0.990278, 1.0, 0.0  # measured on the test split w
 
 # Before anything imports torch: two threads at most, so that a test costs the same on every machine.
 os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # processes that tests start keep what they compile: seconds each
 
 
 @pytest.fixture(autouse=True)

@@ -58,13 +58,14 @@ class PointInfo:
 def insertion_points(net: nn.Module, size: int = 32) -> list[PointInfo]:
     """Every place that a network offers: before and after each convolution, and before each residual block.
 
-    Found by running the network once on the meta device, so the order is that of the forward pass.
+    Found by running the network once on a blank image, so the order is that of the forward pass. (On the CPU: the meta
+    device would do, but its BatchNorm imports torch's compiler, which takes seconds.)
 
     Args:
         net: classifier, (1, 3, size, size) -> logits; a Normalized one is looked into, so that names are its plain names.
         size: height and width of the images.
     """
-    plain = copy.deepcopy(net.net if isinstance(net, Normalized) else net).to("meta").eval()
+    plain = copy.deepcopy(net.net if isinstance(net, Normalized) else net).cpu().eval()
     found: list[PointInfo] = []
     streams = set(getattr(plain, "blocks", ()))
 
@@ -79,7 +80,7 @@ def insertion_points(net: nn.Module, size: int = 32) -> list[PointInfo]:
             module.register_forward_pre_hook(lambda _m, args, name=name: note(name, "before", args[0]))
             module.register_forward_hook(lambda _m, _args, out, name=name: note(name, "after", out))
     with torch.no_grad():
-        plain(torch.empty(1, 3, size, size, device="meta"))
+        plain(torch.zeros(1, 3, size, size))
     return found
 
 
