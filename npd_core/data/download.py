@@ -200,7 +200,7 @@ def fetch(url: str, md5: str, target: Path, progress: Progress | None = None, *,
 def _fill(url: str, part: Path, progress: Progress | None, title: str) -> None:
     """Brings the partial file to its full length, taking up lost connections again."""
     host = urlsplit(url).netloc
-    advice = f"check the network and try again (it goes on where it stopped), or put it at {part.with_suffix('')}."
+    advice = f"check the network and try again (it goes on where it stopped) or put the file at {part.with_suffix('')}."
     for attempt in range(ATTEMPTS):
         before = part.stat().st_size if part.exists() else 0
         try:

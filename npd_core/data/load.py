@@ -90,15 +90,16 @@ def _source(spec: DatasetSpec, split: str) -> _Source | None:
     return _Source("original", original) if original else None
 
 
-def _missing(spec: DatasetSpec, split: str) -> DataMissingError:
+def _missing(spec: DatasetSpec, *splits: str) -> DataMissingError:
     folder = _folder(spec)
     if spec.id == "signs":
         return DataMissingError(
-            f"The built-in signs ({split}) are not in {folder}; "
+            f"The built-in signs ({', '.join(splits)}) are not in {folder}; "
             f"draw them again with `python -m npd_core.data.signs --out {folder}`."
         )
     return DataMissingError(
-        f"{spec.title} ({split}) is not on this machine: put {FILES[split]} into {folder}, "
+        f"{spec.title} ({', '.join(splits)}) is not on this machine: "
+        f"put {' and '.join(FILES[split] for split in splits)} into {folder}, "
         f"or run `npd data get {spec.id}`."
     )
 
@@ -211,7 +212,6 @@ def availability(name: str) -> Availability:
     """Looks, without reading an image, at what of a data set is here. UnknownNameError for an unknown one."""
     spec = get_dataset(name)
     splits = {split: str(source.path) for split in SPLITS if (source := _source(spec, split)) is not None}
-    for needed, present in (("test", "test" in splits), ("train", "train" in splits or "clean" in splits)):
-        if not present:
-            return Availability(name, False, splits, str(_missing(spec, needed)))
-    return Availability(name, True, splits)
+    missing = [] if splits.keys() & {"train", "clean"} else ["train"]
+    missing += [] if "test" in splits else ["test"]
+    return Availability(name, not missing, splits, str(_missing(spec, *missing)) if missing else "")

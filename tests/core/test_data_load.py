@@ -101,6 +101,8 @@ def test_absent_data_names_folder_and_remedy(data_dir, name):
     assert not found.available
     assert found.splits == {}
     assert f"npd data get {name}" in found.reason
+    assert "(train, test)" in found.reason
+    assert "train.parquet and test.parquet" in found.reason
 
 
 def test_relative_data_dir_is_named_in_full(tmp_path, monkeypatch):
@@ -312,12 +314,15 @@ def test_archive_without_images(data_dir):
     ],
 )
 def test_real_test_splits(real_data, name, count, size, first):
-    data = load_dataset(name, "test")
-    assert data.images.shape == (count, 3, size, size)
-    assert data.labels.shape == (count,)
+    labels = load_labels(name, "test")
+    assert labels.shape == (count,)
     assert class_names(name)[0] == first
-    assert data.labels.unique().numel() == len(class_names(name))
-    assert 60 < data.images[::20].float().mean() < 140  # photographs, not noise or black frames
+    assert len(np.unique(labels)) == len(class_names(name))
+    rows = np.arange(0, count, 20)
+    data = load_rows(name, "test", rows)
+    assert data.images.shape == (len(rows), 3, size, size)
+    assert np.array_equal(data.labels.numpy(), labels[rows])
+    assert 60 < data.images.float().mean() < 140  # photographs, not noise or black frames
     assert availability(name).available
 
 
@@ -336,8 +341,11 @@ def test_real_mean_is_the_published_one(real_data):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "count"), [("cifar10", 50000), ("gtsrb", 39209)])
-def test_real_training_splits_whole(real_data, name, count):
-    data = load_dataset(name, "train")
-    assert data.images.shape == (count, 3, 32, 32)
-    assert np.array_equal(data.labels.numpy(), load_labels(name, "train"))
+@pytest.mark.parametrize(
+    ("name", "split", "count", "size"),
+    [("cifar10", "train", 50000, 32), ("gtsrb", "train", 39209, 32), ("tiny_imagenet", "test", 10000, 64)],
+)
+def test_real_splits_whole(real_data, name, split, count, size):
+    data = load_dataset(name, split)
+    assert data.images.shape == (count, 3, size, size)
+    assert np.array_equal(data.labels.numpy(), load_labels(name, split))
