@@ -23,7 +23,7 @@ AFTER = {"acc": 0.79, "asr": 0.03, "ra": 0.74}
 def open_page() -> Callable[..., AppTest]:
     """Opens a page of `pages/` alone, as `open_page("runs", run="...")`; it has not run yet."""
     def build(name: str, **query: str) -> AppTest:
-        page = AppTest.from_file(str(ROOT / "pages" / f"{name}.py"), default_timeout=60)
+        page = AppTest.from_file(str(ROOT / "pages" / f"{name}.py"), default_timeout=180)
         for key, value in query.items():
             page.query_params[key] = value
         return page
@@ -32,7 +32,7 @@ def open_page() -> Callable[..., AppTest]:
 
 @pytest.fixture
 def make_run(tiny_zoo: str, runs_dir: Path) -> Callable[..., Run]:
-    """Puts a finished run into the store of this test, without training: `make_run(seed=1)`, settings as in NPDConfig."""
+    """Puts a finished run into the store of this test, without training: `make_run(seed=1)`, settings of NPDConfig."""
     import torch
 
     from npd_core.polarizer.artifact import save_polarizer
