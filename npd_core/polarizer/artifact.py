@@ -168,5 +168,5 @@ def fold(net: PolarizedNet) -> Normalized:
             replacement.weight.copy_(torch.einsum("oc,cihw->oihw", matrix, target.weight))
             bias = offset if target.bias is None else offset + matrix @ target.bias
             replacement.bias.copy_(bias)  # type: ignore[union-attr]
-    plain.set_submodule(path, replacement)
+    plain.set_submodule(path, replacement.to(matrix))
     return plain.requires_grad_(False).eval()

@@ -1,0 +1,103 @@
+"""A polarizer that was saved comes back as it was, fits only its own network, and folds into plain layers."""
+
+import json
+
+import pytest
+import torch
+
+from npd_core.errors import CheckpointError, StorageError
+from npd_core.models import build_model
+from npd_core.polarizer import artifact
+from npd_core.polarizer.artifact import fold, load_polarizer, remove_polarizer, save_polarizer
+from npd_core.polarizer.insertion import PolarizedNet
+
+X = torch.rand(3, 3, 32, 32)
+
+
+@pytest.fixture(scope="module")
+def backdoored():
+    torch.manual_seed(0)
+    net = build_model("preact_resnet18", 5, 4, (0.5,) * 3, (0.25,) * 3).eval()
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.bias, -0.3, 0.3)
+    return net
+
+
+def trained(backdoored, layer):
+    """A polarizer far from the identity, as after a long training."""
+    net = PolarizedNet(backdoored, layer)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for tensor in net.polarizer.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(torch.rand_like(tensor) * 0.2)
+    return net
+
+
+@pytest.mark.parametrize("layer", ["layer4.1.conv1", "after:layer2.0.conv1", "stream:layer4.1"])
+def test_round_trip_is_bit_identical(backdoored, tmp_path, layer):
+    net = trained(backdoored, layer)
+    save_polarizer(net, tmp_path, {"model": "m"})
+    assert torch.equal(load_polarizer(tmp_path, backdoored)(X), net(X))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["polarizer.json", "polarizer.safetensors"]
+
+
+def test_removing_gives_the_backdoored_network_back(backdoored):
+    net = trained(backdoored, "layer3.0.conv1")
+    plain = remove_polarizer(net)
+    assert plain.state_dict().keys() == backdoored.state_dict().keys()
+    assert torch.equal(plain(X), backdoored(X))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    ["layer4.1.conv1", "layer4.0.conv1", "layer4.0.shortcut", "conv1", "after:layer3.1.conv2", "after:conv1", "stream:layer4.0"],
+)
+def test_folding_gives_the_same_logits_with_plain_layers(backdoored, layer):
+    net = trained(backdoored, layer).double()
+    folded = fold(net)
+    assert not [m for m in folded.modules() if type(m).__name__ in ("NeuralPolarizer", "Inserted")]
+    torch.testing.assert_close(folded(X.double()), net(X.double()))
+
+
+def test_a_bias_number_instead_of_the_map_would_be_wrong_at_the_border(backdoored):
+    """Why the map is stored: in front of a zero-padded 3x3 convolution the offset acts less at the border."""
+    folded = fold(trained(backdoored, "layer4.1.conv1"))
+    bias = folded.get_submodule("net.layer4.1.conv1").bias_map
+    assert (bias[0, :, 0, 0] - bias[0, :, 1, 1]).abs().max() > 1e-3
+
+
+def test_missing_damaged_and_foreign_files_are_refused(backdoored, tmp_path):
+    with pytest.raises(CheckpointError, match="holds no polarizer.json"):
+        load_polarizer(tmp_path, backdoored)
+    save_polarizer(trained(backdoored, "layer4.1.conv1"), tmp_path, {})
+    path = tmp_path / artifact.WEIGHTS
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match="was changed since it was saved"):
+        load_polarizer(tmp_path, backdoored)
+    path.write_bytes(whole)
+    other = build_model("preact_resnet18", 5, 8).eval()
+    with pytest.raises(CheckpointError, match="does not fit layer"):
+        load_polarizer(tmp_path, other)
+    (tmp_path / artifact.DESCRIPTION).write_text(json.dumps({"model": {}}))
+    with pytest.raises(CheckpointError, match="not a polarizer"):
+        load_polarizer(tmp_path, backdoored)
+    (tmp_path / artifact.DESCRIPTION).write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_polarizer(tmp_path, backdoored)
+
+
+def test_a_full_disk_leaves_the_earlier_save_whole(backdoored, tmp_path, monkeypatch):
+    first = trained(backdoored, "layer4.1.conv1")
+    save_polarizer(first, tmp_path, {})
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(artifact, "save_file", full)
+    with pytest.raises(StorageError, match="No space left.*free some space"):
+        save_polarizer(trained(backdoored, "layer4.1.conv1"), tmp_path, {})
+    monkeypatch.undo()
+    assert torch.equal(load_polarizer(tmp_path, backdoored)(X), first(X))
