@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import json
 import logging
 import threading
 import time
@@ -22,6 +23,7 @@ from npd_core.errors import ConfigError, NPDError, StorageError
 from npd_core.events import Event, Failed, Finished
 from npd_core.jobs.store import RESULT, Owner, Run, RunStore, State, Thinner
 from npd_core.request import DefenseRequest
+from npd_core.zoo.card import get_card
 
 Execute = Callable[[DefenseRequest, Path, Callable[[], bool]], Iterator[Event]]
 """`run_defense(request, out, stop)`: yields events, saves into `out`, ends soon after `stop()` turns true."""
@@ -41,8 +43,8 @@ class _Job:
     def __init__(self, run_id: str, request: DefenseRequest, device: str) -> None:
         self.id, self.request, self.device = run_id, request, device
         self.stop = threading.Event()
-        self.abandoned = False
-        """Its end is written already: whatever the worker still does with it is not."""
+        self.over = threading.Event()
+        """Its end is told: nothing that the worker still does with it changes that."""
 
 
 class RunManager:
@@ -94,11 +96,11 @@ class RunManager:
         with self._changed:
             if self._closed:
                 raise NPDError("The app is closing and takes no more runs: start it again.")
-            if len(self._waiting.get(device, ())) >= self._max_waiting and self.store.joinable(request) is None:
+            if len(self._waiting.get(device, ())) >= self._max_waiting and not self.store.joinable(request, _current):
                 raise NPDError(f"{self._max_waiting} runs are waiting already: try again when some of them have ended.")
             if self._owner is None:
                 self._owner = Owner(self.store.root)
-            run_id, new = self.store.join_or_create(request, owner=self._owner.name)
+            run_id, new = self.store.join_or_create(request, owner=self._owner.name, usable=_current)
             if new:
                 self._waiting.setdefault(device, deque()).append(_Job(run_id, request, device))
                 if device not in self._workers:
@@ -219,7 +221,10 @@ class RunManager:
         store, thin, execute = self.store, Thinner(self._step_seconds), cast(Execute, self._execute)
         if store.stop_asked(job.id):
             return "stopped", NEVER_STARTED
-        store.set_state(job.id, "running", started=time.time())
+        with self._changed:
+            if job.over.is_set():
+                return "interrupted", CLOSED.format("waited")
+            store.set_state(job.id, "running", started=time.time())
         looked = time.monotonic()
 
         def stop() -> bool:
@@ -237,12 +242,12 @@ class RunManager:
             if isinstance(events, Generator):
                 stack.callback(events.close)
             for event in events:
-                if job.abandoned:
+                if job.over.is_set():
                     break
                 for kept in thin(event):
                     write(kept)
                 last = event
-        if job.abandoned:
+        if job.over.is_set():
             return "interrupted", CLOSED.format("ran")
         if isinstance(last, Finished | Failed) and not (folder / RESULT).exists():
             store.set_result(job.id, last.result)
@@ -254,8 +259,8 @@ class RunManager:
 
     def _end(self, job: _Job, state: State, message: str) -> None:
         """Writes how a job ended, once, and tells who waits. Never raises: a full disk must not end the worker."""
-        if not job.abandoned:
-            job.abandoned = True
+        if not job.over.is_set():
+            job.over.set()
             try:
                 self.store.set_state(job.id, state, ended=time.time(), message=message)
             except Exception as error:
@@ -297,6 +302,15 @@ _lock = threading.Lock()
 _by_root: dict[Path, RunManager] = {}
 _managers: weakref.WeakSet[RunManager] = weakref.WeakSet()
 _frozen = False
+
+
+def _current(run: Run) -> bool:
+    """Whether a finished run is about the model as it is now; False once the model of this name was trained anew."""
+    try:
+        of_run = json.loads((run.folder / "polarizer.json").read_bytes())["model_sha256"]
+        return bool(of_run == get_card(run.request.model).files["model.safetensors"])
+    except (NPDError, OSError, ValueError, KeyError, TypeError):
+        return True     # nothing says otherwise
 
 
 def _freeze_once() -> None:

@@ -22,7 +22,7 @@ import threading
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -151,27 +151,29 @@ class RunStore:
                 return run_id
         raise AssertionError("ids never end")
 
-    def join_or_create(self, request: DefenseRequest, *, owner: str = "") -> tuple[str, bool]:
-        """The queued, running or finished run of an identical request, otherwise a new one, with whether it is new.
+    def join_or_create(
+        self, request: DefenseRequest, *, owner: str = "", usable: Callable[[Run], bool] = lambda run: True,
+    ) -> tuple[str, bool]:
+        """The run that `joinable` finds, otherwise a new one, with whether it is new. Raises StorageError.
 
         Holds between threads and between processes: of two that ask at once, one creates and the other joins.
         """
         while True:
-            run_id = self.joinable(request)
+            run_id = self.joinable(request, usable)
             if run_id is not None:
                 return run_id, False
             free = next(run_id for run_id in self._ids_of(request) if not (self.root / run_id).exists())
             if self._create(free, request, owner):
                 return free, True
 
-    def joinable(self, request: DefenseRequest) -> str | None:
-        """The queued, running or finished run of an identical request; None where there is none that can be shared."""
+    def joinable(self, request: DefenseRequest, usable: Callable[[Run], bool] = lambda run: True) -> str | None:
+        """The queued, running or (if `usable` says so) finished run of an identical request; None if there is none."""
         for run_id in self._ids_of(request):
             if not (self.root / run_id).exists():
                 return None
             with contextlib.suppress(StorageError, UnknownNameError):
                 run = self.get(run_id)
-                if run.active or (run.state == "finished" and run.result is not None):
+                if run.active or (run.state == "finished" and run.result is not None and usable(run)):
                     return run_id
         raise AssertionError("ids never end")
 
@@ -184,7 +186,8 @@ class RunStore:
         with self._lock:
             record = {**_load_state(folder), **self._unsaved.get(run_id, {}), **values, "state": state}
             if state not in ACTIVE:
-                record["progress"] = self._tail(run_id, folder).progress()
+                with contextlib.suppress(StorageError):
+                    record["progress"] = self._tail(run_id, folder).progress()
             self._runs.pop(run_id, None)
             self._unsaved[run_id] = record
             write_json(folder / STATE, record)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -130,6 +131,18 @@ def test_a_double_click_starts_one_run(jobs: RunManager, training: Training) -> 
     jobs.wait(ids[0], 60)
     assert jobs.submit(request()) == ids[0]         # the result is there already
     assert training.began == [0]
+
+
+def test_a_result_about_an_older_model_is_not_shared(jobs: RunManager, training: Training, monkeypatch: Any) -> None:
+    training.gate.set()
+    first = jobs.submit(request())
+    folder = jobs.wait(first, 60).folder
+    files = {"model.safetensors": "aa"}
+    monkeypatch.setattr(queue_module, "get_card", lambda model: SimpleNamespace(files=files))
+    (folder / "polarizer.json").write_text('{"model_sha256": "aa"}')
+    assert jobs.submit(request()) == first
+    files["model.safetensors"] = "bb"
+    assert jobs.submit(request()) == f"{first}-2"
 
 
 def test_runs_of_one_device_wait_in_the_order_they_came(jobs: RunManager, training: Training) -> None:
