@@ -10,8 +10,11 @@ import plotly.graph_objects as go
 from npd_core.figures import theme
 
 TERMS = {
-    "total": "total", "bn": "L_bn · clean images", "asr": "L_asr · leave the target",
-    "bce1": "L_bce1 · true label", "bce2": "L_bce2 · strongest wrong label",
+    "total": "total",
+    "bn": "L_bn · clean images",
+    "asr": "L_asr · leave the target",
+    "bce1": "L_bce1 · true label",
+    "bce2": "L_bce2 · strongest wrong label",
 }
 """Loss terms in the order they are drawn, with the words beside each."""
 METRICS = {"acc": "ACC · clean accuracy", "asr": "ASR · attack success", "ra": "RA · triggered, right label"}
@@ -118,16 +121,37 @@ def loss_figure(curves: LossCurves, mode: str | None = "light", epochs: int | No
         epochs: right end of the axis; None: where the data end.
     """
     colors = theme.palette(mode)
-    shades = {"total": colors.text, "bn": colors.benign, "asr": colors.trigger, "bce1": colors.polarizer, "bce2": colors.green}
+    shades = {
+        "total": colors.text,
+        "bn": colors.benign,
+        "asr": colors.trigger,
+        "bce1": colors.polarizer,
+        "bce2": colors.green,
+    }
     lines = [
-        go.Scatter(x=curves.x, y=[_positive(v) for v in values], name=TERMS[name], mode="lines", connectgaps=False,
-                   line={"color": shades[name], "dash": DASHES[name], "width": 3 if name == "total" else 2})
+        go.Scatter(
+            x=curves.x,
+            y=[_positive(v) for v in values],
+            name=TERMS[name],
+            mode="lines",
+            connectgaps=False,
+            line={"color": shades[name], "dash": DASHES[name], "width": 3 if name == "total" else 2},
+        )
         for name, values in curves.terms.items()
     ]
     start = min([0.0, *curves.x])
-    return go.Figure(lines, theme.layout(
-        mode, xaxis_title_text="epoch", yaxis_type="log", yaxis_title_text="loss (log scale)", yaxis_exponentformat="power",
-        yaxis_dtick=1, **({"xaxis_range": [start, epochs]} if epochs else {})))
+    return go.Figure(
+        lines,
+        theme.layout(
+            mode,
+            xaxis_title_text="epoch",
+            yaxis_type="log",
+            yaxis_title_text="loss (log scale)",
+            yaxis_exponentformat="power",
+            yaxis_dtick=1,
+            **({"xaxis_range": [start, epochs]} if epochs else {}),
+        ),
+    )
 
 
 def metric_figure(curves: MetricCurves, mode: str | None = "light", epochs: int | None = None) -> go.Figure:
@@ -141,15 +165,27 @@ def metric_figure(curves: MetricCurves, mode: str | None = "light", epochs: int 
     shades = {"acc": colors.benign, "asr": colors.trigger, "ra": colors.polarizer}
     dashes = {"acc": "solid", "asr": "dash", "ra": "dot"}
     lines = [
-        go.Scatter(x=curves.epochs, y=getattr(curves, name), name=words, mode="lines+markers",
-                   line={"color": shades[name], "dash": dashes[name], "width": 3},
-                   marker={"symbol": MARKERS[name], "size": 8, "color": shades[name]},
-                   hovertemplate="%{y:.1%}<extra>" + name.upper() + "</extra>")
+        go.Scatter(
+            x=curves.epochs,
+            y=getattr(curves, name),
+            name=words,
+            mode="lines+markers",
+            line={"color": shades[name], "dash": dashes[name], "width": 3},
+            marker={"symbol": MARKERS[name], "size": 8, "color": shades[name]},
+            hovertemplate="%{y:.1%}<extra>" + name.upper() + "</extra>",
+        )
         for name, words in METRICS.items()
     ]
-    return go.Figure(lines, theme.layout(
-        mode, xaxis_title_text="epoch", yaxis_range=[-0.03, 1.03], yaxis_tickformat=".0%",
-        **({"xaxis_range": [-0.2, epochs + 0.2]} if epochs else {})))
+    return go.Figure(
+        lines,
+        theme.layout(
+            mode,
+            xaxis_title_text="epoch",
+            yaxis_range=[-0.03, 1.03],
+            yaxis_tickformat=".0%",
+            **({"xaxis_range": [-0.2, epochs + 0.2]} if epochs else {}),
+        ),
+    )
 
 
 def _positive(value: float | None) -> float | None:

@@ -44,12 +44,26 @@ def layout(mode: str | None, **changes: Any) -> go.Layout:
         changes: fields of plotly's layout that differ; nested ones with the underscore form (`yaxis_range=...`).
     """
     colors = palette(mode)
-    axis = {"gridcolor": colors.grid, "linecolor": colors.grid, "zeroline": False, "automargin": True,
-            "tickfont": {"color": colors.muted, "size": 13}, "title": {"font": {"color": colors.muted, "size": 13}}}
+    axis = {
+        "gridcolor": colors.grid,
+        "linecolor": colors.grid,
+        "zeroline": False,
+        "automargin": True,
+        "tickfont": {"color": colors.muted, "size": 13},
+        "title": {"font": {"color": colors.muted, "size": 13}},
+    }
     base = go.Layout(
-        template="none", paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", height=300,
-        margin={"l": 8, "r": 12, "t": 44, "b": 8}, font={"family": FONT, "color": colors.text, "size": 14},
-        xaxis=axis, yaxis=axis, hovermode="x unified", uirevision="keep", showlegend=True,
+        template="none",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        height=300,
+        margin={"l": 8, "r": 12, "t": 44, "b": 8},
+        font={"family": FONT, "color": colors.text, "size": 14},
+        xaxis=axis,
+        yaxis=axis,
+        hovermode="x unified",
+        uirevision="keep",
+        showlegend=True,
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 13}},
         hoverlabel={"bgcolor": colors.background, "font": {"color": colors.text}},
     )

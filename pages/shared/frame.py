@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import streamlit as st
 from streamlit.errors import StreamlitAPIException
@@ -18,13 +19,22 @@ from pages.shared import cached
 
 NO_RUN = "none"
 ATTACK_TITLES = {
-    "badnets_a2o": "BadNets patch", "badnets_a2a": "BadNets, all-to-all", "blended": "Blended pattern",
-    "input_aware": "Input-aware", "lf": "Low frequency", "ssba": "Sample-specific", "trojan": "Trojan", "wanet": "WaNet",
+    "badnets_a2o": "BadNets patch",
+    "badnets_a2a": "BadNets, all-to-all",
+    "blended": "Blended pattern",
+    "input_aware": "Input-aware",
+    "lf": "Low frequency",
+    "ssba": "Sample-specific",
+    "trojan": "Trojan",
+    "wanet": "WaNet",
 }
 STATES = {
-    "queued": (":material/hourglass_empty:", "gray"), "running": (":material/play_circle:", "violet"),
-    "finished": (":material/check_circle:", "blue"), "stopped": (":material/stop_circle:", "blue"),
-    "failed": (":material/error:", "red"), "interrupted": (":material/power_off:", "orange"),
+    "queued": (":material/hourglass_empty:", "gray"),
+    "running": (":material/play_circle:", "violet"),
+    "finished": (":material/check_circle:", "blue"),
+    "stopped": (":material/stop_circle:", "blue"),
+    "failed": (":material/error:", "red"),
+    "interrupted": (":material/power_off:", "orange"),
 }
 
 
@@ -33,6 +43,43 @@ class Selection(NamedTuple):
 
     card: Card | None
     run: Run | None
+
+
+def pages() -> list[st.Page]:
+    """The pages in the order of the menu."""
+    return [
+        st.Page(
+            "pages/home.py",
+            title="Start",
+            icon=":material/wb_twilight:",
+            default=True,
+            help="What a backdoor is, and one recorded run of the filter that removes it.",
+        ),
+        st.Page(
+            "pages/lab.py",
+            title="Lab",
+            icon=":material/science:",
+            help="Choose a backdoored model and a layer, then train a neural polarizer live.",
+        ),
+        st.Page(
+            "pages/predictions.py",
+            title="Predictions",
+            icon=":material/image_search:",
+            help="Clean, triggered and purified images side by side, with what the network says.",
+        ),
+        st.Page(
+            "pages/attributions.py",
+            title="Attributions",
+            icon=":material/center_focus_strong:",
+            help="Which pixels decide, before and after the polarizer, on one scale.",
+        ),
+        st.Page(
+            "pages/runs.py",
+            title="Runs",
+            icon=":material/history:",
+            help="Every run on this machine: compare, download, open again.",
+        ),
+    ]
 
 
 def header(page: str = "") -> None:
@@ -48,18 +95,28 @@ def header(page: str = "") -> None:
     model = st.session_state.get("model") or next(iter(cards), None)
     fitting = [NO_RUN, *(run.id for run in runs.values() if run.request.model == model)]
     if page == "":
-        place = st.popover("Model and run", icon=":material/tune:", help="Whose record this page shows.")
+        with st.container(horizontal_alignment="right"):
+            place = st.popover("Model and run", icon=":material/tune:", help="Whose record this page shows.")
     else:
         place = st.container(key="frame")
     with place:
         left, right = st.columns(2)
         left.selectbox(
-            "Backdoored model", list(cards), format_func=lambda name: model_title(cards[name]) if name in cards else name,
-            key="model", bind="query-params", on_change=_model_changed, disabled=not cards,
+            "Backdoored model",
+            list(cards),
+            format_func=lambda name: model_title(cards[name]) if name in cards else name,
+            key="model",
+            bind="query-params",
+            on_change=_model_changed,
+            disabled=not cards,
             help="Shipped networks that were trained on poisoned data. They work well, until the trigger appears.",
         )
         right.selectbox(
-            "Run", fitting, format_func=lambda name: run_title(runs.get(name)), key="run", bind="query-params",
+            "Run",
+            fitting,
+            format_func=lambda name: run_title(runs.get(name)),
+            key="run",
+            bind="query-params",
             help="A trained polarizer of this model. The link in the address bar opens the same run elsewhere.",
         )
     for sentence in st.session_state.pop("_notices", []):
@@ -69,6 +126,7 @@ def header(page: str = "") -> None:
 def selection() -> Selection:
     """The model and run that the address names; draws the choice first when no frame did."""
     if not st.session_state.get("_framed"):
+        _join_app()
         header("alone")
         st.session_state["_framed"] = False
     card = run = None
@@ -135,6 +193,17 @@ def local_time(moment: object) -> str:
     if isinstance(moment, int | float):
         return datetime.fromtimestamp(moment).strftime("%Y-%m-%d %H:%M")
     return str(moment).replace("T", " ")[:16]
+
+
+def _join_app() -> None:
+    """Start over inside the frame when only the frame is missing.
+
+    Until a server has run `app.py` once, Streamlit takes every file in `pages/` for a page of its own: whoever opens
+    /lab first gets that page without its frame. Naming the pages ends that. A page that was started alone stays alone.
+    """
+    if st.context.url and urlsplit(st.context.url).path.rstrip("/"):
+        st.navigation(pages(), position="top")
+        st.rerun()
 
 
 def _cards() -> list[Card]:

@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 _mount = st.components.v2.component(
     "npd_light",
     html='<div class="light"><div class="sky"></div>\n<div class="legend"></div><div class="play"></div>'
-         '<div class="sr" aria-live="polite"></div></div>',
+    '<div class="sr" aria-live="polite"></div></div>',
     css=(HERE / "light.css").read_text(encoding="utf-8"),
     js=(HERE / "light.js").read_text(encoding="utf-8"),
 )
@@ -31,7 +31,9 @@ class Frame(NamedTuple):
     ra: float | None
 
 
-def light(frames: Sequence[Frame], *, asr_before: float | None, key: str, play: bool = False, announce: str = "") -> None:
+def light(
+    frames: Sequence[Frame], *, asr_before: float | None, key: str, play: bool = False, announce: str = ""
+) -> None:
     """Draw the last of `frames`, or play them all.
 
     Args:
@@ -39,5 +41,13 @@ def light(frames: Sequence[Frame], *, asr_before: float | None, key: str, play: 
         play: run through the frames once, with a button and a slider; people who ask for less motion get the last frame.
         announce: a milestone for screen readers; spoken when it changes.
     """
-    _mount(key=key, height="content", data={
-        "frames": [frame._asdict() for frame in frames], "before": asr_before, "play": play, "announce": announce})
+    _mount(
+        key=key,
+        height="content",
+        data={
+            "frames": [frame._asdict() for frame in frames],
+            "before": asr_before,
+            "play": play,
+            "announce": announce,
+        },
+    )

@@ -1,7 +1,7 @@
 const drawings = new WeakMap()
 const NS = "http://www.w3.org/2000/svg"
 // Pixels. A block is: branch, conv 1, conv 2, sum; its shortcut runs above.
-const SIDE = 44, BLOCK = 166, BRANCH = 9, CONV1 = 27, CONV2 = 93, SUM = 152, ROW = 96, SHORT = 30, HEIGHT = 150
+const SIDE = 44, BLOCK = 158, BRANCH = 8, CONV1 = 26, CONV2 = 86, SUM = 144, ROW = 96, SHORT = 30, HEIGHT = 150
 const WORDS = { before: "Before a convolution", after: "After a convolution", stream: "On the residual stream" }
 
 function element(name, attributes, parent) {
@@ -67,8 +67,8 @@ function stage(drawing, item) {
     element("path", { class: "wire", d: `M${at + SUM - 4} ${ROW}h8M${at + SUM} ${ROW - 4}v8` }, svg)
     conv(drawing, svg, at + CONV1, ROW, block.convs[0], "conv1")
     conv(drawing, svg, at + CONV2, ROW, block.convs[1], "conv2")
-    if (block.shortcut) conv(drawing, svg, at + 60, SHORT, block.shortcut, "1×1")
-    else text(svg, at + 82, SHORT - 6, "shortcut", "quiet")
+    if (block.shortcut) conv(drawing, svg, at + 54, SHORT, block.shortcut, "1×1")
+    else text(svg, at + 76, SHORT - 6, "shortcut", "quiet")
     const group = element("g", {}, svg)
     element("circle", { class: "ring", cx: at + BRANCH, cy: ROW, r: 22 }, group)
     element("circle", { class: "dot", cx: at + BRANCH, cy: ROW, r: 9 }, group)
@@ -77,7 +77,7 @@ function stage(drawing, item) {
       kinds: ["stream"], module: block.name, group, lens: { stream: [at + BRANCH, ROW] }, svg,
       words: `${block.name}, ${block.convs[0].channels_in} channels, ${block.convs[0].size}×${block.convs[0].size}`,
     })
-    text(svg, at + 82, ROW + 40, `block ${short(block.name)} · ${block.convs[1].channels_out} ch · ${block.convs[1].size}²`, "quiet")
+    text(svg, at + 76, ROW + 40, `block ${short(block.name)} · ${block.convs[1].channels_out} ch · ${block.convs[1].size}²`, "quiet")
   })
 }
 

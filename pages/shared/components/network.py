@@ -18,7 +18,9 @@ _mount = st.components.v2.component(
 )
 
 
-def network(plan: Plan, *, selected: str, default: str, key: str, on_pick: Callable[[], None], disabled: bool = False) -> None:
+def network(
+    plan: Plan, *, selected: str, default: str, key: str, on_pick: Callable[[], None], disabled: bool = False
+) -> None:
     """Draw the network with the polarizer at `selected`.
 
     Args:
@@ -27,5 +29,9 @@ def network(plan: Plan, *, selected: str, default: str, key: str, on_pick: Calla
         key: the pick arrives in `st.session_state[key].layer` before `on_pick` is called.
         disabled: show only.
     """
-    _mount(key=key, height="content", on_layer_change=on_pick, data={
-        "plan": plan.to_dict(), "kinds": KINDS, "selected": selected, "standard": default, "disabled": disabled})
+    _mount(
+        key=key,
+        height="content",
+        on_layer_change=on_pick,
+        data={"plan": plan.to_dict(), "kinds": KINDS, "selected": selected, "standard": default, "disabled": disabled},
+    )

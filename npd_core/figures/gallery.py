@@ -1,0 +1,117 @@
+"""A strip of test images kept with a recorded run: what the network says of each, clean, triggered and purified. No torch.
+
+    <run>/gallery.png    two rows of N tiles, `size` pixels each: clean images above, the same with the trigger below
+    <run>/gallery.json   {"size": 32, "items": [{"index": 17, "truth": "stop",
+                            "clean": {"label": "stop", "probability": 0.998}, "triggered": {...}, "purified": {...}}, ...]}
+
+`clean` and `triggered` are answers of the backdoored network, `purified` is its answer to the triggered image with the
+polarizer in place: the polarizer works on features, so the pixels are those of the triggered image.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from npd_core.errors import ConfigError, StorageError
+
+JSON, PNG = "gallery.json", "gallery.png"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The most probable class and its probability in [0, 1]."""
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Item:
+    """One test image. `clean_picture` and `triggered_picture` are data addresses of PNGs, filled in by `read_gallery`."""
+
+    index: int
+    truth: str
+    clean: Answer
+    triggered: Answer
+    purified: Answer
+    clean_picture: str = ""
+    triggered_picture: str = ""
+
+
+def read_gallery(folder: Path) -> list[Item]:
+    """The strip of a run; [] where there is none, or none that can be read."""
+    try:
+        record = json.loads((folder / JSON).read_text(encoding="utf-8"))
+        size = int(record["size"])
+        with Image.open(folder / PNG) as opened:
+            sheet = opened.convert("RGB")
+        items = []
+        for number, row in enumerate(record["items"]):
+            answers = {
+                name: Answer(str(row[name]["label"]), float(row[name]["probability"]))
+                for name in ("clean", "triggered", "purified")
+            }
+            tiles = [
+                sheet.crop((number * size, line * size, (number + 1) * size, (line + 1) * size)) for line in (0, 1)
+            ]
+            items.append(
+                Item(
+                    int(row["index"]),
+                    str(row["truth"]),
+                    **answers,
+                    clean_picture=data_address(tiles[0]),
+                    triggered_picture=data_address(tiles[1]),
+                )
+            )
+        return items
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def write_gallery(
+    folder: Path,
+    items: Sequence[Item],
+    clean: NDArray[np.uint8],
+    triggered: NDArray[np.uint8],
+) -> None:
+    """Write both files into the folder of a run.
+
+    Args:
+        items: one per image; pictures in them are ignored.
+        clean: (N, 3, S, S) uint8, as is `triggered`.
+    Raises:
+        ConfigError: the numbers of items and images differ, or there are none.
+        StorageError: the files cannot be written.
+    """
+    if not len(items) == len(clean) == len(triggered) or not len(items):
+        raise ConfigError(
+            f"A gallery needs as many items as images, got {len(items)}, {len(clean)} and {len(triggered)}."
+        )
+    size = int(clean.shape[-1])
+    rows = [np.concatenate(list(images.transpose(0, 2, 3, 1)), axis=1) for images in (clean, triggered)]
+    record: dict[str, Any] = {"size": size, "items": []}
+    for item in items:
+        values = asdict(item)
+        record["items"].append({name: values[name] for name in ("index", "truth", "clean", "triggered", "purified")})
+    try:
+        Image.fromarray(np.concatenate(rows, axis=0)).save(folder / PNG, optimize=True)
+        (folder / JSON).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"The gallery could not be written to {folder}: {error.strerror}.") from error
+
+
+def data_address(image: Image.Image) -> str:
+    """The picture as a data address, for HTML that works offline."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

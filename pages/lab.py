@@ -1,0 +1,127 @@
+"""Choose a backdoored model, a layer and the weights of the losses; train a neural polarizer and watch it work."""
+
+import streamlit as st
+
+from npd_core.data.load import availability
+from npd_core.errors import NPDError, UnknownNameError
+from npd_core.figures import network as drawing
+from npd_core.jobs import queue
+from npd_core.zoo.card import Card
+from pages.shared import controls, frame, live
+from pages.shared.components.network import network
+
+
+def picked() -> None:
+    """The drawing was clicked: the list follows."""
+    layer = st.session_state["network"].get("layer")
+    if layer:
+        st.session_state["layer"] = layer
+
+
+def facts(card: Card) -> None:
+    """The model card, in a few lines."""
+    attack = frame.ATTACK_TITLES.get(card.attack, card.attack)
+    st.markdown(
+        f"Right on **{card.acc:.1%}** of clean test images; with the trigger, **{card.asr:.1%}** become {card.target}."
+    )
+    with st.expander("Model card", icon=":material/badge:"):
+        weights = card.files.get("model.safetensors", "")
+        rows = {
+            "data set": card.dataset,
+            "attack": attack,
+            "poisoned training images": f"{card.poison_ratio:.0%}",
+            "attacker's target": card.target,
+            "architecture": f"{card.arch}, width {card.width}",
+            "ACC / ASR / RA": f"{card.acc:.1%} / {card.asr:.1%} / {card.ra:.1%}",
+            "seed": card.seed,
+            "size": f"{card.bytes / 1e6:.1f} MB",
+            "sha256": f"{weights[:16]}…" if weights else "",
+        }
+        st.table({name: str(value) for name, value in rows.items()}, border="horizontal")
+
+
+def start_and_stop(card: Card, layer: str) -> None:
+    """All settings, and the buttons that act on them."""
+    buttons = st.container(key="act", horizontal=True)
+    asked = controls.request(card, layer)
+    try:
+        here = availability(card.dataset)
+    except NPDError as error:
+        st.error(str(error), icon=":material/error:")
+        return
+    if not here.available:
+        buttons.warning(
+            f"{here.reason} Until then the recorded runs of this model can be opened above.",
+            icon=":material/folder_off:",
+        )
+    running = run is not None and run.active
+    with buttons:
+        start = st.button(
+            "Train the polarizer",
+            key="start",
+            type="primary",
+            icon=":material/play_arrow:",
+            width="stretch",
+            disabled=asked is None or not here.available or running,
+        )
+        stop = st.button(
+            "Stop",
+            key="stop",
+            icon=":material/stop:",
+            disabled=not running,
+            help="Training ends after the current step; the state so far is kept and measured.",
+        )
+    try:
+        if start and asked is not None:
+            frame.open_run(queue.manager().submit(asked))
+        if stop and run is not None:
+            queue.manager().cancel(run.id)
+            st.toast("Stopping after this step …", icon=":material/stop:")
+    except NPDError as error:
+        st.error(str(error), icon=":material/error:")
+
+
+st.title("Lab")
+card, run = frame.selection()
+if card is None:
+    st.info(
+        "There is no model in the zoo yet. Build one with `npd zoo train signs-badnets_a2o-preact_resnet18-w32`.",
+        icon=":material/inventory_2:",
+    )
+    st.stop()
+
+left, right = st.columns([5, 8], gap="large")
+with left:
+    facts(card)
+    layer = controls.layer_select(card)
+    start_and_stop(card, layer)
+
+with right:
+    if run is not None:
+        with st.container(key="run"):
+            live.panel(run.id, card)
+            if not run.active:
+                with st.container(horizontal=True):
+                    frame.link("pages/predictions.py", "See its predictions", ":material/image_search:")
+                    frame.link("pages/attributions.py", "See what decides", ":material/center_focus_strong:")
+                    st.button(
+                        "Use the settings of this run",
+                        icon=":material/tune:",
+                        type="tertiary",
+                        key="adopt",
+                        on_click=controls.adopt,
+                        args=(run.request,),
+                    )
+    st.subheader("Where the light is filtered")
+    try:
+        plan = drawing.plan(card.arch, card.width, card.image_size, card.num_classes)
+    except UnknownNameError:
+        st.caption("This architecture has no drawing; choose its layer in the list.")
+    else:
+        network(plan, selected=layer, default=drawing.default_layer(card.arch), key="network", on_pick=picked)
+        st.caption(
+            "Each box is a convolution, each arc a shortcut. The violet lens is the polarizer: a 1×1 convolution with "
+            "BatchNorm, the only part that learns. Arrow keys move it."
+        )
+
+live.warm()

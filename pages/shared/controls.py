@@ -1,0 +1,298 @@
+"""Widgets and address -> `DefenseRequest`. Every setting is a widget bound to the address; the core checks every value again."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Literal
+
+import streamlit as st
+
+from npd_core.data.spec import get_dataset
+from npd_core.errors import ConfigError, NPDError, UnknownNameError, unknown_name
+from npd_core.figures import network as drawing
+from npd_core.polarizer import config as settings
+from npd_core.polarizer.config import NPDConfig
+from npd_core.request import DefenseRequest
+from npd_core.zoo.card import Card
+from pages.shared import cached
+
+WATCH = 1000
+"""Test images behind the live curves."""
+MAX_EPOCHS = 200
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One widget, named as the field that it sets."""
+
+    key: str
+    label: str
+    kind: Literal["slider", "float", "int", "choice", "optional"]
+    low: float = 0.0
+    high: float | None = None
+    step: float = 0.05
+    choices: Sequence[str] = ()
+    help: str = ""
+    """Empty: the field's own documentation."""
+    empty: str = ""
+    """What an empty `optional` means."""
+
+
+LOSSES = (
+    Setting(
+        "lambda1",
+        "λ₁ · clean images keep their label (L_bn)",
+        "slider",
+        high=2.0,
+        help="Weight of the loss on clean images, Eq. 5 of the paper, which uses 1. Without it accuracy is lost.",
+    ),
+    Setting(
+        "lambda2",
+        "λ₂ · leave the attacker's class (L_asr)",
+        "slider",
+        high=2.0,
+        help="Weight of the loss that pushes perturbed images away from the class they were pulled to, Eq. 2. "
+        "The paper uses 0.4; 0 shows what the other terms do alone.",
+    ),
+    Setting(
+        "lambda3",
+        "λ₃ · return to the true class (L_bce)",
+        "slider",
+        high=2.0,
+        help="Weight of the boosted cross entropy that gives perturbed images their true label back, Eq. 3. "
+        "The paper uses 0.4. It is what makes a purified picture right, not merely different.",
+    ),
+)
+TRAINING = (
+    Setting(
+        "rho",
+        "ρ · size of the imagined trigger",
+        "float",
+        low=0.001,
+        high=1000.0,
+        step=0.5,
+        help="Budget of the inner perturbation, in [0, 1] pixel units and the norm beside it. "
+        "The paper uses 3 (l2) for 32×32 images and 6 for 64×64.",
+    ),
+    Setting(
+        "norm",
+        "Norm of ρ",
+        "choice",
+        choices=settings.NORMS,
+        help="How the size of a perturbation is measured. The paper uses l2; try ρ near 0.1 for linf and 50 for l1.",
+    ),
+    Setting(
+        "epochs",
+        "Epochs",
+        "int",
+        low=1,
+        high=MAX_EPOCHS,
+        step=1,
+        help=f"Passes over the clean images after the warm-up. The paper trains 50; the app allows {MAX_EPOCHS}.",
+    ),
+    Setting(
+        "clean",
+        "Clean images",
+        "int",
+        low=10,
+        high=100000,
+        step=50,
+        help="Images the defender owns, drawn evenly from all classes. The paper uses 5 % of the training set.",
+    ),
+    Setting(
+        "seed",
+        "Seed",
+        "int",
+        low=0,
+        high=2**31 - 1,
+        step=1,
+        help="Chooses the clean images and their order. The same seed on the same device gives the same run.",
+    ),
+)
+ADVANCED = (
+    Setting("lambda4", "λ₄ · strongest wrong class (L_bce2)", "optional", high=10.0, empty="tied to λ₃"),
+    Setting("bn_mode", "BatchNorm of the polarizer", "choice", choices=settings.BN_MODES),
+    Setting("lr", "Learning rate", "float", low=1e-5, high=1.0, step=0.001),
+    Setting("batch_size", "Batch size", "int", low=2, high=1024, step=16, help="Images per step; the paper uses 128."),
+    Setting("warmup_epochs", "Warm-up epochs (T₀)", "int", high=50, step=1),
+    Setting("inner_steps", "Inner steps (S)", "int", low=1, high=20, step=1),
+    Setting("inner_step", "Direction of an inner step", "choice", choices=settings.INNER_STEPS),
+    Setting("inner_lr", "Length of an inner step", "float", low=0.001, high=10.0, step=0.05),
+    Setting("early_stop", "Early stop of the inner loop", "optional", high=1.0, empty="never"),
+    Setting("clip_grad", "Gradient clipping", "optional", high=1000.0, empty="no bound"),
+    Setting("ema", "Running average (EMA)", "optional", high=0.9999, step=0.01, empty="off"),
+    Setting("schedule", "Learning-rate schedule", "choice", choices=("constant", "cosine")),
+    Setting("holdout", "Share held out to choose the epoch", "float", high=0.5, step=0.05),
+    Setting("log_form", "Form of the logarithms", "choice", choices=settings.LOG_FORMS),
+    Setting("attack_on", "Network the inner level attacks", "choice", choices=("polarized", "base")),
+    Setting("bce1_label", "Label in L_bce1", "choice", choices=("true", "pred")),
+)
+ALL = {setting.key: setting for setting in (*LOSSES, *TRAINING, *ADVANCED)}
+NORM_RHO = {"l2": 3.0, "linf": 0.1, "l1": 50.0}
+
+
+def defaults(card: Card) -> DefenseRequest:
+    """What the app proposes for a model: seconds rather than minutes on two CPU cores."""
+    config = replace(settings.preset(card.dataset), epochs=10)
+    return DefenseRequest(model=card.id, layer=drawing.default_layer(card.arch), clean=500, config=config, watch=WATCH)
+
+
+def layers(card: Card) -> list[str]:
+    """Every insertion point of the model. Raises CheckpointError for an architecture that has to be loaded and cannot."""
+    try:
+        return drawing.plan(card.arch, card.width, card.image_size, card.num_classes).layers()
+    except UnknownNameError:
+        return [str(info.point) for info in cached.points(card.id)]
+
+
+def layer_select(card: Card) -> str:
+    """The insertion point as a list, for those who know its name; the drawing shows and sets the same choice."""
+    options, default = layers(card), defaults(card).layer or ""
+    if st.session_state.get("layer", default) not in options:
+        st.session_state.pop("layer", None)
+    choice = st.selectbox(
+        "Insertion layer",
+        options,
+        index=options.index(default) if default in options else 0,
+        key="layer",
+        bind="query-params",
+        format_func=drawing.describe,
+        help="Where the polarizer, a 1×1 convolution with BatchNorm, is put. The paper puts it before layer4.1.conv1; "
+        "every other place of the drawing works too, some better than others.",
+    )
+    return str(choice)
+
+
+def request(card: Card, layer: str) -> DefenseRequest | None:
+    """Draw all settings. Returns what they ask for; None, with one sentence shown, when it cannot be done."""
+    start = defaults(card)
+    values: dict[str, Any] = {"clean": start.clean, **start.config.to_dict()}
+    st.session_state["_settings"] = ["layer", *ALL]
+    for setting in LOSSES:
+        values[setting.key] = _draw(setting, values[setting.key])
+    left, right = st.columns(2)
+    for number, setting in enumerate(TRAINING):
+        with (left, right)[number % 2]:
+            values[setting.key] = _draw(setting, values[setting.key])
+    with st.expander("Advanced settings", icon=":material/tune:"):
+        left, right = st.columns(2)
+        for number, setting in enumerate(ADVANCED):
+            with (left, right)[number % 2]:
+                values[setting.key] = _draw(setting, values[setting.key])
+        st.button("Back to the preset", icon=":material/restart_alt:", on_click=reset, key="reset")
+    for sentence in address_problems(card):
+        st.error(sentence, icon=":material/error:")
+    try:
+        return build(card, layer, values)
+    except NPDError as error:
+        st.error(str(error), icon=":material/error:")
+        return None
+
+
+def build(card: Card, layer: str, values: dict[str, Any]) -> DefenseRequest:
+    """The request that these values ask for. Raises ConfigError or UnknownNameError, whatever the browser sent."""
+    values = dict(values)
+    clean = values.pop("clean")
+    if layer not in layers(card):
+        raise unknown_name("layer", layer, layers(card))
+    config = NPDConfig.from_dict(values)
+    if config.epochs > MAX_EPOCHS:
+        raise ConfigError(
+            f"`epochs` is limited to {MAX_EPOCHS} in the app, got {config.epochs}; `npd defend` has no limit."
+        )
+    if isinstance(clean, bool) or not isinstance(clean, int) or clean < 1:
+        raise ConfigError(f"`clean` must be a whole number of images, at least 1, got {clean!r}.")
+    there = get_dataset(card.dataset).train_images
+    if clean > there:
+        raise ConfigError(f"`clean` asks for {clean} images, but {card.dataset} has {there} training images.")
+    return DefenseRequest(model=card.id, layer=layer, clean=clean, config=config, watch=WATCH)
+
+
+def address_problems(card: Card) -> list[str]:
+    """One sentence for each setting in the address that cannot be used; its default is shown instead."""
+    problems = []
+    for key, setting in ALL.items():
+        if key in st.query_params:
+            sentence = problem(setting, st.query_params[key])
+            if sentence:
+                problems.append(f"{sentence} The address asked for it; the preset is used instead.")
+    asked = st.query_params.get("layer")
+    if asked and asked not in layers(card):
+        problems.append(f"{unknown_name('layer', asked, layers(card))} The paper's layer is used instead.")
+    return problems
+
+
+def problem(setting: Setting, text: str) -> str:
+    """What is wrong with a value of the address; empty when nothing is."""
+    value: Any = text
+    if setting.kind == "optional" and text in ("", "none", "None"):
+        return ""
+    if setting.kind != "choice":
+        try:
+            value = int(text) if setting.kind == "int" else float(text)
+        except ValueError:
+            return f"`{setting.key}` must be a {'whole ' if setting.kind == 'int' else ''}number, got {text[:40]!r}."
+    try:
+        DefenseRequest(model="", clean=value) if setting.key == "clean" else NPDConfig.from_dict({setting.key: value})
+    except NPDError as error:
+        return str(error)
+    if setting.kind != "choice" and not setting.low <= value <= (setting.high if setting.high is not None else value):
+        return f"`{setting.key}` must be between {setting.low:g} and {setting.high:g} here, got {value:g}."
+    return ""
+
+
+def reset() -> None:
+    """Back to the preset of the model."""
+    for key in ("layer", *ALL):
+        st.session_state.pop(key, None)
+
+
+def adopt(asked: DefenseRequest) -> None:
+    """Set every widget to what a run was asked for. For a button's `on_click`."""
+    values = {"clean": asked.clean, "layer": asked.layer, **asked.config.to_dict()}
+    for key in ("layer", *ALL):
+        value = values.get(key)
+        if value is not None and (key != "clean" or isinstance(value, int)):
+            st.session_state[key] = value
+        else:
+            st.session_state.pop(key, None)
+
+
+def _draw(setting: Setting, default: Any) -> Any:
+    words = {"key": setting.key, "bind": "query-params", "help": setting.help or field_docs().get(setting.key)}
+    if setting.kind == "choice":
+        options = list(setting.choices)
+        return st.selectbox(setting.label, options, index=options.index(default), **words)
+    if setting.kind == "slider":
+        return st.slider(setting.label, setting.low, setting.high, float(default), setting.step, **words)
+    if setting.kind == "int":
+        return st.number_input(
+            setting.label, int(setting.low), int(setting.high or 0), int(default), int(setting.step), **words
+        )
+    optional = setting.kind == "optional"
+    return st.number_input(
+        setting.label,
+        setting.low,
+        setting.high,
+        None if default is None else float(default),
+        setting.step,
+        format="%g",
+        placeholder=setting.empty if optional else None,
+        **words,
+    )
+
+
+@cache
+def field_docs() -> dict[str, str]:
+    """Documentation of each field of NPDConfig, as written under it."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(NPDConfig)))
+    body, docs = tree.body[0].body, {}  # type: ignore[attr-defined]
+    for field, text in zip(body, body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            docs[field.target.id] = str(text.value.value)  # type: ignore[union-attr]
+    return docs

@@ -1,0 +1,210 @@
+"""One run as a visitor sees it, live or afterwards: how far it is, its curves, before and after. Reads the store, never writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from npd_core import paths
+from npd_core.errors import NPDError
+from npd_core.figures import curves
+from npd_core.jobs import queue
+from npd_core.jobs.store import Run, RunStore
+from npd_core.zoo.card import Card
+from pages.shared import cached, frame
+from pages.shared.components.chart import chart
+from pages.shared.components.light import Frame, light
+
+REFRESH = 0.5
+MEANING = {
+    "acc": "Clean accuracy: share of clean test images that get their true label. Should stay high.",
+    "asr": "Attack success rate: share of triggered test images that get the attacker's label. Should fall to near 0.",
+    "ra": "Recovery accuracy: share of triggered test images that get their true label again. Should rise.",
+    "der": "Defense effectiveness: (max(0, drop of ASR) − max(0, drop of ACC) + 1) / 2. 1 is perfect, 0.5 is no defense.",
+}
+
+
+def panel(run_id: str, card: Card | None) -> None:
+    """Everything about one run; follows it while it is queued or running. Shows a sentence for a run that is not there."""
+    try:
+        run = cached.find_run(run_id)
+    except NPDError as error:
+        st.error(str(error), icon=":material/error:")
+        return
+    if run.active:
+        _follow(run_id, card)
+    else:
+        _show(run, card)
+
+
+@st.fragment(run_every=REFRESH)
+def _follow(run_id: str, card: Card | None) -> None:
+    run = _store_of(run_id).get(run_id)
+    _show(run, card)
+    if not run.active:
+        st.rerun()
+
+
+def events(run: Run) -> list[dict[str, Any]]:
+    """Its event records so far."""
+    return RunStore(paths.recorded()).events(run.id) if run.recorded else queue.manager().store.events(run.id)
+
+
+def before_of(run: Run, card: Card | None) -> dict[str, float | None]:
+    """ACC, ASR, RA without a polarizer: measured by the run, or until then as the model card says."""
+    if run.result and run.result.get("before"):
+        return dict(run.result["before"])
+    return {"acc": card.acc, "asr": card.asr, "ra": card.ra} if card else {"acc": None, "asr": None, "ra": None}
+
+
+def frames(run: Run, measured: curves.MetricCurves) -> list[Frame]:
+    """The run as moments of the polarised-light picture; the result, measured on all test images, comes last."""
+    rows = [
+        Frame("before" if epoch == 0 else f"after epoch {epoch}", *values)
+        for epoch, *values in zip(measured.epochs, measured.acc, measured.asr, measured.ra, strict=True)
+    ]
+    after = (run.result or {}).get("after")
+    if after:
+        rows.append(Frame("result, all test images", after.get("acc"), after.get("asr"), after.get("ra")))
+    return rows
+
+
+def tiles(before: dict[str, Any], now: dict[str, Any], der: float | None = None) -> None:
+    """ACC, ASR and RA, with the change in points; DER where it is known."""
+    titles = {"acc": "ACC · clean accuracy", "asr": "ASR · attack success", "ra": "RA · recovered"}
+    with st.grid("auto", min_column_width=150):
+        for name, title in titles.items():
+            old, new = before.get(name), now.get(name)
+            change = f"{100 * (new - old):+.1f} points" if old is not None and new is not None else None
+            st.metric(
+                title,
+                "–" if new is None else f"{new:.1%}",
+                change,
+                border=True,
+                help=MEANING[name],
+                delta_color="inverse" if name == "asr" else "normal",
+            )
+        if der is not None:
+            st.metric("DER · defense", f"{der:.3f}", border=True, help=MEANING["der"])
+
+
+def chart_tables(losses: curves.LossCurves, measured: curves.MetricCurves) -> None:
+    """The numbers of both charts."""
+    with st.expander("The same as tables", icon=":material/table_chart:"):
+        rows = {"epoch": measured.epochs, "ACC": measured.acc, "ASR": measured.asr, "RA": measured.ra}
+        share = st.column_config.NumberColumn(format="percent")
+        st.dataframe(
+            rows, hide_index=True, column_config=dict.fromkeys(("ACC", "ASR", "RA"), share), key="metrics-table"
+        )
+        thin = slice(None, None, max(1, len(losses.x) // 100))
+        st.dataframe(
+            {"epoch": losses.x[thin], **{name: values[thin] for name, values in losses.terms.items()}},
+            hide_index=True,
+            key="losses-table",
+        )
+
+
+def warm() -> None:
+    """Import what a run needs, after the page is drawn: the first start then begins at once, and no worker imports first."""
+    import torch  # noqa: F401
+
+    import npd_core.defend  # noqa: F401
+
+
+def _store_of(run_id: str) -> RunStore:
+    store = queue.manager().store
+    return store if (store.root / run_id).is_dir() else RunStore(paths.recorded())
+
+
+def _show(run: Run, card: Card | None) -> None:
+    records = events(run)
+    before = before_of(run, card)
+    measured = curves.read_metrics(records, before if before.get("acc") is not None else None)
+    losses = curves.read_losses(records)
+    done = curves.read_progress(records)
+    epochs = done.epochs or run.request.config.epochs
+    result = run.result or {}
+    _status(run, done, epochs)
+    after = (
+        result.get("after")
+        or dict(zip(("acc", "asr", "ra"), (measured.acc[-1], measured.asr[-1], measured.ra[-1]), strict=True))
+        if measured.epochs
+        else {}
+    )
+    tiles(before, after, result.get("der"))
+    shown = frames(run, measured)
+    if shown:
+        light(shown[-1:], asr_before=before.get("asr"), key="light", announce=_milestone(run, measured))
+    mode = st.context.theme.type
+    left, right = st.columns(2)
+    with left, st.container(key="metrics-chart"):
+        st.markdown("**On test images**, after each epoch")
+        chart(curves.metric_figure(measured, mode, epochs), key="metrics", alt=_metrics_alt(measured))
+    with right, st.container(key="losses-chart"):
+        st.markdown("**Loss terms**, what is trained on")
+        chart(
+            curves.loss_figure(losses, mode, epochs),
+            key="losses",
+            alt="Loss terms of the training by epoch; the table below has the numbers.",
+        )
+    if not run.active:
+        chart_tables(losses, measured)
+        st.caption(f"{frame.provenance(run)} · test images are only measured, never trained on")
+
+
+def _status(run: Run, done: curves.Progress, epochs: int) -> None:
+    if run.state == "queued":
+        place = queue.manager().position(run.id)
+        ahead = f"place {place} in the queue" if place else "waiting for its turn"
+        st.progress(0.0, f":material/hourglass_empty: Queued: {ahead}. It starts by itself.")
+    elif run.state == "running":
+        left = run.seconds_left if run.seconds_left is not None else done.seconds_left
+        if done.epochs and done.epoch >= epochs:
+            words = "Measuring the result on all test images"
+        elif not done.epochs:
+            words = "Preparing: reading images and features before the layer"
+        elif done.warmup:
+            words = "Warm-up on clean images"
+        else:
+            words = f"Epoch {min(done.epoch + 1, epochs)} of {epochs}"
+            words += f" · about {max(1, round(left))} s left" if left is not None else ""
+        st.progress(done.share, f":material/play_circle: {words}")
+    elif run.state == "failed":
+        kept = " The last good polarizer is kept." if (Path(run.folder) / "polarizer.safetensors").is_file() else ""
+        st.error(f"{run.message or 'This run failed.'}{kept}", icon=":material/error:")
+    elif run.state == "interrupted":
+        st.warning(
+            run.message or "This run was interrupted. Start it again to get a result.", icon=":material/power_off:"
+        )
+    else:
+        seconds = (run.result or {}).get("seconds", {})
+        took = f" in {seconds['train']:.0f} s of training" if seconds.get("train") is not None else ""
+        ended = f"Stopped after epoch {done.epoch}" if run.state == "stopped" else f"Finished{took}"
+        icon, color = frame.STATES[run.state]
+        st.markdown(
+            f":{color}[{icon} **{ended}**] · {'recorded run' if run.recorded else 'live run'}"
+            + (f" · {run.message}" if run.message else "")
+        )
+
+
+def _milestone(run: Run, measured: curves.MetricCurves) -> str:
+    asr = measured.asr[-1] if measured.asr else None
+    now = f" The trigger works on {asr:.0%} of images." if asr is not None else ""
+    if run.state == "queued":
+        return "The run is queued."
+    if run.state == "running":
+        return "Training has started." if len(measured.epochs) < 2 else "First epoch done, curves are moving."
+    return f"The run has {'finished' if run.state == 'finished' else run.state}.{now}"
+
+
+def _metrics_alt(measured: curves.MetricCurves) -> str:
+    if not measured.epochs:
+        return "ACC, ASR and RA by epoch; nothing is measured yet."
+    parts = []
+    for name in ("acc", "asr", "ra"):
+        values = [v for v in getattr(measured, name) if v is not None]
+        if values:
+            parts.append(f"{name.upper()} from {values[0]:.1%} to {values[-1]:.1%}")
+    return f"By epoch 0 to {measured.epochs[-1]}: {', '.join(parts)}."
