@@ -53,6 +53,7 @@ def main() -> int:
         "server.headless": str(headless).lower(),
         "server.showEmailPrompt": "false",
         "server.fileWatcherType": "none",
+        "browser.serverAddress": "localhost",  # otherwise a headless server asks the internet for its own address
         "browser.gatherUsageStats": "false",
     }
     os.chdir(ROOT)
