@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from npd_core.data.clean import clean_subset
-from npd_core.data.load import ImageSet, clean_source
+from npd_core.data.clean import load_clean
+from npd_core.data.load import ImageSet
 from npd_core.device import environment, resolve_device
 from npd_core.errors import unknown_name
 from npd_core.evaluation import Metrics, der, evaluate, test_sets
@@ -46,7 +46,7 @@ def run_defense(
     cfg = request.config
     backdoored.net.to(device)
     net = PolarizedNet(backdoored.net, request.layer or default_point(card.arch), card.image_size)
-    clean = clean_subset(clean_source(card.dataset), card.num_classes, request.clean, cfg.seed)
+    clean = load_clean(card.dataset, request.clean, cfg.seed)
     sets = test_sets(card.dataset, backdoored.attack)
     watched = test_sets(card.dataset, backdoored.attack, request.watch) if request.watch else None
 

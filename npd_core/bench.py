@@ -1,0 +1,99 @@
+"""How fast it is: training, inference and evaluation, with the environment that the figures depend on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from npd_core.data.clean import load_clean
+from npd_core.data.load import ImageSet
+from npd_core.device import environment, resolve_device
+from npd_core.evaluation import evaluate, test_sets
+from npd_core.events import EpochEnd
+from npd_core.polarizer import objective
+from npd_core.polarizer.config import NPDConfig, preset
+from npd_core.polarizer.insertion import PolarizedNet, default_point
+from npd_core.polarizer.training import Trainer
+from npd_core.zoo.card import list_cards
+from npd_core.zoo.weights import Backdoored, load_backdoored
+
+
+def forward_equivalents(backdoored: Backdoored, layer: str, cfg: NPDConfig, clean: ImageSet, device: torch.device) -> float:
+    """Arithmetic of one training step, in forward passes of its batch through the backdoored network.
+
+    Every convolution and matrix product that runs is counted, backward ones included, by watching the operators; the
+    early stop is off, so this is the full cost of S inner steps.
+    """
+    net = PolarizedNet(backdoored.net, layer, backdoored.card.image_size)
+    trainer = Trainer(net, clean, replace(cfg, early_stop=None, precision="fp32"), device)
+    chosen = torch.arange(min(cfg.batch_size, len(clean.labels)))
+    x, h, y = trainer.clean.x(chosen), trainer.clean.features(chosen), trainer.clean.labels[chosen.to(device)]
+    optimizer = torch.optim.SGD(trainer.params, lr=cfg.lr)
+    with FlopCounterMode(display=False) as step:
+        trainer.update(optimizer, objective.total(trainer.losses(x, h, y).losses, trainer.weights))
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        backdoored.net(x)
+    return step.get_total_flops() / forward.get_total_flops()
+
+
+def bench_model(model: str, layer: str | None = None, clean: float | int = 0.05, device: str = "auto") -> dict[str, Any]:
+    """Figures of one model at one layer, with the preset of its data set: see `run_bench`."""
+    where = resolve_device(device)
+    backdoored = load_backdoored(model)
+    card = backdoored.card
+    backdoored.net.to(where)
+    layer = layer or default_point(card.arch)
+    cfg = replace(preset(card.dataset), epochs=3, warmup_epochs=0)
+    subset = load_clean(card.dataset, clean, cfg.seed)
+    data = ImageSet(subset.images, subset.labels)
+    equivalents = forward_equivalents(backdoored, layer, cfg, data, where)
+    net = PolarizedNet(backdoored.net, layer, card.image_size)
+    ends = [event.seconds for event in Trainer(net, data, cfg, where).events() if isinstance(event, EpochEnd)]
+    seconds = min(b - a for a, b in zip(ends, ends[1:], strict=False))  # the first epoch warms up
+    sets = test_sets(card.dataset, backdoored.attack, 2000)
+    images = len(sets.clean.labels) + len(sets.poisoned.labels)
+    evaluate(net, sets, where, "auto")
+    start = time.perf_counter()
+    evaluate(net, sets, where, "auto")
+    return {
+        "model": model,
+        "layer": net.layer,
+        "clean_images": len(data.labels),
+        "batch_size": cfg.batch_size,
+        "inner_steps": cfg.inner_steps,
+        "forward_equivalents_per_step": round(equivalents, 3),
+        "train_images_per_second": round(len(data.labels) / seconds, 1),
+        "eval_images_per_second": round(images / (time.perf_counter() - start), 1),
+        "seconds_per_epoch": round(seconds, 3),
+    }
+
+
+def run_bench(
+    models: Sequence[str] = (), layers: Sequence[str] = (), device: str = "auto", clean: float | int = 0.05
+) -> Iterator[dict[str, Any]]:
+    """Measure models one by one.
+
+    Args:
+        models: zoo ids; empty: every model whose data set is here.
+        layers: insertion points; empty: the default of the architecture.
+    Yields:
+        per model and layer: `forward_equivalents_per_step` (early stop off), `train_images_per_second`,
+        `seconds_per_epoch` (the faster of two epochs, after one to warm up), `eval_images_per_second` (clean and
+        poisoned test images).
+    """
+    from npd_core.data.load import availability
+
+    chosen = list(models) or [card.id for card in list_cards() if availability(card.dataset).available]
+    for model in chosen:
+        for layer in layers or (None,):
+            yield bench_model(model, layer, clean, device)
+
+
+def bench_report(rows: Sequence[dict[str, Any]], device: str = "auto") -> dict[str, Any]:
+    """What `npd bench --json` prints."""
+    return {"results": list(rows), "environment": environment(resolve_device(device))}
