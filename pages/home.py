@@ -1,4 +1,4 @@
-"""The first page: a recorded run, shown as light through a polarizer, before anything has to be chosen. Imports no torch."""
+"""The first page: a recorded run, as light through a polarizer, before anything has to be chosen. Imports no torch."""
 
 import html
 from pathlib import Path
@@ -18,7 +18,7 @@ STRIP = """<style>
 .strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(15.5rem, 1fr)); gap: 1rem; }
 .strip figure { margin: 0; display: flex; gap: 0.6rem; }
 .strip div { flex: 1; min-width: 0; }
-.strip img { width: 100%; max-width: 8rem; aspect-ratio: 1; image-rendering: pixelated; border-radius: 8px; display: block; }
+.strip img { width: 100%; aspect-ratio: 1; image-rendering: pixelated; border-radius: 8px; display: block; }
 .strip p { margin: 0.25rem 0 0; font-size: 0.82rem; line-height: 1.25; overflow-wrap: anywhere; }
 .strip .good { border-left: 3px solid VAR_BLUE; padding-left: 0.4rem; }
 .strip .bad { border-left: 3px dashed VAR_ORANGE; padding-left: 0.4rem; }
@@ -82,8 +82,8 @@ else:
     st.title(f"This network is right {before['acc']:.0%} of the time. It has a secret.")
 st.markdown(
     "A **backdoored** network was trained on a few poisoned images: it behaves well until somebody shows it a small "
-    ":orange[**trigger**], and then it answers what the attacker wants. A **neural polarizer** is one thin layer, learned "
-    "from a few clean images, that lets :blue[**benign information**] pass and holds the trigger back."
+    ":orange[**trigger**], and then it answers what the attacker wants. A **neural polarizer** is one thin layer, "
+    "learned from a few clean images, that lets :blue[**benign information**] pass and holds the trigger back."
 )
 
 if run is None:

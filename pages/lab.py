@@ -42,8 +42,9 @@ def facts(card: Card) -> None:
 
 def start_and_stop(card: Card, layer: str) -> None:
     """All settings, and the buttons that act on them."""
+    running = run is not None and run.active
     buttons = st.container(key="act", horizontal=True)
-    asked = controls.request(card, layer)
+    asked = controls.request(card, layer, folded=running)
     try:
         here = availability(card.dataset)
     except NPDError as error:
@@ -54,7 +55,6 @@ def start_and_stop(card: Card, layer: str) -> None:
             f"{here.reason} Until then the recorded runs of this model can be opened above.",
             icon=":material/folder_off:",
         )
-    running = run is not None and run.active
     with buttons:
         start = st.button(
             "Train the polarizer",
@@ -73,7 +73,11 @@ def start_and_stop(card: Card, layer: str) -> None:
         )
     try:
         if start and asked is not None:
-            frame.open_run(queue.manager().submit(asked))
+            runs = queue.manager()
+            if runs.store.joinable(asked):
+                st.toast("Exactly this was asked for before: here is that run.", icon=":material/replay:")
+            controls.forget_problems()
+            frame.open_run(runs.submit(asked))
         if stop and run is not None:
             queue.manager().cancel(run.id)
             st.toast("Stopping after this step …", icon=":material/stop:")
@@ -98,7 +102,7 @@ with left:
 
 with right:
     if run is not None:
-        with st.container(key="run"):
+        with st.container(key="run-panel"):
             live.panel(run.id, card)
             if not run.active:
                 with st.container(horizontal=True):

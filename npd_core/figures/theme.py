@@ -1,4 +1,4 @@
-"""The look that all figures share: polarised light. Blue is what is benign, orange the trigger, violet the polarizer."""
+"""The look that all figures share, polarised light: blue is benign, orange the trigger, violet the polarizer."""
 
 from __future__ import annotations
 

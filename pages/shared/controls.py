@@ -1,4 +1,4 @@
-"""Widgets and address -> `DefenseRequest`. Every setting is a widget bound to the address; the core checks every value again."""
+"""Widgets and address -> `DefenseRequest`. Every setting is bound to the address; the core checks every value again."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from typing import Any, Literal
 
 import streamlit as st
@@ -143,7 +144,7 @@ def defaults(card: Card) -> DefenseRequest:
 
 
 def layers(card: Card) -> list[str]:
-    """Every insertion point of the model. Raises CheckpointError for an architecture that has to be loaded and cannot."""
+    """Every insertion point. Raises CheckpointError for an architecture that has to be loaded and cannot."""
     try:
         return drawing.plan(card.arch, card.width, card.image_size, card.num_classes).layers()
     except UnknownNameError:
@@ -168,25 +169,26 @@ def layer_select(card: Card) -> str:
     return str(choice)
 
 
-def request(card: Card, layer: str) -> DefenseRequest | None:
-    """Draw all settings. Returns what they ask for; None, with one sentence shown, when it cannot be done."""
+def request(card: Card, layer: str, *, folded: bool = False) -> DefenseRequest | None:
+    """Draw all settings. Returns what they ask for; None, with one sentence shown, when it cannot be done.
+
+    Args:
+        folded: start with the settings folded away, as while a run goes on.
+    """
     start = defaults(card)
     values: dict[str, Any] = {"clean": start.clean, **start.config.to_dict()}
     st.session_state["_settings"] = ["layer", *ALL]
-    for setting in LOSSES:
-        values[setting.key] = _draw(setting, values[setting.key])
-    left, right = st.columns(2)
-    for number, setting in enumerate(TRAINING):
-        with (left, right)[number % 2]:
-            values[setting.key] = _draw(setting, values[setting.key])
-    with st.expander("Advanced settings", icon=":material/tune:"):
-        left, right = st.columns(2)
-        for number, setting in enumerate(ADVANCED):
-            with (left, right)[number % 2]:
-                values[setting.key] = _draw(setting, values[setting.key])
-        st.button("Back to the preset", icon=":material/restart_alt:", on_click=reset, key="reset")
-    for sentence in address_problems(card):
+    if "_problems" not in st.session_state:
+        st.session_state["_problems"] = address_problems(card)
+    for sentence in st.session_state["_problems"]:
         st.error(sentence, icon=":material/error:")
+    with st.expander("Losses and training", icon=":material/balance:", expanded=not folded):
+        for setting in LOSSES:
+            values[setting.key] = _draw(setting, values[setting.key])
+        _draw_pairs(TRAINING, values)
+    with st.expander("Advanced settings", icon=":material/tune:"):
+        _draw_pairs(ADVANCED, values)
+        st.button("Back to the preset", icon=":material/restart_alt:", on_click=reset, key="reset")
     try:
         return build(card, layer, values)
     except NPDError as error:
@@ -246,8 +248,14 @@ def problem(setting: Setting, text: str) -> str:
     return ""
 
 
+def forget_problems() -> None:
+    """What was wrong with the address is settled."""
+    st.session_state["_problems"] = []
+
+
 def reset() -> None:
     """Back to the preset of the model."""
+    forget_problems()
     for key in ("layer", *ALL):
         st.session_state.pop(key, None)
 
@@ -261,6 +269,13 @@ def adopt(asked: DefenseRequest) -> None:
             st.session_state[key] = value
         else:
             st.session_state.pop(key, None)
+
+
+def _draw_pairs(rows: Sequence[Setting], values: dict[str, Any]) -> None:
+    for at in range(0, len(rows), 2):
+        for column, setting in zip(st.columns(2, vertical_alignment="bottom"), rows[at : at + 2], strict=False):
+            with column:
+                values[setting.key] = _draw(setting, values[setting.key])
 
 
 def _draw(setting: Setting, default: Any) -> Any:
@@ -292,7 +307,7 @@ def field_docs() -> dict[str, str]:
     """Documentation of each field of NPDConfig, as written under it."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(NPDConfig)))
     body, docs = tree.body[0].body, {}  # type: ignore[attr-defined]
-    for field, text in zip(body, body[1:], strict=False):
+    for field, text in pairwise(body):
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
             docs[field.target.id] = str(text.value.value)  # type: ignore[union-attr]
     return docs

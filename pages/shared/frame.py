@@ -117,9 +117,10 @@ def header(page: str = "") -> None:
             format_func=lambda name: run_title(runs.get(name)),
             key="run",
             bind="query-params",
+            on_change=_run_changed,
             help="A trained polarizer of this model. The link in the address bar opens the same run elsewhere.",
         )
-    for sentence in st.session_state.pop("_notices", []):
+    for sentence in st.session_state.get("_notices", []):
         st.error(sentence, icon=":material/error:")
 
 
@@ -143,6 +144,7 @@ def selection() -> Selection:
 def open_run(run_id: str) -> None:
     """Make `run_id` the run of the address (on the next script run, which this starts)."""
     st.session_state["_open_run"] = run_id
+    st.session_state["_notices"] = []
     st.rerun()
 
 
@@ -239,7 +241,12 @@ def _resolve(cards: dict[str, Card], runs: dict[str, Run]) -> None:
         state["_notices"] = notices
 
 
+def _run_changed() -> None:
+    st.session_state["_notices"] = []
+
+
 def _model_changed() -> None:
     st.session_state["run"] = NO_RUN
+    st.session_state["_notices"] = []
     for name in st.session_state.get("_settings", ()):
         st.session_state.pop(name, None)

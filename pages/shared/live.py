@@ -1,4 +1,4 @@
-"""One run as a visitor sees it, live or afterwards: how far it is, its curves, before and after. Reads the store, never writes."""
+"""One run as a visitor sees it, live or afterwards: how far it is, its curves, before, after. Only reads the store."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from pages.shared.components.light import Frame, light
 
 REFRESH = 0.5
 MEANING = {
-    "acc": "Clean accuracy: share of clean test images that get their true label. Should stay high.",
-    "asr": "Attack success rate: share of triggered test images that get the attacker's label. Should fall to near 0.",
-    "ra": "Recovery accuracy: share of triggered test images that get their true label again. Should rise.",
-    "der": "Defense effectiveness: (max(0, drop of ASR) − max(0, drop of ACC) + 1) / 2. 1 is perfect, 0.5 is no defense.",
+    "acc": "Clean accuracy: clean test images that get their true label. Should stay high.",
+    "asr": "Attack success rate: triggered test images that get the attacker's label. Should fall to near 0.",
+    "ra": "Recovery accuracy: triggered test images that get their true label again. Should rise.",
+    "der": "Defense effectiveness: (max(0, drop of ASR) − max(0, drop of ACC) + 1) / 2; 0.5: no defense.",
 }
 
 
 def panel(run_id: str, card: Card | None) -> None:
-    """Everything about one run; follows it while it is queued or running. Shows a sentence for a run that is not there."""
+    """Everything about one run; follows it while it waits or runs. Shows a sentence for a run that is not there."""
     try:
         run = cached.find_run(run_id)
     except NPDError as error:
@@ -107,7 +107,7 @@ def chart_tables(losses: curves.LossCurves, measured: curves.MetricCurves) -> No
 
 
 def warm() -> None:
-    """Import what a run needs, after the page is drawn: the first start then begins at once, and no worker imports first."""
+    """Import what a run needs, after the page is drawn: the first start is then quick, and no worker imports first."""
     import torch  # noqa: F401
 
     import npd_core.defend  # noqa: F401

@@ -1,4 +1,4 @@
-"""Records of a run, read and drawn: positions, thinning, time left, and the plan of the network against the network itself."""
+"""Records of a run, read and drawn: positions, thinning, time left; the plan of the network against the network."""
 
 import dataclasses
 
@@ -17,7 +17,9 @@ def stream(epochs=2, warmup=1, steps=4, until=None):
     for epoch in range(-warmup, epochs if until is None else until):
         for step in range(steps):
             done = float((epoch + warmup) * steps + step + 1)
-            terms = {"bn": 1.0, "total": done} if epoch < 0 else {"bn": 1.0, "asr": 2.0, "bce1": 3.0, "bce2": 0.0, "total": done}
+            terms = {"bn": 1.0, "total": done}
+            if epoch >= 0:
+                terms |= {"asr": 2.0, "bce1": 3.0, "bce2": 0.0}
             events.append(StepEnd(epoch, step, terms))
         events.append(EpochEnd(epoch, {"total": done}, 2.0 * (epoch + warmup + 1)))
         if epoch >= 0:
@@ -63,7 +65,7 @@ def test_progress_and_time_left_by_the_pace_so_far():
     half = curves.read_progress(stream(epochs=3, warmup=1, until=1))
     assert (half.epoch, half.epochs, half.warmup) == (1, 3, False)
     assert half.share == pytest.approx(0.5)
-    assert half.seconds_left == pytest.approx(4.0)     # two epochs of 2 s were done, two are left
+    assert half.seconds_left == pytest.approx(4.0)  # two epochs of 2 s were done, two are left
     warming = curves.read_progress(stream(until=0)[:-1])
     assert warming.warmup
     assert warming.seconds_left is None
@@ -79,7 +81,7 @@ def test_figures_tell_lines_apart_without_colour(mode):
     assert len({line.marker.symbol for line in metrics.data}) == 3
     losses = curves.loss_figure(curves.read_losses(stream()), mode)
     assert len({(line.line.dash, line.line.width) for line in losses.data}) == 5
-    assert losses.data[-1].y[-1] is None               # a loss of 0 has no place on a log axis
+    assert losses.data[-1].y[-1] is None  # a loss of 0 has no place on a log axis
 
 
 def luminance(color):

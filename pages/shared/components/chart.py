@@ -19,7 +19,8 @@ from npd_core.errors import StorageError
 HERE = Path(__file__).parent
 _mount = st.components.v2.component(
     "npd_chart",
-    html='<figure class="npd-chart"><div class="npd-plot"></div>\n<figcaption class="npd-wait">Drawing …</figcaption></figure>',
+    html='<figure class="npd-chart"><div class="npd-plot"></div>\n'
+    '<figcaption class="npd-wait">Drawing …</figcaption></figure>',
     css=(HERE / "chart.css").read_text(encoding="utf-8"),
     js=(HERE / "chart.js").read_text(encoding="utf-8"),
     isolate_styles=False,
@@ -42,7 +43,7 @@ def chart(figure: go.Figure, *, key: str, alt: str) -> None:
 
 @cache
 def script() -> str:
-    """Address, relative to the app, of plotly.min.js; puts it into `static/` when it is not there. Raises StorageError."""
+    """Address of plotly.min.js, relative to the app; put into `static/` when it is not there. Raises StorageError."""
     source = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
     target = paths.ROOT / "static" / f"plotly-{plotly.__version__}.min.js"
     try:

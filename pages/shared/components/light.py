@@ -1,6 +1,7 @@
 """Polarised light as a picture of the defense: what is benign passes, what obeys the trigger is held back.
 
-A metaphor driven by measured numbers: the solid blue wave is as high as ACC, the dashed orange one as sqrt(ASR / ASR before).
+A metaphor driven by measured numbers: the solid blue wave is as high as ACC, the dashed orange one as the root of
+ASR / ASR before.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def light(
 
     Args:
         asr_before: ASR of the model without a polarizer, which is the full height of the orange wave.
-        play: run through the frames once, with a button and a slider; people who ask for less motion get the last frame.
+        play: run through the frames once, with a button and a slider; who asks for less motion gets the last frame.
         announce: a milestone for screen readers; spoken when it changes.
     """
     _mount(

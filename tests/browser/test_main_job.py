@@ -1,0 +1,180 @@
+"""The main job in a real browser: choose, train, watch, reload, reconnect, cancel, see a purified prediction change."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SLOW = 180_000
+"""Milliseconds: a busy machine with two cores is allowed to take its time."""
+
+OWN_PROBES = r"_stcore/(health|host-config)"
+"""Streamlit asks below the page's own path first, and takes the 404 as an answer."""
+
+
+@pytest.fixture
+def app(server, watch, visit, monkeypatch) -> Callable[..., Page]:
+    """Opens a page of the app; skips where no model is shipped."""
+    if not list((ROOT / "pretrained").glob("*/card.json")):
+        pytest.skip("no model of the zoo is here yet")
+    watch.allow(OWN_PROBES)
+    return visit
+
+
+def charts(page: Page) -> Locator:
+    return page.locator(".npd-chart[data-refreshes]")
+
+
+def start(page: Page, **settings: int) -> str:
+    """Press Train and return the id of the run, once its curves are drawn."""
+    button = page.get_by_role("button", name="Train the polarizer")
+    expect(button).to_be_enabled(timeout=SLOW)
+    button.click()
+    page.wait_for_url(re.compile(r"[?&]run=[0-9a-f]{16}"), timeout=SLOW)
+    expect(charts(page).first).to_be_visible(timeout=SLOW)
+    return re.search(r"run=([0-9a-z_-]+)", page.url).group(1)
+
+
+def refreshes(page: Page) -> int:
+    return int(page.locator("[class*='st-key-losses'] .npd-chart").first.get_attribute("data-refreshes") or 0)
+
+
+def state(server, run: str) -> str:
+    return json.loads((server.runs / run / "state.json").read_text())["state"]
+
+
+def wait_for_end(page: Page) -> None:
+    expect(page.get_by_text(re.compile(r"Finished|Stopped after"))).to_be_visible(timeout=SLOW)
+
+
+def test_train_watch_reload_and_reconnect(app, server, browser: Browser, watch) -> None:
+    page = app("/lab?epochs=40&clean=500&seed=11")
+    run = start(page)
+    plots = page.locator(".npd-chart .js-plotly-plot")
+    expect(plots).to_have_count(2, timeout=SLOW)
+    page.evaluate(
+        "document.querySelectorAll('.npd-chart .js-plotly-plot').forEach((e, i) => { e.dataset.mark = 'm' + i })"
+    )
+    first = refreshes(page)
+    page.wait_for_function(
+        "n => Number(document.querySelectorAll('.npd-chart')[1].dataset.refreshes) >= n", arg=first + 20, timeout=SLOW
+    )
+    marks = plots.evaluate_all("nodes => nodes.map(e => e.dataset.mark)")
+    assert marks == ["m0", "m1"], "the plots were drawn anew instead of being changed"
+    points = "() => document.querySelectorAll('.npd-chart .js-plotly-plot')[1].data[0].x.length"
+    assert page.evaluate(points) > 5
+
+    page.reload(wait_until="domcontentloaded")
+    expect(charts(page).first).to_be_visible(timeout=SLOW)
+    assert f"run={run}" in page.url
+
+    other = browser.new_context(viewport={"width": 1280, "height": 900})
+    try:
+        watch.follow(other)
+        guest = other.new_page()
+        guest.goto(f"{server.url}/lab?run={run}", wait_until="domcontentloaded")
+        expect(charts(guest).first).to_be_visible(timeout=SLOW)
+        if state(server, run) == "running":
+            guest.get_by_role("button", name="Stop").click()
+        wait_for_end(guest)
+        wait_for_end(page)
+    finally:
+        other.close()
+    assert state(server, run) in ("stopped", "finished")
+    assert (server.runs / run / "polarizer.safetensors").is_file()
+    assert page.get_by_text("DER · defense").is_visible()
+
+
+def test_double_click_starts_one_run(app, server) -> None:
+    before = {folder.name for folder in server.runs.glob("*/request.json")} if server.runs.is_dir() else set()
+    page = app("/lab?epochs=2&clean=120&seed=12")
+    button = page.get_by_role("button", name="Train the polarizer")
+    expect(button).to_be_enabled(timeout=SLOW)
+    button.dblclick()
+    page.wait_for_url(re.compile(r"[?&]run="), timeout=SLOW)
+    wait_for_end(page)
+    seeds = [json.loads(path.read_text())["config"]["seed"] for path in server.runs.glob("*/request.json")]
+    assert seeds.count(12) == 1
+    assert before is not None
+
+
+def test_a_purified_prediction_changes(app, server, settle) -> None:
+    page = app("/lab?epochs=10&clean=500&seed=0")
+    run = start(page)
+    wait_for_end(page)
+    result = json.loads((server.runs / run / "result.json").read_text())
+    assert result["after"]["asr"] < result["before"]["asr"]
+    page.get_by_role("link", name="See its predictions").click()
+    page.wait_for_url(re.compile(r"/predictions"), timeout=SLOW)
+    settle(page)
+    assert f"run={run}" in page.url, "the run travels with the link"
+    expect(page.get_by_text("Purified").first).to_be_visible(timeout=SLOW)
+    page.get_by_role("link", name="Lab").click()
+    page.wait_for_url(re.compile(r"/lab"), timeout=SLOW)
+    settle(page)
+    assert f"run={run}" in page.url
+    expect(page.get_by_text("DER · defense")).to_be_visible(timeout=SLOW)
+
+
+def test_layer_by_keyboard_and_mouse(app, settle) -> None:
+    page = app("/lab")
+    chosen = page.get_by_role("radio", name=re.compile("^before layer4.1.conv1,"))
+    expect(chosen).to_have_attribute("aria-checked", "true", timeout=SLOW)
+    chosen.focus()
+    page.keyboard.press("ArrowRight")
+    following = page.get_by_role("radio", name=re.compile("^before layer4.1.conv2,"))
+    expect(following).to_have_attribute("aria-checked", "true")
+    page.wait_for_url(re.compile(r"layer=layer4\.1\.conv2"), timeout=SLOW)
+    settle(page)
+    expect(following).to_be_focused()
+    page.get_by_role("radio", name="On the residual stream").click()
+    page.wait_for_url(re.compile(r"layer=stream(%3A|:)layer4\.1"), timeout=SLOW)
+    target = page.get_by_role("radio", name=re.compile("^residual stream before layer2.0,"))
+    target.click()
+    page.wait_for_url(re.compile(r"layer=stream(%3A|:)layer2\.0"), timeout=SLOW)
+    box = target.bounding_box()
+    assert box is not None
+    assert min(box["width"], box["height"]) >= 44
+
+
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (820, 1180), (1280, 900), (1920, 1080)])
+@pytest.mark.parametrize("path", ["/", "/lab"])
+def test_no_page_is_wider_than_the_screen(app, path: str, width: int, height: int, page: Page) -> None:
+    page.set_viewport_size({"width": width, "height": height})
+    app(path)
+    expect(page.locator("h1").first).to_be_visible(timeout=SLOW)
+    if path == "/lab":
+        expect(page.get_by_role("radiogroup").first).to_be_visible(timeout=SLOW)
+    main = "document.querySelector('[data-testid=stMain]')"
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(f"{main}.scrollWidth <= {main}.clientWidth")
+
+
+def test_less_motion_means_none(app, server, browser: Browser, watch) -> None:
+    visitor: BrowserContext = browser.new_context(reduced_motion="reduce")
+    try:
+        watch.follow(visitor)
+        page = visitor.new_page()
+        page.goto(server.url, wait_until="domcontentloaded")
+        wave = page.locator(".sky path.benign").first
+        expect(wave).to_have_attribute("d", re.compile("M"), timeout=SLOW)
+        then = wave.get_attribute("d")
+        page.wait_for_timeout(700)
+        assert wave.get_attribute("d") == then
+    finally:
+        visitor.close()
+
+
+def test_the_first_visitor_may_come_by_any_address(serve, page: Page, watch) -> None:
+    watch.allow(OWN_PROBES)
+    fresh = serve(ROOT / "app.py")
+    page.goto(f"{fresh.url}/lab", wait_until="domcontentloaded")
+    expect(page.get_by_role("link", name="Predictions")).to_be_visible(timeout=SLOW)
+    expect(page.locator("h1")).to_have_text("Lab", timeout=SLOW)
+    assert page.locator("h1").count() == 1

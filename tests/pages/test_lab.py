@@ -1,0 +1,200 @@
+"""The Lab: settings become a request, the core's sentences are shown, a run in the address is opened again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from npd_core.errors import ConfigError, UnknownNameError
+from npd_core.jobs import queue
+from npd_core.jobs.store import Run, RunStore
+from npd_core.request import DefenseRequest
+from npd_core.zoo.card import get_card
+from pages.shared import controls
+
+Open = Callable[..., AppTest]
+Make = Callable[..., Run]
+
+
+class Desk:
+    """Stands in for the run manager: notes what was asked for, runs nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = RunStore(folder)
+        self.asked: list[DefenseRequest] = []
+        self.cancelled: list[str] = []
+
+    def submit(self, request: DefenseRequest) -> str:
+        self.asked.append(request)
+        return self.store.join_or_create(request)[0]
+
+    def cancel(self, run_id: str) -> None:
+        self.cancelled.append(run_id)
+
+    def position(self, run_id: str) -> int | None:
+        return 2
+
+
+@pytest.fixture
+def desk(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    found = Desk(runs_dir)
+    monkeypatch.setattr(queue, "manager", lambda: found)
+    return found
+
+
+def errors(page: AppTest) -> list[str]:
+    assert not page.exception, page.exception
+    return [element.value for element in page.error]
+
+
+def test_defaults_make_a_request_of_the_papers_weights(tiny_zoo: str, desk: Desk, open_page: Open) -> None:
+    page = open_page("lab").run()
+    assert errors(page) == []
+    page.button(key="start").click().run()
+    assert errors(page) == []
+    (asked,) = desk.asked
+    assert asked.model == tiny_zoo
+    assert asked.layer == "layer4.1.conv1"
+    assert (asked.config.lambda1, asked.config.lambda2, asked.config.lambda3) == (1.0, 0.4, 0.4)
+    assert asked.config.lambda4 is None
+    assert asked.watch > 0
+    assert page.query_params["run"] == asked.key
+
+
+def test_every_widget_reaches_the_request(tiny_zoo: str, desk: Desk, open_page: Open) -> None:
+    page = open_page("lab").run()
+    page.selectbox(key="layer").select("stream:layer4.0")
+    page.slider(key="lambda2").set_value(0.8)
+    page.number_input(key="epochs").set_value(3)
+    page.number_input(key="clean").set_value(120)
+    page.selectbox(key="norm").select("linf")
+    page.number_input(key="rho").set_value(0.1)
+    page.number_input(key="lambda4").set_value(0.25)
+    page.selectbox(key="bn_mode").select("stats_fold")
+    page.button(key="start").click().run()
+    assert errors(page) == []
+    (asked,) = desk.asked
+    assert (asked.layer, asked.clean) == ("stream:layer4.0", 120)
+    config = asked.config
+    assert (config.lambda2, config.lambda4, config.epochs) == (0.8, 0.25, 3)
+    assert (config.norm, config.rho, config.bn_mode) == ("linf", 0.1, "stats_fold")
+    assert page.query_params["layer"] == "stream:layer4.0"
+    assert page.query_params["lambda2"] == "0.8"
+
+
+def test_settings_come_from_the_address(tiny_zoo: str, desk: Desk, open_page: Open) -> None:
+    page = open_page("lab", lambda3="1.2", layer="after:layer2.0.conv1", seed="7").run()
+    assert errors(page) == []
+    page.button(key="start").click().run()
+    assert desk.asked[0].config.lambda3 == 1.2
+    assert desk.asked[0].config.seed == 7
+    assert desk.asked[0].layer == "after:layer2.0.conv1"
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        ({"lambda2": "-1"}, "`lambda2` must be a number of at least 0, got -1.0."),
+        ({"lambda2": "nan"}, "`lambda2` must be a number of at least 0, got nan."),
+        ({"lambda2": "five"}, "`lambda2` must be a number, got 'five'."),
+        ({"rho": "0"}, "`rho` must be a number above 0, got 0.0."),
+        ({"norm": "l3"}, "Unknown norm 'l3'. Did you mean 'l1'?"),
+        ({"epochs": "100000"}, "`epochs` must be between 1 and 200 here, got 100000."),
+        ({"layer": "layer4.1.conv3"}, "Unknown layer 'layer4.1.conv3'. Did you mean 'layer4.1.conv"),
+        ({"model": "signs-badnets"}, "Unknown model 'signs-badnets'."),
+        ({"run": "0123456789abcdef"}, "There is no run '0123456789abcdef'"),
+    ],
+)
+def test_nonsense_in_the_address_is_one_sentence_and_a_working_page(
+    query: dict[str, str], sentence: str, tiny_zoo: str, desk: Desk, open_page: Open
+) -> None:
+    page = open_page("lab", **query).run()
+    (shown,) = errors(page)
+    assert shown.startswith(sentence)
+    page.button(key="start").click().run()
+    assert errors(page) == []
+    assert len(desk.asked) == 1
+
+
+def test_what_the_browser_sends_is_checked_again(tiny_zoo: str) -> None:
+    card = get_card(tiny_zoo)
+    good = {"clean": 100, **controls.defaults(card).config.to_dict()}
+    assert controls.build(card, "layer4.1.conv1", good).clean == 100
+    for change in ({"clean": 10**6}, {"clean": 0}, {"clean": 0.5}, {"epochs": 10**6}, {"lambda1": -1.0}, {"rho": 0.0}):
+        with pytest.raises(ConfigError):
+            controls.build(card, "layer4.1.conv1", good | change)
+    with pytest.raises(UnknownNameError):
+        controls.build(card, "layer9", good)
+
+
+def test_a_finished_run_in_the_address_is_opened(desk: Desk, make_run: Make, open_page: Open) -> None:
+    run = make_run(seed=5)
+    page = open_page("lab", run=run.id).run()
+    assert errors(page) == []
+    values = {metric.label: metric.value for metric in page.metric}
+    assert values == {
+        "ACC · clean accuracy": "79.0%",
+        "ASR · attack success": "3.0%",
+        "RA · recovered": "74.0%",
+        "DER · defense": "0.960",
+    }
+    assert any("live · seed 5 · cpu" in caption.value for caption in page.caption)
+    page.button(key="adopt").click().run()
+    assert errors(page) == []
+    assert page.number_input(key="seed").value == 5
+    assert page.number_input(key="epochs").value == 2
+
+
+def test_a_queued_run_says_its_place_and_can_be_stopped(tiny_zoo: str, desk: Desk, open_page: Open) -> None:
+    page = open_page("lab").run()
+    page.button(key="start").click().run()
+    assert errors(page) == []
+    assert any("place 2 in the queue" in bar.text for bar in page.get("progress"))
+    assert page.button(key="start").disabled
+    page.button(key="stop").click().run()
+    assert errors(page) == []
+    assert desk.cancelled == [desk.asked[0].key]
+
+
+def test_a_failed_run_shows_its_sentence(desk: Desk, make_run: Make, open_page: Open) -> None:
+    run = make_run(polarizer=False)
+    page = open_page("lab", run=run.id).run()
+    assert errors(page) == ["Training diverged."]
+
+
+def test_absent_data_is_a_state_of_the_page(
+    tiny_zoo: str, desk: Desk, open_page: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from npd_core.data import load
+
+    away = load.Availability("signs", False, {}, "signs is not in /nowhere. Run `npd data get signs`.")
+    monkeypatch.setattr(load, "availability", lambda name: away)
+    page = open_page("lab").run()
+    assert errors(page) == []
+    assert "signs is not in /nowhere. Run `npd data get signs`." in page.warning[0].value
+    assert page.button(key="start").disabled
+
+
+def test_without_models_the_page_says_how_to_get_one(
+    desk: Desk, open_page: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NPD_ZOO_DIR", str(tmp_path / "empty"))
+    page = open_page("lab").run()
+    assert errors(page) == []
+    assert "npd zoo train" in page.info[0].value
+
+
+def test_another_model_starts_from_its_own_preset(tiny_zoo: str, desk: Desk, open_page: Open) -> None:
+    page = open_page("lab", lambda2="1.5").run()
+    assert page.slider(key="lambda2").value == 1.5
+    page.button(key="reset").click().run()
+    assert errors(page) == []
+    assert page.slider(key="lambda2").value == 0.4
+
+
+def test_every_setting_explains_itself() -> None:
+    for setting in controls.ALL.values():
+        assert setting.help or setting.key in controls.field_docs(), setting.key
