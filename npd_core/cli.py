@@ -265,6 +265,40 @@ def zoo_verify(args: argparse.Namespace) -> Answer:
     return Answer(rows, text, code=0 if all(row["ok"] for row in rows) else 1)
 
 
+def bench(args: argparse.Namespace) -> Answer:
+    """`npd bench`"""
+    from npd_core.zoo.card import get_card, list_cards
+
+    names = [get_card(name).id for name in args.models]
+    if not names and not list_cards():
+        raise ConfigError("The zoo is empty: `npd zoo train ID` makes a model.")
+
+    from npd_core.bench import bench_report, run_bench
+
+    rows = []
+    for row in run_bench(names, args.layer, args.device, args.clean):
+        rows.append(row)
+        print(f"{row['model']} at {row['layer']}: measured", file=sys.stderr, flush=True)
+    if not rows:
+        raise DataMissingError("The images of no model of the zoo are here: `npd data` says what is missing.")
+    report = bench_report(rows, args.device)
+    lines = [
+        (
+            row["model"],
+            row["layer"],
+            f"{row['forward_equivalents_per_step']:.2f}",
+            f"{row['train_images_per_second']:.0f}",
+            f"{row['seconds_per_epoch']:.2f}",
+            f"{row['eval_images_per_second']:.0f}",
+        )
+        for row in rows
+    ]
+    head = ("model", "layer", "forwards/step", "train img/s", "s/epoch", "eval img/s")
+    facts = report["environment"]
+    where = f"{facts['device_name']} · {facts['threads']} threads · torch {facts['torch']} · bf16 {facts['bf16']}"
+    return Answer(report, f"{_table(head, lines)}\n{where}")
+
+
 # how they show it
 
 
@@ -516,6 +550,14 @@ def build_parser() -> Parser:
     verify = add(actions, "verify", zoo_verify, "hash the files of the models and measure them anew")
     verify.add_argument("models", metavar="ID", nargs="*", help="default: every model of the zoo")
     verify.add_argument("--device", default="auto", help="auto, cpu or cuda")
+
+    speed = add(commands, "bench", bench, "measure the speed of training and evaluation on this machine")
+    speed.add_argument("models", metavar="MODEL", nargs="*", help="default: every model whose images are here")
+    speed.add_argument(
+        "--layer", action="append", default=[], help="may be repeated; default: that of the architecture"
+    )
+    speed.add_argument("--clean", metavar="SHARE|N", type=_share_or_count, default=0.05, help="clean images (0.05)")
+    speed.add_argument("--device", default="auto", help="auto, cpu or cuda")
     return parser
 
 

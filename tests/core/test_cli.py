@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from npd_core import cli
+from npd_core.events import EpochEnd, Failed, Finished, Started, StepEnd
 from npd_core.jobs.store import read_record
 from npd_core.polarizer.config import NPDConfig
 
@@ -109,17 +113,28 @@ def test_help_of_defend_explains_every_setting(capsys):
 # the main job
 
 
+@pytest.fixture(scope="module")
+def saved_once(tiny_zoo_folder, tmp_path_factory):
+    """A defense of the tiny model, run once with everything that can be asked for: folder, JSON, stdout, stderr."""
+    (model,) = os.listdir(tiny_zoo_folder)
+    place = tmp_path_factory.mktemp("saved")
+    words = ["defend", model, *QUICK, "--lambda2", "0.3", "--seed", "4", "--watch", "60", "--device", "cpu"]
+    words += ["--save", str(place / "run"), "--json", str(place / "numbers.json")]
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setenv("NPD_ZOO_DIR", str(tiny_zoo_folder))
+        assert cli.main(words) == 0, err.getvalue()
+    return place / "run", json.loads((place / "numbers.json").read_text()), out.getvalue(), err.getvalue()
+
+
 @pytest.fixture
-def saved(capsys, tiny_zoo, tmp_path):
-    """A defense of the tiny model, run once with everything that can be asked for."""
-    folder, numbers = tmp_path / "run", tmp_path / "numbers.json"
-    words = ("defend", tiny_zoo, *QUICK, "--lambda2", "0.3", "--seed", "4", "--watch", "60", "--device", "cpu")
-    code, out, err = run(capsys, *words, "--save", folder, "--json", numbers)
-    assert code == 0
-    return folder, json.loads(numbers.read_text()), out, err
+def saved(saved_once, tiny_zoo, tmp_path):
+    """The same; the folder is a copy that may be spoilt."""
+    shutil.copytree(saved_once[0], tmp_path / "run")
+    return tmp_path / "run", *saved_once[1:]
 
 
-def test_defend_prints_saves_and_evaluates_again(capsys, tiny_zoo, saved):
+def test_defend_prints_saves_and_evaluates_again(capsys, tiny_zoo, saved, saved_once):
     folder, value, out, err = saved
     assert {"model", "defense", "before", "after", "der", "seconds", "config", "environment"} <= set(value)
     assert (value["model"], value["defense"], value["layer"]) == (tiny_zoo, "npd", "layer4.1.conv1")
@@ -132,11 +147,11 @@ def test_defend_prints_saves_and_evaluates_again(capsys, tiny_zoo, saved):
 
     assert "ASR" in out
     assert "DER" in out
-    assert f"Saved in {folder}" in out
+    assert "Saved in " in out
     assert "epoch 1/1" in err
     assert "on 60 test images" in err
 
-    assert not list(folder.parent.glob(".*"))
+    assert sorted(os.listdir(saved_once[0].parent)) == ["numbers.json", "run"]
     record = read_record(folder)
     assert record.state == "finished"
     assert record.request.to_dict() == value["config"]
@@ -149,6 +164,21 @@ def test_defend_prints_saves_and_evaluates_again(capsys, tiny_zoo, saved):
     assert code == 0
     assert (again["before"], again["after"], again["der"]) == (value["before"], value["after"], value["der"])
     assert again["layer"] == value["layer"]
+
+
+def test_a_training_that_fails_exits_1_with_its_numbers(capsys, tiny_zoo, saved_once, tmp_path, monkeypatch):
+    import npd_core.defend
+
+    def run_defense(request, out=None, stop=None):
+        yield Started(1, 0, 1, 24, "cpu")
+        yield Failed("the loss became NaN.", -1, 0.5, result=saved_once[1])
+
+    monkeypatch.setattr(npd_core.defend, "run_defense", run_defense)
+    code, out, err = run(capsys, "defend", tiny_zoo, "--save", tmp_path / "run", "--json", "-")
+    assert code == 1
+    assert err == "npd: the training failed: the loss became NaN.\n"
+    assert json.loads(out)["failed"] == "the loss became NaN."
+    assert read_record(tmp_path / "run").state == "failed"
 
 
 def test_json_on_the_screen_is_alone_there(capsys, tiny_zoo):
@@ -167,6 +197,70 @@ def test_evaluate_as_a_table(capsys, tiny_zoo):
     assert "triggered images given the attacker's class" in out
 
 
+# the zoo
+
+
+def spoil(folder: Path, source: Path) -> None:
+    """A copy of a model with one bit of its weights turned."""
+    folder.mkdir(parents=True)
+    for path in source.iterdir():
+        content = bytearray(path.read_bytes())
+        if path.suffix == ".safetensors":
+            content[-1] ^= 1
+        (folder / path.name).write_bytes(content)
+
+
+def test_zoo_verify_of_a_sound_model(capsys, tiny_zoo):
+    code, out, _ = run(capsys, "zoo", "verify", "--json", "-")
+    (row,) = json.loads(out)
+    assert (code, row["model"], row["ok"]) == (0, tiny_zoo, True)
+    assert row["measured"]["acc"] == pytest.approx(row["card"]["acc"], abs=5e-3)
+
+
+def test_zoo_verify_of_a_spoilt_model(capsys, tiny_zoo, tiny_zoo_folder, tmp_path, monkeypatch):
+    spoil(tmp_path / tiny_zoo, tiny_zoo_folder / tiny_zoo)
+    monkeypatch.setenv("NPD_ZOO_DIR", str(tmp_path))
+    code, out, _ = run(capsys, "zoo", "verify", tiny_zoo)
+    assert code == 1
+    assert "NOT OK" in out
+    assert "sha256" in out
+
+
+def test_zoo_train_passes_on_what_was_asked_for(capsys, tiny_zoo, tiny_zoo_folder, monkeypatch):
+    import npd_core.zoo.train as train
+
+    card = json.loads((tiny_zoo_folder / tiny_zoo / "card.json").read_text())
+    asked = {}
+
+    def train_model(model, **settings):
+        asked.update(settings, model=model)
+        yield Started(2, 0, 1, 100, "cpu")
+        yield StepEnd(0, 0, {"total": 0.5})
+        yield EpochEnd(0, {"total": 0.5}, 1.0)
+        yield Finished(0, 1.0, result=card)
+
+    monkeypatch.setattr(train, "train_model", train_model)
+    code, out, err = run(capsys, "zoo", "train", tiny_zoo, "--epochs", "2", "--seed", "3", "--poison-ratio", "0.05")
+    assert code == 0
+    assert asked == {"model": tiny_zoo, "poison_ratio": 0.05, "epochs": 2, "seed": 3, "device": "auto"}
+    assert f"{tiny_zoo}: ACC 99.03 % · ASR 100.00 %" in out
+    assert err == "epoch 1/2 · loss 0.500 · 1.0 s\n"
+
+
+# speed
+
+
+def test_bench_as_json(capsys, tiny_zoo):
+    code, out, _ = run(capsys, "bench", "--clean", "24", "--device", "cpu", "--json", "-")
+    report = json.loads(out)
+    (row,) = report["results"]
+    assert code == 0
+    assert (row["model"], row["layer"]) == (tiny_zoo, "layer4.1.conv1")
+    assert 4 < row["forward_equivalents_per_step"] <= 5.6
+    assert all(row[name] > 0 for name in ("train_images_per_second", "eval_images_per_second", "seconds_per_epoch"))
+    assert report["environment"]["device"] == "cpu"
+
+
 # what is refused
 
 
@@ -178,6 +272,10 @@ def test_evaluate_as_a_table(capsys, tiny_zoo):
         (("sweep", "x"), "Unknown command 'sweep'."),
         (("data", "gett"), "Unknown command 'gett'. Did you mean 'get'?"),
         (("data", "get", "cifar"), "Unknown data set 'cifar'. Did you mean 'cifar10'?"),
+        (("zoo",), "required: ACTION"),
+        (("zoo", "train", "signs-badnets-preact_resnet18-w8"), "Unknown attack 'badnets'. Did you mean 'badnets_a2o'?"),
+        (("zoo", "train", "resnet"), "is not a model id"),
+        (("zoo", "verify", "nobody"), "Unknown model 'nobody'."),
         (("defend",), "required: MODEL"),
         (("defend", "MODEL", "more"), "does not take 'more'"),
         (("defend", "MODEL", "--lamda2", "0.4"), "Unknown option '--lamda2'. Did you mean '--lambda2'?"),
@@ -223,13 +321,7 @@ def test_absent_data_is_one_line(capsys, tiny_zoo, tiny_zoo_folder, tmp_path, mo
 
 
 def test_tampered_weights_are_refused(capsys, tiny_zoo, tiny_zoo_folder, tmp_path, monkeypatch):
-    copy = tmp_path / tiny_zoo
-    copy.mkdir()
-    for path in (tiny_zoo_folder / tiny_zoo).iterdir():
-        content = bytearray(path.read_bytes())
-        if path.suffix == ".safetensors":
-            content[-1] ^= 1
-        (copy / path.name).write_bytes(content)
+    spoil(tmp_path / tiny_zoo, tiny_zoo_folder / tiny_zoo)
     monkeypatch.setenv("NPD_ZOO_DIR", str(tmp_path))
     assert "sha256" in refused(capsys, "evaluate", tiny_zoo)
 
@@ -268,9 +360,13 @@ def test_a_folder_that_cannot_be_made_is_one_line(capsys, tiny_zoo, tmp_path):
 
 
 def test_an_error_on_the_way_leaves_nothing(tmp_path):
-    with pytest.raises(ZeroDivisionError), cli._staged(tmp_path / "run") as stage:
-        (stage / "half").touch()
-        raise ZeroDivisionError
+    def break_off() -> None:
+        with cli._staged(tmp_path / "run") as stage:
+            (stage / "half").touch()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        break_off()
     assert os.listdir(tmp_path) == []
 
 
@@ -300,7 +396,9 @@ def test_ctrl_c_exits_130_and_leaves_nothing(tiny_zoo, tmp_path):
 
 
 def test_listing_the_models_imports_no_torch():
-    code = "import sys; from npd_core.cli import main; main(['models']); main(['data']); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from npd_core.cli import main; main(['models']); main(['data']); sys.exit('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -40,7 +40,11 @@ def test_a_config_cannot_be_changed():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *[(name, value) for name in ("lambda1", "lambda2", "lambda3", "lambda4") for value in (-0.1, NAN, INF, "1", True)],
+        *[
+            (name, value)
+            for name in ("lambda1", "lambda2", "lambda3", "lambda4")
+            for value in (-0.1, NAN, INF, "1", True)
+        ],
         *[(name, value) for name in ("rho", "lr", "inner_lr", "warmup_lr") for value in (0, -1.0, NAN, INF, None)],
         *[(name, value) for name in ("epochs", "batch_size", "inner_steps") for value in (0, -1, 1.5, "3", True)],
         ("warmup_epochs", -1),
@@ -82,7 +86,7 @@ def test_a_config_survives_json():
 
 
 def test_an_unknown_setting_names_the_nearest():
-    with pytest.raises(UnknownNameError, match="Unknown setting 'lamda2'. Did you mean 'lambda2'"):
+    with pytest.raises(UnknownNameError, match=r"Unknown setting 'lamda2'\. Did you mean 'lambda2'"):
         NPDConfig.from_dict({"lamda2": 0.4})
 
 
@@ -103,7 +107,9 @@ def test_watch_is_a_number_of_images(watch):
         DefenseRequest(model="m", watch=watch)
 
 
-REQUEST = DefenseRequest(model="signs-badnets_a2o-preact_resnet18-w32", layer="layer4.1.conv1", config=NPDConfig(seed=3))
+REQUEST = DefenseRequest(
+    model="signs-badnets_a2o-preact_resnet18-w32", layer="layer4.1.conv1", config=NPDConfig(seed=3)
+)
 
 
 def test_a_request_survives_json():
@@ -138,5 +144,5 @@ def test_the_key_is_the_same_in_another_process():
 
 
 def test_an_unknown_field_of_a_request_names_the_nearest():
-    with pytest.raises(UnknownNameError, match="Unknown field 'modle'. Did you mean 'model'"):
+    with pytest.raises(UnknownNameError, match=r"Unknown field 'modle'\. Did you mean 'model'"):
         DefenseRequest.from_dict({"modle": "m"})

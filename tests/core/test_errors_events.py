@@ -42,7 +42,9 @@ def test_unknown_name_stays_short():
 EXAMPLES = [
     Started(epochs=3, warmup_epochs=1, steps_per_epoch=2, clean_images=250, device="cpu", layer="layer4.1.conv1"),
     StepEnd(-1, 0, {"bn": 0.5, "total": 0.5}),
-    EpochEnd(0, {"bn": 0.5, "asr": 0.1, "bce1": 0.2, "bce2": 0.3, "total": 0.9}, seconds=1.5, kept=False, objective=0.7),
+    EpochEnd(
+        0, {"bn": 0.5, "asr": 0.1, "bce1": 0.2, "bce2": 0.3, "total": 0.9}, seconds=1.5, kept=False, objective=0.7
+    ),
     Measured(0, acc=0.9, asr=0.1, ra=0.8, images=100),
     Finished(2, seconds=4.0, stopped=True, result={"der": 0.97}),
     Failed("NaN in the loss", 1, seconds=2.0),
