@@ -412,6 +412,7 @@ def test_imports_are_frozen_once_and_garbage_is_collected_between_runs(jobs: Run
         gc.callbacks.remove(note)
 
 
+@pytest.mark.timeout(600)
 def test_a_real_training_is_run_stopped_and_kept(tiny_zoo: str, tmp_path: Path) -> None:
     jobs = RunManager(RunStore(tmp_path / "runs"))          # its default: npd_core.defend.run_defense
     config = NPDConfig(epochs=150, warmup_epochs=1, batch_size=16)
