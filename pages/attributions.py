@@ -8,7 +8,7 @@ from npd_core.attribution import METHODS
 from npd_core.figures.attributions import MapGrid, channel_bars, channel_figure, map_figure
 from pages.shared import cached, choose, frame, gallery
 
-ATTACKED, TRUE = "attacker", "true"
+ATTACKED, TRUE = "the attacker’s class", "the true class"     # what an address can say, as it can name a class
 
 selection = frame.selection()
 st.title("Attributions")
@@ -26,15 +26,15 @@ with choose.working():
 if "image" not in st.session_state and "image" not in st.query_params:
     st.session_state["image"] = st.session_state.get("last_picture", choose.first_attackable(card.id))
 first, second, third, fourth = st.columns([1.6, 1.2, 1.2, 1.8], vertical_alignment="bottom")
-method = first.selectbox("Method", list(METHODS), format_func=lambda name: METHODS[name].title, key="method",
-                         bind="query-params", help="Five ways to ask; they agree where a finding is solid.")
+title = first.selectbox("Method", [info.title for info in METHODS.values()], key="method", bind="query-params",
+                        help="Five ways to ask; they agree where a finding is solid.")
+method = next(name for name, info in METHODS.items() if info.title == title)
 index = second.number_input("Picture number", 0, len(labels) - 1, key="image", bind="query-params",
                             help=f"Any of the {len(labels)} test pictures.")
 third.button("New sample", key="new_sample", icon=":material/casino:", width="stretch",
              on_click=choose.another, args=("image", card.id), help="A random picture that the attack can hijack.")
 asked = fourth.selectbox(
     "Explain the score of", [ATTACKED, TRUE, *names], key="target", bind="query-params",
-    format_func=lambda name: {ATTACKED: "the attacker’s class", TRUE: "the true class"}.get(name, name),
     help="Both networks are asked about this same class.")
 index = min(max(int(index), 0), len(labels) - 1)
 st.session_state["last_picture"] = index
@@ -62,8 +62,7 @@ st.caption(f":orange[Orange] speaks for “{names[target]}”, :blue[blue] again
            f"{drawn.scale:.2g} {'logits per unit of brightness' if method == 'saliency' else 'logits'} at full colour.")
 
 st.subheader("Which channels the polarizer suppressed")
-triggered = st.segmented_control("Picture", ["Triggered", "Clean"], default="Triggered", key="channel_picture",
-                                 required=True) != "Clean"
+triggered = st.radio("For the picture", ["triggered", "clean"], key="channel_picture", horizontal=True) == "triggered"
 with choose.working():
     channels = cached.channels(card.id, run.id, index, triggered, target)
 bars = channel_bars(*channels)

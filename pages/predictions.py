@@ -25,9 +25,10 @@ with choose.working():
     labels = cached.test_labels(card.id)
 
 first, second, third, fourth = st.columns([2, 1.2, 1.2, 1.6], vertical_alignment="bottom")
-wanted = first.selectbox("Class", [ANY, *names], key="filter",
+wanted = first.selectbox("Class", [ANY, *names], key="filter", persist_state="session",
                          help="New samples are drawn from this class of the test set.")
-count = second.selectbox("Pictures", COUNTS, index=1, key="count", help="How many pictures are drawn and shown.")
+count = second.selectbox("Pictures", COUNTS, index=1, key="count", persist_state="session",
+                         help="How many pictures are drawn and shown.")
 pool = np.flatnonzero(labels == names.index(wanted)) if wanted != ANY else np.arange(len(labels))
 key = f"{wanted}/{count}"
 shown = choose.pictures(card.id, pool, count, key)

@@ -18,7 +18,7 @@ Make = Callable[..., Run]
 
 
 def chart(page: AppTest, place: int) -> dict:
-    return json.loads(page.get("plotly_chart")[place].proto.figure.spec)
+    return json.loads(page.get("plotly_chart")[place].proto.spec)
 
 
 def errors(page: AppTest) -> list[str]:
@@ -46,14 +46,15 @@ def test_four_maps_on_one_scale_and_the_channels(open_page: Open, make_run: Make
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method(method: str, open_page: Open, make_run: Make) -> None:
     run = make_run()
-    page = open_page("attributions", run=run.id, method=method, image="3").run()
+    page = open_page("attributions", run=run.id, method=METHODS[method].title, image="3").run()
     assert errors(page) == []
+    assert page.selectbox(key="method").value == METHODS[method].title
     assert any(METHODS[method].look_for in element.value for element in page.markdown)
 
 
 def test_target_of_choice(open_page: Open, make_run: Make) -> None:
     run = make_run()
-    page = open_page("attributions", run=run.id, image="3", target="true").run()
+    page = open_page("attributions", run=run.id, image="3", target="the true class").run()
     assert errors(page) == []
     true_title = chart(page, 0)["layout"]["coloraxis"]["colorbar"]["title"]["text"]
     page.selectbox(key="target").select("yield").run()
@@ -76,7 +77,7 @@ def test_clean_picture_for_the_channels(open_page: Open, make_run: Make) -> None
     run = make_run()
     page = open_page("attributions", run=run.id, image="3").run()
     triggered = chart(page, 1)
-    page.button_group(key="channel_picture").set_value(["Clean"]).run()
+    page.radio(key="channel_picture").set_value("clean").run()
     assert errors(page) == []
     values = [np.asarray(c["data"][0]["customdata"], dtype=object) for c in (triggered, chart(page, 1))]
     assert values[0].tolist() != values[1].tolist()

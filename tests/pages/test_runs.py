@@ -55,7 +55,7 @@ def test_comparison_draws_curves_and_names_the_settings_that_differ(open_page: O
     page = open_page("runs").run()
     page.multiselect(key="compare").set_value([one.id, two.id]).run()
     assert errors(page) == []
-    curves = json.loads(page.get("plotly_chart")[0].proto.figure.spec)
+    curves = json.loads(page.get("plotly_chart")[0].proto.spec)
     assert len(curves["data"]) == 6
     assert len({trace["name"] for trace in curves["data"]}) == 2
     table = page.dataframe[-1].value
