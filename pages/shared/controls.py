@@ -153,6 +153,8 @@ def layers(card: Card) -> list[str]:
 
 def layer_select(card: Card) -> str:
     """The insertion point as a list, for those who know its name; the drawing shows and sets the same choice."""
+    if "_problems" not in st.session_state:  # before a widget puts the address right
+        st.session_state["_problems"] = address_problems(card)
     options, default = layers(card), defaults(card).layer or ""
     if st.session_state.get("layer", default) not in options:
         st.session_state.pop("layer", None)
@@ -162,7 +164,6 @@ def layer_select(card: Card) -> str:
         index=options.index(default) if default in options else 0,
         key="layer",
         bind="query-params",
-        format_func=drawing.describe,
         help="Where the polarizer, a 1×1 convolution with BatchNorm, is put. The paper puts it before layer4.1.conv1; "
         "every other place of the drawing works too, some better than others.",
     )
@@ -177,10 +178,7 @@ def request(card: Card, layer: str, *, folded: bool = False) -> DefenseRequest |
     """
     start = defaults(card)
     values: dict[str, Any] = {"clean": start.clean, **start.config.to_dict()}
-    st.session_state["_settings"] = ["layer", *ALL]
-    if "_problems" not in st.session_state:
-        st.session_state["_problems"] = address_problems(card)
-    for sentence in st.session_state["_problems"]:
+    for sentence in st.session_state.get("_problems", []):
         st.error(sentence, icon=":material/error:")
     with st.expander("Losses and training", icon=":material/balance:", expanded=not folded):
         for setting in LOSSES:
@@ -188,7 +186,7 @@ def request(card: Card, layer: str, *, folded: bool = False) -> DefenseRequest |
         _draw_pairs(TRAINING, values)
     with st.expander("Advanced settings", icon=":material/tune:"):
         _draw_pairs(ADVANCED, values)
-        st.button("Back to the preset", icon=":material/restart_alt:", on_click=reset, key="reset")
+        st.button("Back to the preset", icon=":material/restart_alt:", on_click=reset, args=(card,), key="reset")
     try:
         return build(card, layer, values)
     except NPDError as error:
@@ -253,22 +251,29 @@ def forget_problems() -> None:
     st.session_state["_problems"] = []
 
 
-def reset() -> None:
-    """Back to the preset of the model."""
-    forget_problems()
-    for key in ("layer", *ALL):
-        st.session_state.pop(key, None)
+def reset(card: Card) -> None:
+    """Back to the preset of the model. For a button's `on_click`, as is `adopt`."""
+    adopt(defaults(card))
 
 
 def adopt(asked: DefenseRequest) -> None:
-    """Set every widget to what a run was asked for. For a button's `on_click`."""
-    values = {"clean": asked.clean, "layer": asked.layer, **asked.config.to_dict()}
-    for key in ("layer", *ALL):
-        value = values.get(key)
-        if value is not None and (key != "clean" or isinstance(value, int)):
+    """Set every widget to what a run was asked for; what lies outside a widget's range goes to its end."""
+    forget_problems()
+    clean = asked.clean
+    if isinstance(clean, float):
+        clean = round(clean * get_dataset(cached.card(asked.model).dataset).train_images)
+    for key, value in {"clean": clean, **asked.config.to_dict()}.items():
+        if key not in ALL:
+            continue
+        setting = ALL[key]
+        if value is None or setting.kind == "choice":
             st.session_state[key] = value
         else:
-            st.session_state.pop(key, None)
+            high = setting.high if setting.high is not None else value
+            inside = min(max(value, setting.low), high)
+            st.session_state[key] = int(inside) if setting.kind == "int" else float(inside)
+    if asked.layer:
+        st.session_state["layer"] = asked.layer
 
 
 def _draw_pairs(rows: Sequence[Setting], values: dict[str, Any]) -> None:

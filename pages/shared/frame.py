@@ -1,6 +1,7 @@
 """What every page shares: the model and the run that the address names, links between pages, honest labels.
 
-`app.py` draws the choice of model and run above each page; a page opened alone (by AppTest) draws it itself.
+`app.py` draws the choice of model and run above each page; a page opened alone (by AppTest) draws it itself. Both are
+kept in the address by hand: a selectbox bound to it would write its titles there.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from urllib.parse import urlsplit
 import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
+from npd_core import paths
 from npd_core.errors import NPDError
 from npd_core.jobs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import cached
+from pages.shared import cached, controls
 
 NO_RUN = "none"
 ATTACK_TITLES = {
@@ -82,18 +84,29 @@ def pages() -> list[st.Page]:
     ]
 
 
+def dress() -> None:
+    """Title, icon and width of the tab; after `st.navigation`, which would fetch its own icon from a font server."""
+    ui = paths.assets() / "ui"
+    st.set_page_config(page_title="Neural Polarizer Lab", page_icon=str(ui / "favicon.png"), layout="wide")
+    st.logo(str(ui / "logo.svg"), size="large")
+
+
 def header(page: str = "") -> None:
     """Draw the choice of model and run. Called once a script run, before the page.
 
     Args:
         page: url path of the page; "" is the first page, which keeps the choice folded away.
     """
-    st.session_state["_framed"] = True
+    state = st.session_state
+    state["_framed"] = True
     cards = {card.id: card for card in _cards()}
     runs = {run.id: run for run in cached.all_runs()}
-    _resolve(cards, runs)
-    model = st.session_state.get("model") or next(iter(cards), None)
-    fitting = [NO_RUN, *(run.id for run in runs.values() if run.request.model == model)]
+    _read_address(cards, runs)
+    if state.get("model") not in cards:
+        state["model"] = next(iter(cards), None)
+    fitting = [NO_RUN, *(run.id for run in runs.values() if run.request.model == state["model"])]
+    if state.get("run") not in fitting:
+        state["run"] = NO_RUN
     if page == "":
         with st.container(horizontal_alignment="right"):
             place = st.popover("Model and run", icon=":material/tune:", help="Whose record this page shows.")
@@ -106,7 +119,6 @@ def header(page: str = "") -> None:
             list(cards),
             format_func=lambda name: model_title(cards[name]) if name in cards else name,
             key="model",
-            bind="query-params",
             on_change=_model_changed,
             disabled=not cards,
             help="Shipped networks that were trained on poisoned data. They work well, until the trigger appears.",
@@ -116,11 +128,11 @@ def header(page: str = "") -> None:
             fitting,
             format_func=lambda name: run_title(runs.get(name)),
             key="run",
-            bind="query-params",
             on_change=_run_changed,
             help="A trained polarizer of this model. The link in the address bar opens the same run elsewhere.",
         )
-    for sentence in st.session_state.get("_notices", []):
+    _write_address(default=next(iter(cards), None))
+    for sentence in state.get("_notices", []):
         st.error(sentence, icon=":material/error:")
 
 
@@ -205,6 +217,7 @@ def _join_app() -> None:
     """
     if st.context.url and urlsplit(st.context.url).path.rstrip("/"):
         st.navigation(pages(), position="top")
+        dress()
         st.rerun()
 
 
@@ -216,29 +229,50 @@ def _cards() -> list[Card]:
         return []
 
 
-def _resolve(cards: dict[str, Card], runs: dict[str, Run]) -> None:
-    """Settle what address and session ask for, before the widgets are drawn. Unknown names become notices."""
-    state, notices = st.session_state, []
-    asked_model, asked_run = st.query_params.get("model"), state.pop("_open_run", None)
-    if asked_run is None and "run" not in state:
-        asked_run = st.query_params.get("run")
-    if asked_run and asked_run != NO_RUN:
-        try:
-            run = runs.get(asked_run) or cached.find_run(asked_run)
-        except NPDError as error:
-            notices.append(str(error))
-        else:
+def _read_address(cards: dict[str, Card], runs: dict[str, Run]) -> None:
+    """Follow an address that somebody opened, edited or went back to. Unknown names become notices.
+
+    The ids themselves stand in the address, not the titles that the lists show: those change while a run goes on.
+    """
+    state = st.session_state
+    wrote = state.get("_address", {})
+    asked = {
+        name: value for name in ("model", "run") if (value := st.query_params.get(name)) not in (None, wrote.get(name))
+    }
+    if "_open_run" in state:
+        asked = {"run": state.pop("_open_run")}
+    notices = []
+    try:
+        if asked.get("model"):
+            state["model"] = cached.card(asked["model"]).id
+    except NPDError as error:
+        notices.append(str(error))
+    try:
+        if asked.get("run") and asked["run"] != NO_RUN:
+            run = runs.get(asked["run"]) or cached.find_run(asked["run"])
             runs.setdefault(run.id, run)
             state["run"] = run.id
             if run.request.model in cards:
                 state["model"] = run.request.model
-    elif "model" not in state and asked_model and asked_model not in cards and cards:
-        try:
-            cached.card(asked_model)
-        except NPDError as error:
-            notices.append(str(error))
-    if notices:
+    except NPDError as error:
+        notices.append(str(error))
+    if asked:
         state["_notices"] = notices
+
+
+def _write_address(default: str | None) -> None:
+    """Keep the address in step with the choice: what is not the default stands in it, on every page."""
+    state = st.session_state
+    wanted = {
+        "model": state["model"] if state["model"] != default else None,
+        "run": state["run"] if state["run"] != NO_RUN else None,
+    }
+    for name, value in wanted.items():
+        if value is None:
+            st.query_params.pop(name, None)
+        elif st.query_params.get(name) != value:
+            st.query_params[name] = value
+    state["_address"] = wanted
 
 
 def _run_changed() -> None:
@@ -248,5 +282,4 @@ def _run_changed() -> None:
 def _model_changed() -> None:
     st.session_state["run"] = NO_RUN
     st.session_state["_notices"] = []
-    for name in st.session_state.get("_settings", ()):
-        st.session_state.pop(name, None)
+    controls.reset(cached.card(st.session_state["model"]))
