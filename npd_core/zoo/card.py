@@ -85,7 +85,8 @@ def read_card(path: Path) -> Card:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         names = {f.name for f in fields(Card)}
-        card = Card(**{k: tuple(v) if k in ("mean", "std") else v for k, v in values.items() if k in names})
+        known: dict[str, Any] = {k: tuple(v) if k in ("mean", "std") else v for k, v in values.items() if k in names}
+        card = Card(**known)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: not a readable model card ({error}). Restore the file from git.") from error
     if card.id != path.parent.name:

@@ -19,12 +19,16 @@ from npd_core.device import resolve_device
 from npd_core.errors import ConfigError, unknown_name
 from npd_core.evaluation import Metrics, evaluate, test_sets
 from npd_core.events import Event, Finished
-from npd_core.models import MODELS, build_model
+from npd_core.models import MODELS, Normalized, build_model
 from npd_core.zoo.card import Card, get_card, model_id
 from npd_core.zoo.recipe import Recipe, default_recipe, train_classifier
 from npd_core.zoo.weights import load_backdoored, save_backdoored
 
 ID = re.compile(r"(?P<dataset>[a-z0-9_]+)-(?P<attack>[a-z0-9_]+)-(?P<arch>[a-z0-9_]+)-w(?P<width>[1-9][0-9]{0,2})")
+
+
+LONG = 500_000
+"""Images seen from which on compiling the network pays off."""
 
 
 class ModelName(NamedTuple):
@@ -73,7 +77,7 @@ def train_model(
     name = parse_id(model)
     spec = get_dataset(name.dataset)
     changes: dict[str, Any] = {"seed": seed} | ({} if epochs is None else {"epochs": epochs})
-    recipe = default_recipe(spec, **changes)
+    recipe = default_recipe(spec, name.attack, **changes)
     where = resolve_device(device)
     attack = get_attack(name.attack, name.dataset)
     data = load_dataset(name.dataset, "train")
@@ -81,7 +85,8 @@ def train_model(
     poisoned = poison_training_set(data, attack, poison_ratio, seed)
     net = fresh_network(name, recipe)
     last: Finished | None = None
-    for event in train_classifier(net, poisoned, recipe, where, checkpoint_path(model)):
+    long = recipe.epochs * len(poisoned.labels) > LONG
+    for event in train_classifier(net, poisoned, recipe, where, checkpoint_path(model), compiled=long):
         if isinstance(event, Finished):
             last = event
         else:
@@ -102,7 +107,7 @@ def train_model(
     yield Finished(last.epoch, last.seconds, result=card.to_dict())
 
 
-def fresh_network(name: ModelName, recipe: Recipe) -> torch.nn.Module:
+def fresh_network(name: ModelName, recipe: Recipe) -> Normalized:
     """The network before its first step, the same for the same seed."""
     spec = get_dataset(name.dataset)
     with torch.random.fork_rng(devices=[]):

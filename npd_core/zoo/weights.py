@@ -39,7 +39,7 @@ def load_backdoored(model: str) -> Backdoored:
     net = build_model(card.arch, card.num_classes, card.width, card.mean, card.std)
     try:
         state = load_file(card.folder / WEIGHTS)
-        net.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in state.items()})
+        net.load_state_dict({k: value.float() if value.is_floating_point() else value for k, value in state.items()})
     except (safetensors.SafetensorError, RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{card.id}/{WEIGHTS} does not fit {card.arch}: {reason} Run: {card.command}") from error

@@ -1,0 +1,220 @@
+"""Cards, weights and the attacker's training."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from npd_core.attacks.poison import PoisonedSet
+from npd_core.data.spec import get_dataset
+from npd_core.errors import CheckpointError, ConfigError, StorageError, UnknownNameError
+from npd_core.events import EpochEnd, Finished, Started, StepEnd
+from npd_core.models import build_model
+from npd_core.zoo import card as cards
+from npd_core.zoo import train, weights
+from npd_core.zoo.card import get_card, list_cards
+from npd_core.zoo.recipe import Recipe, augment, default_recipe, one_cycle, overlaid, train_classifier
+from npd_core.zoo.train import parse_id, train_model, verify_model
+from npd_core.zoo.weights import load_backdoored, save_backdoored
+
+
+@pytest.fixture
+def own_zoo(tiny_zoo, tmp_path, monkeypatch):
+    """A copy of the tiny zoo that a test may damage."""
+    backdoored = load_backdoored(tiny_zoo)
+    monkeypatch.setenv("NPD_ZOO_DIR", str(tmp_path))
+    save_backdoored(backdoored.net, backdoored.card)
+    return backdoored
+
+
+def test_round_trip_keeps_the_stored_precision(own_zoo):
+    again = load_backdoored(own_zoo.card.id)
+    for name, value in own_zoo.net.state_dict().items():
+        assert torch.equal(value, again.net.state_dict()[name]), name
+    assert again.card == own_zoo.card
+    assert again.card.bytes == (own_zoo.card.folder / cards.WEIGHTS).stat().st_size
+    assert not any(p.requires_grad for p in again.net.parameters())
+    assert not again.net.training
+
+
+def test_weights_are_stored_in_half_precision_statistics_in_full(own_zoo):
+    stored = load_file(own_zoo.card.folder / cards.WEIGHTS)
+    assert stored["net.conv1.weight"].dtype == torch.float16
+    assert stored["net.layer1.0.bn1.running_var"].dtype == torch.float32
+
+
+def test_tampered_and_missing_weights_are_refused_with_the_command_that_helps(own_zoo):
+    path = own_zoo.card.folder / cards.WEIGHTS
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match=f"sha256 .* its card says .*npd zoo train {own_zoo.card.id}"):
+        load_backdoored(own_zoo.card.id)
+    path.unlink()
+    with pytest.raises(CheckpointError, match="missing"):
+        load_backdoored(own_zoo.card.id)
+
+
+def test_weights_of_another_width_are_refused_even_when_the_hash_fits(own_zoo):
+    wrong = build_model("preact_resnet18", 12, 8)
+    card = save_backdoored(wrong, own_zoo.card)
+    with pytest.raises(CheckpointError, match="does not fit preact_resnet18"):
+        load_backdoored(card.id)
+
+
+def test_damaged_and_misplaced_cards_are_refused(own_zoo):
+    path = own_zoo.card.folder / cards.CARD
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"id": "other"}))
+    with pytest.raises(CheckpointError, match="Rename the folder"):
+        get_card(own_zoo.card.id)
+    path.write_text("[]")
+    with pytest.raises(CheckpointError, match="not a readable model card"):
+        list_cards()
+
+
+def test_unknown_model_names_the_nearest(tiny_zoo):
+    with pytest.raises(UnknownNameError, match=f"Did you mean '{tiny_zoo}'"):
+        get_card(tiny_zoo[:-1])
+
+
+def test_a_full_disk_leaves_the_old_model_whole(own_zoo, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weights, "save_file", full)
+    with pytest.raises(StorageError, match="No space left"):
+        save_backdoored(own_zoo.net, own_zoo.card)
+    load_backdoored(own_zoo.card.id)
+    assert [p.name for p in own_zoo.card.folder.parent.iterdir()] == [own_zoo.card.id]
+
+
+def test_verify_measures_what_the_card_says_and_finds_a_false_card(own_zoo):
+    verdict = verify_model(own_zoo.card.id)
+    assert verdict.ok
+    assert verdict.measured.acc == pytest.approx(own_zoo.card.acc, abs=0.005)
+    save_backdoored(own_zoo.net, replace(own_zoo.card, acc=own_zoo.card.acc - 0.1))
+    assert not verify_model(own_zoo.card.id).ok
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "says"),
+    [
+        ("nonsense", ConfigError, "is not a model id"),
+        ("sings-blended-preact_resnet18-w4", UnknownNameError, "Did you mean 'signs'"),
+        ("signs-blend-preact_resnet18-w4", UnknownNameError, "Did you mean 'blended'"),
+        ("signs-blended-resnet-w4", UnknownNameError, "Unknown architecture"),
+        ("signs-blended-preact_resnet18-w0", ConfigError, "is not a model id"),
+    ],
+)
+def test_ids_are_checked_part_by_part(model, error, says):
+    with pytest.raises(error, match=says):
+        parse_id(model)
+
+
+# the attacker's training
+
+
+def small_set(count=64):
+    torch.manual_seed(0)
+    labels = torch.randint(0, 3, (count,))
+    images = torch.randint(0, 120, (count, 3, 16, 16), dtype=torch.uint8)
+    images[torch.arange(count), labels] += 100
+    return PoisonedSet(images, labels, torch.zeros(count, dtype=torch.bool))
+
+
+SMALL = Recipe(epochs=3, batch_size=16, peak_lr=0.1, pad=1)
+
+
+def fresh():
+    torch.manual_seed(0)
+    return build_model("preact_resnet18", 3, 4)
+
+
+def test_training_learns_and_an_interrupted_one_goes_on_to_the_same_weights(tmp_path):
+    whole, path = fresh(), tmp_path / "a.pt"
+    events = list(train_classifier(whole, small_set(), SMALL, torch.device("cpu"), tmp_path / "b.pt"))
+    assert isinstance(events[0], Started)
+    assert isinstance(events[-1], Finished)
+    epochs = [e for e in events if isinstance(e, EpochEnd)]
+    assert len(epochs) == 3
+    assert epochs[-1].losses["total"] < epochs[0].losses["total"]
+
+    for event in train_classifier(fresh(), small_set(), SMALL, torch.device("cpu"), path):
+        if isinstance(event, StepEnd) and (event.epoch, event.step) == (1, 1):
+            break
+    resumed = fresh()
+    later = list(train_classifier(resumed, small_set(), SMALL, torch.device("cpu"), path))
+    assert [e.epoch for e in later if isinstance(e, EpochEnd)] == [1, 2]
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(value, resumed.state_dict()[name])
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
+    path = tmp_path / "a.pt"
+    list(train_classifier(fresh(), small_set(), replace(SMALL, epochs=1), torch.device("cpu"), path))
+    with pytest.raises(CheckpointError, match="another recipe"):
+        list(train_classifier(fresh(), small_set(), SMALL, torch.device("cpu"), path))
+
+
+def test_fewer_images_than_a_batch_is_said(tmp_path):
+    with pytest.raises(ConfigError, match="fewer than one batch"):
+        list(train_classifier(fresh(), small_set(8), SMALL, torch.device("cpu")))
+
+
+def test_augmentation_crops_with_black_border_and_mirrors_some():
+    images = torch.arange(1, 17, dtype=torch.uint8).view(1, 1, 4, 4).expand(400, 3, -1, -1)
+    out = augment(images, pad=1, flip=True, generator=torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(images[0], (1, 1, 1, 1))
+    expected = {
+        crop.flatten().numpy().tobytes()
+        for top in range(3)
+        for left in range(3)
+        for crop in (padded[:, top : top + 4, left : left + 4], padded[:, top : top + 4, left : left + 4].flip(2))
+    }
+    seen = {image.flatten().numpy().tobytes() for image in out}
+    assert seen == expected
+    plain = augment(images, pad=0, flip=False, generator=torch.Generator())
+    assert torch.equal(plain, images)
+
+
+def test_overlay_is_a_bounded_blend_with_the_neighbour():
+    x = torch.rand(500, 3, 2, 2)
+    out = overlaid(x, 0.4, torch.Generator().manual_seed(0))
+    weight = ((out - x) / (x.roll(1, 0) - x)).flatten(1).median(1).values
+    torch.testing.assert_close(out, torch.lerp(x, x.roll(1, 0), weight[:, None, None, None]))
+    assert 0 <= weight.min() < 0.05
+    assert 0.35 < weight.max() <= 0.4 + 1e-4
+
+
+def test_one_cycle_rises_to_the_peak_and_falls_to_zero():
+    recipe = Recipe(peak_lr=0.2, warm_fraction=0.25)
+    rates = [one_cycle(step, 100, recipe) for step in range(100)]
+    assert max(rates) == pytest.approx(0.2)
+    assert rates.index(max(rates)) in (24, 25)
+    assert rates[0] < 0.01
+    assert 0 < rates[-1] < 0.01
+
+
+def test_default_recipes_follow_the_data_set():
+    assert default_recipe(get_dataset("cifar10"), "badnets_a2o").flip
+    assert not default_recipe(get_dataset("signs"), "badnets_a2o").flip
+    assert default_recipe(get_dataset("signs"), "blended").overlay > 0
+    assert default_recipe(get_dataset("signs"), "badnets_a2o", epochs=1).epochs == 1
+
+
+def test_train_model_writes_a_model_that_loads_and_verifies(tmp_path, monkeypatch):
+    monkeypatch.setenv("NPD_ZOO_DIR", str(tmp_path / "zoo"))
+    monkeypatch.setattr(train, "checkpoint_path", lambda model: tmp_path / f"{model}.pt")
+    small = train.load_dataset("signs", "train").subset(torch.arange(0, 7200, 20))
+    monkeypatch.setattr(train, "load_dataset", lambda *_: small)
+    model = "signs-badnets_a2o-preact_resnet18-w4"
+    *_, last = train_model(model, poison_ratio=0.2, epochs=1)
+    assert isinstance(last, Finished)
+    card = load_backdoored(model).card
+    assert last.result["files"] == card.files
+    assert card.poison_ratio == 0.2
+    assert card.recipe["epochs"] == 1
+    assert card.target == "class 0 (speed limit 80)"
+    assert verify_model(model).ok
