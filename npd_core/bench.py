@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,7 +24,9 @@ from npd_core.zoo.card import list_cards
 from npd_core.zoo.weights import Backdoored, load_backdoored
 
 
-def forward_equivalents(backdoored: Backdoored, layer: str, cfg: NPDConfig, clean: ImageSet, device: torch.device) -> float:
+def forward_equivalents(
+    backdoored: Backdoored, layer: str, cfg: NPDConfig, clean: ImageSet, device: torch.device
+) -> float:
     """Arithmetic of one training step, in forward passes of its batch through the backdoored network.
 
     Every convolution and matrix product that runs is counted, backward ones included, by watching the operators; the
@@ -41,7 +44,9 @@ def forward_equivalents(backdoored: Backdoored, layer: str, cfg: NPDConfig, clea
     return step.get_total_flops() / forward.get_total_flops()
 
 
-def bench_model(model: str, layer: str | None = None, clean: float | int = 0.05, device: str = "auto") -> dict[str, Any]:
+def bench_model(
+    model: str, layer: str | None = None, clean: float | int = 0.05, device: str = "auto"
+) -> dict[str, Any]:
     """Figures of one model at one layer, with the preset of its data set: see `run_bench`."""
     where = resolve_device(device)
     backdoored = load_backdoored(model)
@@ -54,7 +59,7 @@ def bench_model(model: str, layer: str | None = None, clean: float | int = 0.05,
     equivalents = forward_equivalents(backdoored, layer, cfg, data, where)
     net = PolarizedNet(backdoored.net, layer, card.image_size)
     ends = [event.seconds for event in Trainer(net, data, cfg, where).events() if isinstance(event, EpochEnd)]
-    seconds = min(b - a for a, b in zip(ends, ends[1:], strict=False))  # the first epoch warms up
+    seconds = min(b - a for a, b in pairwise(ends))  # the first epoch warms up
     sets = test_sets(card.dataset, backdoored.attack, 2000)
     images = len(sets.clean.labels) + len(sets.poisoned.labels)
     evaluate(net, sets, where, "auto")

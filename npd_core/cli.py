@@ -15,15 +15,18 @@ import inspect
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import npd_core
+from npd_core import paths
 from npd_core.errors import CheckpointError, ConfigError, DataMissingError, NPDError, StorageError, unknown_name
 from npd_core.events import EpochEnd, Event, Failed, Finished, Measured, Started, StepEnd, to_record
 from npd_core.polarizer.config import BN_MODES, INNER_STEPS, LOG_FORMS, NORMS, NPDConfig, preset
@@ -44,6 +47,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
+INTERRUPTED = "interrupted; nothing was left half-written."
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a command has to say: `value` for `--json`, `text` for people."""
@@ -53,20 +59,70 @@ class Answer:
     code: int = 0
 
 
+class _Leaving:
+    """How the process ends when Ctrl-C or `kill` tells it to: tidied up, there and then.
+
+    An exception raised out of a signal handler would do in theory. But when it strikes inside an import, and torch goes
+    on importing for seconds, it may be swallowed, leave the import lock held for ever, or change the exit code.
+    """
+
+    def __init__(self) -> None:
+        self.undo: list[Callable[[], None]] = []
+        """What to tidy up, newest last."""
+        self._busy = False
+        self._asked = 0
+
+    def install(self) -> None:
+        """From now on; a signal that the parent process ignores stays ignored."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
+
+    @contextlib.contextmanager
+    def later(self) -> Iterator[None]:
+        """Leave only after the block: files that belong together are written and moved into place."""
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
+            if self._asked:
+                self._leave()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._asked = number
+        if not self._busy:
+            self._leave()
+
+    def _leave(self) -> NoReturn:
+        for undo in reversed(self.undo):
+            with contextlib.suppress(Exception):
+                undo()
+        show_cursor = "\x1b[?25h\n" if sys.stderr.isatty() else ""
+        os.write(2, f"{show_cursor}npd: {INTERRUPTED}\n".encode())
+        os._exit(128 + self._asked)
+
+
+_leaving = _Leaving()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Args: argv: without the program's name; None: those of the process. Returns the exit code."""
     try:
+        if argv is None:
+            _leaving.install()
         args = build_parser().parse(sys.argv[1:] if argv is None else argv)
         _check_writable(args.json)
         with contextlib.redirect_stdout(sys.stderr) if args.json == "-" else contextlib.nullcontext():
             answer: Answer = args.command(args)
-        _say(answer, args.json)
+        with _leaving.later():
+            _say(answer, args.json)
         return answer.code
     except NPDError as error:
         _complain(str(error))
         return 2
-    except KeyboardInterrupt:
-        _complain("interrupted; nothing was left half-written.")
+    except KeyboardInterrupt:  # where this function was called from Python, not from a shell
+        _complain(INTERRUPTED)
         return 130
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -227,6 +283,8 @@ def zoo_train(args: argparse.Namespace) -> Answer:
     """`npd zoo train ID`"""
     from npd_core.zoo.train import train_model
 
+    folder = paths.pretrained() / f"{args.model}.partial"
+    _leaving.undo.append(lambda: shutil.rmtree(folder, ignore_errors=True))
     training = train_model(
         args.model, poison_ratio=args.poison_ratio, epochs=args.epochs, seed=args.seed, device=args.device
     )
@@ -459,6 +517,11 @@ def _staged(folder: Path | None) -> Iterator[Path | None]:
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "result.json").exists())):
         raise ConfigError(f"--save {folder} holds something else than a saved run: choose a new folder.")
     stage = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+
+    def clear() -> None:
+        shutil.rmtree(stage, ignore_errors=True)
+
+    _leaving.undo.append(clear)
     try:
         try:
             stage.mkdir(parents=True)
@@ -466,13 +529,15 @@ def _staged(folder: Path | None) -> Iterator[Path | None]:
             raise StorageError(f"Cannot write in {folder.parent} ({error.strerror}): choose another folder.") from error
         yield stage
         try:
-            if folder.exists():
-                shutil.rmtree(folder)
-            stage.rename(folder)
+            with _leaving.later():
+                if folder.exists():
+                    shutil.rmtree(folder)
+                stage.rename(folder)
         except OSError as error:
             raise StorageError(f"Cannot write {folder} ({error.strerror}): choose another folder.") from error
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        clear()
+        _leaving.undo.remove(clear)
 
 
 # how they are asked

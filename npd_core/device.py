@@ -16,7 +16,8 @@ from npd_core.errors import ConfigError
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """`auto` is the first CUDA device when there is one, otherwise the CPU. Raises ConfigError when `name` is not here."""
+    """`auto` is the first CUDA device when there is one, otherwise the CPU. Raises ConfigError when `name` is not
+    here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

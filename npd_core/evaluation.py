@@ -92,5 +92,6 @@ def evaluate(net: nn.Module, sets: TestSets, device: torch.device | None = None,
 
 
 def der(before: Metrics, after: Metrics) -> float:
-    """Defense effectiveness rating, Eq. 6: [max(0, drop of ASR) - max(0, drop of ACC) + 1] / 2, in [0, 1]; 0.5 is "nothing done"."""
+    """Defense effectiveness rating, Eq. 6: [max(0, drop of ASR) - max(0, drop of ACC) + 1] / 2, in [0, 1]; 0.5 is
+    "nothing done"."""
     return (max(0.0, before.asr - after.asr) - max(0.0, before.acc - after.acc) + 1) / 2

@@ -1,7 +1,8 @@
-"""What a training says while it runs: a stream of small frozen records. Read by pages, the command line, the store and tests.
+"""What a training says while it runs: a stream of small frozen records. Read by pages, the command line, the store
+and tests.
 
-The order is `Started (StepEnd* EpochEnd Measured?)* (Finished | Failed)`. A trainer yields all of them but `Measured`, which
-the caller adds: ACC, ASR and RA on test images are for the viewer's eyes and never reach the trainer.
+The order is `Started (StepEnd* EpochEnd Measured?)* (Finished | Failed)`. A trainer yields all of them but `Measured`,
+which the caller adds: ACC, ASR and RA on test images are for the viewer's eyes and never reach the trainer.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class StepEnd:
     """0, 1, ... ; warm-up epochs are negative, ending with -1."""
     step: int
     losses: Mapping[str, SupportsFloat]
-    """Batch means: `bn` (Eq. 5), `asr` (Eq. 2), `bce1`, `bce2` (Eq. 3), `total` (weighted sum); only `bn`, `total` in warm-up."""
+    """Batch means: `bn` (Eq. 5), `asr` (Eq. 2), `bce1`, `bce2` (Eq. 3), `total` (weighted sum); only `bn`, `total`
+    in warm-up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,8 @@ def to_record(event: Event) -> dict[str, Any]:
 
 
 def from_record(record: Mapping[str, Any]) -> Event:
-    """The event that `to_record` wrote. Unknown fields (of a later version) are dropped; KeyError on an unknown type."""
+    """The event that `to_record` wrote. Unknown fields (of a later version) are dropped; KeyError on an unknown
+    type."""
     kind = EVENTS[record["type"]]
     names = kind.__dataclass_fields__  # type: ignore[attr-defined]
     return kind(**{name: value for name, value in record.items() if name in names})

@@ -50,7 +50,8 @@ def get_attack(name: str, dataset: str, **params: Any) -> Attack:
         raise unknown_name("attack", name, ATTACKS)
     spec = get_dataset(dataset)
     if not 0 <= params.get("target", 0) < spec.num_classes:
-        raise ConfigError(f"`target` must be a class of {dataset}, 0 to {spec.num_classes - 1}, got {params['target']}.")
+        last = spec.num_classes - 1
+        raise ConfigError(f"`target` must be a class of {dataset}, 0 to {last}, got {params['target']}.")
     try:
         return ATTACKS[name](spec, **params)
     except TypeError as error:

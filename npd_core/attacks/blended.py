@@ -31,7 +31,8 @@ class Blended:
 
 @lru_cache(maxsize=4)
 def drawn_pattern(size: int) -> Tensor:
-    """The project's own trigger picture, (3, size, size) in [0, 1]: a pale face with a red mouth under thin dark stripes.
+    """The project's own trigger picture, (3, size, size) in [0, 1]: a pale face with a red mouth under thin dark
+    stripes.
 
     Drawn at 256x256 and area-downsampled, so both resolutions show the same picture. Contrast (std) is at least 0.2.
     """

@@ -54,11 +54,12 @@ def read_row(
     result = result or {}
     before, after = result.get("before") or {}, result.get("after") or {}
     config = request.get("config") or {}
+    lambda2, lambda3, rho = (float(config.get(name, 0.0)) for name in ("lambda2", "lambda3", "rho"))
     return Row(
         run_id, "recorded" if recorded else "live", state,
         str(request.get("model", "")), str(request.get("defense", "npd")),
         str(result.get("layer") or request.get("layer") or "default"),
-        *(float(config.get(name, 0.0)) for name in ("lambda2", "lambda3", "rho")),
+        lambda2, lambda3, rho,
         before.get("acc"), after.get("acc"), before.get("asr"), after.get("asr"), before.get("ra"), after.get("ra"),
         result.get("der"), (result.get("seconds") or {}).get("train"), created)
 

@@ -16,7 +16,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {"preact_resnet18": PreActResNet18
 def build_model(
     arch: str, num_classes: int, width: int, mean: Sequence[float] = (0.0,) * 3, std: Sequence[float] = (1.0,) * 3
 ) -> Normalized:
-    """A freshly initialised classifier of [0, 1] pixels. Raises UnknownNameError for an architecture that is not in MODELS."""
+    """A freshly initialised classifier of [0, 1] pixels. Raises UnknownNameError for an architecture that is not in
+    MODELS."""
     if arch not in MODELS:
         raise unknown_name("architecture", arch, MODELS)
     return Normalized(MODELS[arch](num_classes=num_classes, width=width), mean, std)

@@ -1,4 +1,5 @@
-"""PreAct-ResNet18 by width, for 32x32 and 64x64 images. He et al., "Identity Mappings in Deep Residual Networks", ECCV 2016."""
+"""PreAct-ResNet18 by width, for 32x32 and 64x64 images. He et al., "Identity Mappings in Deep Residual Networks",
+ECCV 2016."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from torch import Tensor, nn
 
 
 class PreActBlock(nn.Module):
-    """h = relu(bn1(x)); out = conv2(relu(bn2(conv1(h)))) + shortcut, where the shortcut is x, or a 1x1 convolution of h."""
+    """h = relu(bn1(x)); out = conv2(relu(bn2(conv1(h)))) + shortcut, where the shortcut is x, or a 1x1 convolution
+    of h."""
 
     def __init__(self, channels_in: int, channels: int, stride: int):
         super().__init__()

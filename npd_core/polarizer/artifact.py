@@ -33,7 +33,8 @@ def write_text(path: Path, text: str) -> None:
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise StorageError(f"{path} could not be written ({error.strerror}): free some space or choose another folder.") from error
+        reason = f"{path} could not be written ({error.strerror}): free some space or choose another folder."
+        raise StorageError(reason) from error
 
 
 def save_polarizer(net: PolarizedNet, folder: Path, meta: Mapping[str, Any]) -> None:
@@ -51,7 +52,8 @@ def save_polarizer(net: PolarizedNet, folder: Path, meta: Mapping[str, Any]) -> 
         os.replace(partial, weights)
     except (OSError, safetensors.SafetensorError) as error:
         partial.unlink(missing_ok=True)
-        raise StorageError(f"{weights} could not be written ({error}): free some space or choose another folder.") from error
+        reason = f"{weights} could not be written ({error}): free some space or choose another folder."
+        raise StorageError(reason) from error
     description = {
         "format": FORMAT, "kind": "conv1x1+bn", "layer": net.layer, "channels": net.info.channels,
         "sha256": sha256(weights), **meta,
@@ -65,7 +67,8 @@ def read_description(folder: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{folder} holds no {DESCRIPTION}: name the folder that `npd defend --save` wrote.") from None
+        reason = f"{folder} holds no {DESCRIPTION}: name the folder that `npd defend --save` wrote."
+        raise CheckpointError(reason) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}): train the polarizer again.") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT or "layer" not in values:
@@ -89,7 +92,8 @@ def load_polarizer(folder: Path, backdoored: Normalized, card: Card | None = Non
     if card is not None:
         expected = card.files.get("model.safetensors")
         if description.get("model", card.id) != card.id:
-            raise CheckpointError(f"{folder} was trained for {description['model']}, not for {card.id}: choose that model.")
+            other = description["model"]
+            raise CheckpointError(f"{folder} was trained for {other}, not for {card.id}: choose that model.")
         if description.get("model_sha256", expected) != expected:
             raise CheckpointError(f"{folder} was trained for other weights of {card.id}: train the polarizer again.")
     net = PolarizedNet(backdoored, description["layer"], card.image_size if card else 32)
@@ -111,6 +115,12 @@ def remove_polarizer(net: PolarizedNet) -> Normalized:
     return plain
 
 
+def _like(conv: nn.Conv2d, bias: bool) -> nn.Conv2d:
+    """A fresh convolution of the same form."""
+    form: dict[str, Any] = {name: getattr(conv, name) for name in ("kernel_size", "stride", "padding", "dilation")}
+    return nn.Conv2d(conv.in_channels, conv.out_channels, **form, bias=bias)
+
+
 class FoldedConv(nn.Module):
     """A convolution that has swallowed the polarizer before it: weights W A, and the offset as a map.
 
@@ -122,9 +132,7 @@ class FoldedConv(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, matrix: Tensor, offset: Tensor, height: int, width: int):
         super().__init__()
-        self.conv = nn.Conv2d(
-            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, bias=False
-        )  # type: ignore[arg-type]
+        self.conv = _like(conv, bias=False)
         with torch.no_grad():
             self.conv.weight.copy_(torch.einsum("ochw,cd->odhw", conv.weight, matrix))
             constant = offset[None, :, None, None].expand(1, -1, height, width)
@@ -161,9 +169,7 @@ def fold(net: PolarizedNet) -> Normalized:
         replacement = FoldedConv(target, matrix, offset, net.info.height, net.info.width)
     else:
         assert isinstance(target, nn.Conv2d)
-        replacement = nn.Conv2d(
-            target.in_channels, target.out_channels, target.kernel_size, target.stride, target.padding, target.dilation
-        )  # type: ignore[arg-type]
+        replacement = _like(target, bias=True)
         with torch.no_grad():
             replacement.weight.copy_(torch.einsum("oc,cihw->oihw", matrix, target.weight))
             bias = offset if target.bias is None else offset + matrix @ target.bias

@@ -1,4 +1,5 @@
-"""Hyper-parameters of the neural polarizer and their presets. No torch here: pages build configs before they need it."""
+"""Hyper-parameters of the neural polarizer and their presets. No torch here: pages build configs before they need
+it."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ LOG_FORMS = ("exact", "mart")
 
 @dataclass(frozen=True, kw_only=True)
 class NPDConfig:
-    """Hyper-parameters of NPD. Defaults: Sec. 4.1 of the paper for CIFAR-10, and what docs/npd-in-practice.md found where it is silent."""
+    """Hyper-parameters of NPD. Defaults: Sec. 4.1 of the paper for CIFAR-10, and what docs/npd-in-practice.md found
+    where it is silent."""
 
     lambda1: float = 1.0
     """Weight of L_bn, the loss on clean images (Eq. 5)."""
@@ -26,7 +28,8 @@ class NPDConfig:
     lambda3: float = 0.4
     """Weight of L_bce1, which pulls perturbed images back to their true label (first term of Eq. 3)."""
     lambda4: float | None = None
-    """Weight of L_bce2, which pushes down the strongest wrong class (second term of Eq. 3). None: tied to lambda3, as in the paper."""
+    """Weight of L_bce2, which pushes down the strongest wrong class (second term of Eq. 3). None: tied to lambda3,
+    as in the paper."""
     rho: float = 3.0
     """Budget of the inner perturbation, in the norm's own size and [0, 1] pixel units."""
     norm: str = "l2"
@@ -65,7 +68,8 @@ class NPDConfig:
     schedule: str = "constant"
     """Learning rate over the epochs: constant (paper) or cosine."""
     holdout: float = 0.0
-    """Share of the clean images held out to choose the epoch by the training objective; 0: keep the last epoch (paper)."""
+    """Share of the clean images held out to choose the epoch by the training objective; 0: keep the last epoch
+    (paper)."""
     precision: str = "auto"
     """fp32, bf16 (autocast), or auto: bf16 where the device gains from it."""
     cache: bool = True
@@ -115,7 +119,8 @@ class NPDConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> NPDConfig:
-        """The config that `to_dict` wrote. Raises ConfigError on a value, UnknownNameError on a field that does not exist."""
+        """The config that `to_dict` wrote. Raises ConfigError on a value, UnknownNameError on a field that does not
+        exist."""
         names = [field.name for field in fields(cls)]
         for name in values:
             if name not in names:

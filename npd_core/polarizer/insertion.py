@@ -62,7 +62,8 @@ def insertion_points(net: nn.Module, size: int = 32) -> list[PointInfo]:
     device would do, but its BatchNorm imports torch's compiler, which takes seconds.)
 
     Args:
-        net: classifier, (1, 3, size, size) -> logits; a Normalized one is looked into, so that names are its plain names.
+        net: classifier, (1, 3, size, size) -> logits; a Normalized one is looked into, so that names are the plain
+            ones.
         size: height and width of the images.
     """
     plain = copy.deepcopy(net.net if isinstance(net, Normalized) else net).cpu().eval()
@@ -85,7 +86,8 @@ def insertion_points(net: nn.Module, size: int = 32) -> list[PointInfo]:
 
 
 def find_point(net: nn.Module, layer: str, size: int = 32) -> PointInfo:
-    """The point called `layer`. Raises UnknownNameError, with the nearest valid name, when the network has no such point."""
+    """The point called `layer`. Raises UnknownNameError, with the nearest valid name, when the network has no such
+    point."""
     points = insertion_points(net, size)
     wanted = str(InsertionPoint.parse(layer))
     for info in points:

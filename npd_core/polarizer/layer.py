@@ -32,7 +32,8 @@ class NeuralPolarizer(nn.Module):
 
     @torch.no_grad()
     def fold_statistics(self, features: Iterable[Tensor]) -> None:
-        """Measure each channel over all of `features`, then set gamma = sqrt(var + eps), beta = mu: an exact identity again,
+        """Measure each channel over all of `features`, then set gamma = sqrt(var + eps), beta = mu: an exact
+        identity again,
         now with running statistics of the true scale.
 
         Args:
@@ -58,5 +59,5 @@ class NeuralPolarizer(nn.Module):
         Returns:
             A (C, C) and b (C,), A = diag(gamma / sqrt(var + eps)) W, b = beta - gamma mu / sqrt(var + eps).
         """
-        scale = self.bn.weight / (self.bn.running_var + self.bn.eps).sqrt()  # type: ignore[operator]
+        scale = self.bn.weight / (self.bn.running_var + self.bn.eps).sqrt()  # type: ignore[operator, union-attr]
         return scale[:, None] * self.conv.weight[:, :, 0, 0], self.bn.bias - scale * self.bn.running_mean  # type: ignore[operator]

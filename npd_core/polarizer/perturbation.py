@@ -20,7 +20,8 @@ LogitsFn = Callable[[Tensor], Tensor]
 class Ball(Protocol):
     """||delta||_p <= rho, for each image on its own."""
 
-    rho: float
+    @property
+    def rho(self) -> float: ...
 
     def project(self, delta: Tensor) -> Tensor:
         """The nearest (l2, linf) or the scaled (l1) delta inside the ball; (B, 3, H, W) -> the same shape."""
@@ -38,7 +39,8 @@ class L2Ball:
 
 @dataclass(frozen=True)
 class L1Ball:
-    """The sum of absolute values is at most rho. Projection by scaling, which stays inside but is not the nearest point."""
+    """The sum of absolute values is at most rho. Projection by scaling, which stays inside but is not the nearest
+    point."""
 
     rho: float
 
@@ -70,7 +72,8 @@ def runner_up(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def direction(gradient: Tensor, how: str) -> Tensor:
-    """Steepest way down of one inner step: `sign`, `l2` (unit length per image) or `raw` (gradient of the batch mean)."""
+    """Steepest way down of one inner step: `sign`, `l2` (unit length per image) or `raw` (gradient of the batch
+    mean)."""
     if how == "sign":
         return gradient.sign()
     if how == "l2":

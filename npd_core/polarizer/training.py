@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
 import torch
@@ -28,7 +28,8 @@ State = dict[str, Tensor]
 
 
 class CleanBatches:
-    """The defender's clean images on the device, in shuffled batches, with the features in front of the polarizer cached.
+    """The defender's clean images on the device, in shuffled batches, with the features in front of the polarizer
+    cached.
 
     The frozen part is deterministic and nothing is augmented, so the features of an image are computed once.
     """
@@ -65,7 +66,8 @@ class CleanBatches:
             return self.prefix(self.x(chosen))
 
     def shuffled(self) -> Iterator[Tensor]:
-        """Indices of one epoch's batches. The last one may be smaller; a single left-over image joins the batch before."""
+        """Indices of one epoch's batches. The last one may be smaller; a single left-over image joins the batch
+        before."""
         order = torch.randperm(len(self.labels), generator=self.generator)
         yield from _batches(order, self.batch_size)
 
@@ -90,7 +92,7 @@ class Trainer:
     def __init__(self, net: PolarizedNet, clean: ImageSet, cfg: NPDConfig, device: torch.device):
         if len(clean.labels) < 2:
             raise ConfigError(f"The polarizer needs at least 2 clean images, got {len(clean.labels)}.")
-        self.net, self.cfg, self.device = net.to(device, memory_format=torch.channels_last), cfg, device
+        self.net, self.cfg, self.device = net.to(device).to(memory_format=torch.channels_last), cfg, device
         clean, self.held_out = _split(clean, cfg)
         self.clean = CleanBatches(net, clean, cfg, device)
         self.polarizer = net.polarizer
@@ -210,14 +212,13 @@ class Trainer:
             yield StepEnd(epoch, step, {"bn": loss.detach(), "total": loss.detach()})
         self.polarizer.eval()
 
-    def events(self) -> Iterator[Event]:
+    def events(self) -> Generator[Event, None, None]:
         """Run Algorithm 1. Whatever way it ends, `net.polarizer` then holds the kept state."""
         cfg = self.cfg
         seconds = 0.0
         try:
-            yield Started(
-                cfg.epochs, cfg.warmup_epochs, self.clean.steps, len(self.clean.labels), str(self.device), self.net.layer
-            )
+            images, device = len(self.clean.labels), str(self.device)
+            yield Started(cfg.epochs, cfg.warmup_epochs, self.clean.steps, images, device, self.net.layer)
             start = time.perf_counter()
             self.start_statistics()
             self.keep(-1)
@@ -274,7 +275,8 @@ class Trainer:
                 param.grad = None
 
     def epoch(self, epoch: int, optimizer: torch.optim.Optimizer, correct: Tensor) -> Iterator[Event]:
-        """One pass of the bi-level problem over the clean images; adds to `correct` the clean images classified right."""
+        """One pass of the bi-level problem over the clean images; adds to `correct` the clean images classified
+        right."""
         for step, chosen in enumerate(self.clean.shuffled()):
             where = chosen.to(self.device)
             y = self.clean.labels[where]
@@ -282,7 +284,8 @@ class Trainer:
             loss = objective.total(result.losses, self.weights)
             self.update(optimizer, loss)
             correct += result.correct
-            yield StepEnd(epoch, step, {name: v.detach() for name, v in result.losses.items()} | {"total": loss.detach()})
+            losses = {name: value.detach() for name, value in result.losses.items()}
+            yield StepEnd(epoch, step, losses | {"total": loss.detach()})
 
     @torch.no_grad()
     def clean_accuracy(self) -> Tensor:
@@ -325,7 +328,7 @@ def _split(clean: ImageSet, cfg: NPDConfig) -> tuple[ImageSet, ImageSet | None]:
 
 def train_polarizer(
     net: PolarizedNet, clean: ImageSet, cfg: NPDConfig, device: torch.device | None = None
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Algorithm 1. Changes only `net.polarizer`, which holds the kept state when the generator ends or is closed.
 
     Args:
