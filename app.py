@@ -4,7 +4,7 @@ import streamlit as st
 
 from pages.shared import frame
 
-page = st.navigation(frame.pages(), position="top")
 frame.dress()
+page = st.navigation(frame.pages(), position="top")
 frame.header(page.url_path)
 page.run()

@@ -11,13 +11,13 @@ from npd_core.figures import theme
 
 TERMS = {
     "total": "total",
-    "bn": "L_bn · clean images",
-    "asr": "L_asr · leave the target",
-    "bce1": "L_bce1 · true label",
-    "bce2": "L_bce2 · strongest wrong label",
+    "bn": "L<sub>bn</sub>",
+    "asr": "L<sub>asr</sub>",
+    "bce1": "L<sub>bce1</sub>",
+    "bce2": "L<sub>bce2</sub>",
 }
-"""Loss terms in the order they are drawn, with the words beside each."""
-METRICS = {"acc": "ACC · clean accuracy", "asr": "ASR · attack success", "ra": "RA · triggered, right label"}
+"""Loss terms in the order they are drawn, with the name beside each: Eq. 5, 2 and the two terms of Eq. 3."""
+METRICS = {"acc": "ACC clean", "asr": "ASR attack", "ra": "RA recovered"}
 DASHES = {"total": "solid", "bn": "solid", "asr": "dash", "bce1": "dot", "bce2": "dashdot", "acc": "solid", "ra": "dot"}
 MARKERS = {"acc": "circle", "asr": "x", "ra": "diamond"}
 

@@ -85,7 +85,7 @@ def pages() -> list[st.Page]:
 
 
 def dress() -> None:
-    """Title, icon and width of the tab; after `st.navigation`, which would fetch its own icon from a font server."""
+    """Title, icon and width of the tab; before `st.navigation`, which would fetch a page's icon from a font server."""
     ui = paths.assets() / "ui"
     st.set_page_config(page_title="Neural Polarizer Lab", page_icon=str(ui / "favicon.png"), layout="wide")
     st.logo(str(ui / "logo.svg"), size="large")
@@ -216,8 +216,8 @@ def _join_app() -> None:
     /lab first gets that page without its frame. Naming the pages ends that. A page that was started alone stays alone.
     """
     if st.context.url and urlsplit(st.context.url).path.rstrip("/"):
-        st.navigation(pages(), position="top")
         dress()
+        st.navigation(pages(), position="top")
         st.rerun()
 
 

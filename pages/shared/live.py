@@ -73,7 +73,7 @@ def frames(run: Run, measured: curves.MetricCurves) -> list[Frame]:
 
 def tiles(before: dict[str, Any], now: dict[str, Any], der: float | None = None) -> None:
     """ACC, ASR and RA, with the change in points; DER where it is known."""
-    titles = {"acc": "ACC · clean accuracy", "asr": "ASR · attack success", "ra": "RA · recovered"}
+    titles = {"acc": "ACC clean", "asr": "ASR attack", "ra": "RA recovered"}
     with st.grid("auto", min_column_width=150):
         for name, title in titles.items():
             old, new = before.get(name), now.get(name)
@@ -87,7 +87,7 @@ def tiles(before: dict[str, Any], now: dict[str, Any], der: float | None = None)
                 delta_color="inverse" if name == "asr" else "normal",
             )
         if der is not None:
-            st.metric("DER · defense", f"{der:.3f}", border=True, help=MEANING["der"])
+            st.metric("DER defense", f"{der:.3f}", border=True, help=MEANING["der"])
 
 
 def chart_tables(losses: curves.LossCurves, measured: curves.MetricCurves) -> None:

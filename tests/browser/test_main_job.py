@@ -88,7 +88,7 @@ def test_train_watch_reload_and_reconnect(app, server, browser: Browser, watch) 
         other.close()
     assert state(server, run) in ("stopped", "finished")
     assert (server.runs / run / "polarizer.safetensors").is_file()
-    assert page.get_by_text("DER · defense").is_visible()
+    assert page.get_by_text("DER defense").is_visible()
 
 
 def test_double_click_starts_one_run(app, server) -> None:
@@ -119,7 +119,7 @@ def test_a_purified_prediction_changes(app, server, settle) -> None:
     page.wait_for_url(re.compile(r"/lab"), timeout=SLOW)
     settle(page)
     assert f"run={run}" in page.url
-    expect(page.get_by_text("DER · defense")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_text("DER defense")).to_be_visible(timeout=SLOW)
 
 
 def test_layer_by_keyboard_and_mouse(app, settle) -> None:

@@ -141,3 +141,24 @@ def test_gallery_absent_or_damaged_is_no_gallery(tmp_path):
     assert read_gallery(tmp_path) == []
     with pytest.raises(ConfigError):
         write_gallery(tmp_path, [], np.zeros((0, 3, 4, 4), np.uint8), np.zeros((0, 3, 4, 4), np.uint8))
+
+
+def test_gallery_of_a_run_shows_pictures_that_the_trigger_hijacks(tiny_zoo, tmp_path):
+    from npd_core.data.load import class_names
+    from npd_core.jobs.gallery import make_gallery
+    from npd_core.jobs.store import RunStore, write_record
+    from npd_core.polarizer.artifact import save_polarizer
+    from npd_core.polarizer.insertion import PolarizedNet
+    from npd_core.request import DefenseRequest
+    from npd_core.zoo.weights import load_backdoored
+
+    folder = write_record(tmp_path / "abc", DefenseRequest(model=tiny_zoo), [Finished(0, 1.0)], {"model": tiny_zoo})
+    save_polarizer(PolarizedNet(load_backdoored(tiny_zoo).net, "layer4.1.conv1"), folder, {"model": tiny_zoo})
+    make_gallery(RunStore(tmp_path).get("abc").folder)
+    items = read_gallery(folder)
+    assert len({item.truth for item in items}) == len(items) == 4
+    for item in items:
+        assert item.clean.label == item.truth
+        assert item.triggered.label == class_names("signs")[0] != item.truth
+        assert item.purified == item.triggered  # this polarizer is still the identity
+        assert item.clean_picture != item.triggered_picture

@@ -136,10 +136,10 @@ def test_a_finished_run_in_the_address_is_opened(desk: Desk, make_run: Make, ope
     assert errors(page) == []
     values = {metric.label: metric.value for metric in page.metric}
     assert values == {
-        "ACC · clean accuracy": "79.0%",
-        "ASR · attack success": "3.0%",
-        "RA · recovered": "74.0%",
-        "DER · defense": "0.960",
+        "ACC clean": "79.0%",
+        "ASR attack": "3.0%",
+        "RA recovered": "74.0%",
+        "DER defense": "0.960",
     }
     assert any("live · seed 5 · cpu" in caption.value for caption in page.caption)
     page.button(key="adopt").click().run()
