@@ -67,6 +67,7 @@ gallery.show(
 if run is not None and run.result:
     st.subheader("All test pictures", help="Measured when the run ended, on the whole test split.")
     choose.outcome(run)
+    st.caption(f"{frame.provenance(run)} · run `{run.id}`")
 
 st.subheader("All classes of one picture")
 focus = st.selectbox("Picture", found.indices, format_func=lambda k: f"#{k} · {names[labels[k]]}", key="focus")

@@ -12,22 +12,25 @@ from npd_core.figures.runs import comparison_figure, differing, outcome_figure, 
 from npd_core.jobs.store import Run
 from pages.shared import cached, choose, frame, gallery
 
+MOST = 6
+"""Runs compared at once."""
 COLUMNS = {
     "state": st.column_config.TextColumn("State", pinned=True),
-    "kind": st.column_config.TextColumn("Kind", help="Recorded: shipped with the project. Live: made on this machine."),
-    "model": "Model", "defense": "Defense", "layer": "Layer",
+    "model": "Model", "layer": "Layer",
+    "acc": st.column_config.NumberColumn("ACC", format="percent", help="Clean test pictures that get their true label."),
+    "asr": st.column_config.NumberColumn("ASR", format="percent", help="Triggered pictures that the attacker gets."),
+    "ra": st.column_config.NumberColumn("RA", format="percent", help="Triggered pictures that get their true label."),
+    "der": st.column_config.NumberColumn("DER", format="%.3f", help="1: full repair. 0.5: nothing done."),
+    "seconds": st.column_config.NumberColumn("Seconds", format="%.1f", help="Training only."),
+    "acc_before": st.column_config.NumberColumn("ACC before", format="percent"),
+    "asr_before": st.column_config.NumberColumn("ASR before", format="percent"),
+    "ra_before": st.column_config.NumberColumn("RA before", format="percent"),
     "lambda2": st.column_config.NumberColumn("λ2", help="Weight of the loss that pushes away from the target."),
     "lambda3": st.column_config.NumberColumn("λ3", help="Weight of the loss that pulls back to the true label."),
     "rho": st.column_config.NumberColumn("ρ", help="Budget of the inner perturbation."),
-    "acc_before": st.column_config.NumberColumn("ACC before", format="percent"),
-    "acc": st.column_config.NumberColumn("ACC", format="percent"),
-    "asr_before": st.column_config.NumberColumn("ASR before", format="percent"),
-    "asr": st.column_config.NumberColumn("ASR", format="percent"),
-    "ra_before": st.column_config.NumberColumn("RA before", format="percent"),
-    "ra": st.column_config.NumberColumn("RA", format="percent"),
-    "der": st.column_config.NumberColumn("DER", format="%.3f"),
-    "seconds": st.column_config.NumberColumn("Seconds", format="%.1f", help="Training only."),
-    "when": "Started", "id": "Run",
+    "defense": "Defense",
+    "kind": st.column_config.TextColumn("Kind", help="Recorded: shipped with the project. Live: made on this machine."),
+    "when": "Asked for", "id": "Run",
 }
 
 
@@ -44,8 +47,7 @@ def table(runs: list[Run]) -> None:
         if run.state == "running":
             row["state"] = f"running, {run.share:.0%}"
         rows.append({name: row[name] for name in COLUMNS})
-    st.dataframe(rows, column_config=COLUMNS, hide_index=True, key="history",
-                 height=min(38 + 35 * len(rows), 420))
+    st.dataframe(rows, column_config=COLUMNS, hide_index=True, key="history")
 
 
 def refresh() -> None:
@@ -153,12 +155,23 @@ preferred = selection.run.id if selection.run is not None and selection.run.id i
 if st.session_state.get("_preferred_run") != preferred or st.session_state.get("inspect") not in by_id:
     st.session_state["_preferred_run"] = st.session_state["inspect"] = preferred
 chosen = st.selectbox("Run", list(by_id), format_func=lambda name: words(by_id[name]), key="inspect",
-                      label_visibility="collapsed")
+                      label_visibility="collapsed", on_change=choose.follow, args=("inspect",))
 details(by_id[chosen])
 
 st.subheader("Compare")
+asked = st.query_params.get("compare")
+if asked and asked != st.session_state.get("_compared"):
+    st.session_state["compare"] = [name for name in dict.fromkeys(asked.split(",")) if name in by_id][:MOST]
+    missing = [name for name in asked.split(",") if name not in by_id]
+    if missing:
+        st.error(f"There is no run {missing[0][:40]!r} on this machine; the others are compared.", icon=":material/error:")
 picked = st.multiselect("Runs to compare", list(by_id), format_func=lambda name: words(by_id[name]), key="compare",
-                        max_selections=6, placeholder="Choose two or more runs")
+                        max_selections=MOST, placeholder="Choose two or more runs")
+st.session_state["_compared"] = ",".join(picked)
+if picked:
+    st.query_params["compare"] = st.session_state["_compared"]
+elif "compare" in st.query_params:
+    del st.query_params["compare"]
 if len(picked) >= 2:
     compare([by_id[name] for name in picked])
 else:

@@ -86,7 +86,7 @@ def map_figure(grid: MapGrid, mode: str | None = "light", title: str = "logit") 
     base = theme.layout(mode)
     figure.update_layout(
         paper_bgcolor=base.paper_bgcolor, plot_bgcolor=base.plot_bgcolor, font=base.font, hoverlabel=base.hoverlabel,
-        height=70 + 310 * len(grid.rows), margin={"l": 4, "r": 4, "t": 52, "b": 8}, showlegend=False,
+        height=70 + 340 * len(grid.rows), margin={"l": 4, "r": 4, "t": 52, "b": 8}, showlegend=False,
         coloraxis={"cmin": -grid.scale, "cmax": grid.scale, "colorscale": scale_stops(mode), "colorbar": {
             "title": {"text": title, "side": "right"}, "thickness": 14, "outlinewidth": 0, "tickfont": {"size": 12},
             "tickvals": [-grid.scale, 0, grid.scale],

@@ -125,7 +125,6 @@ def outcome(run: Run) -> None:
                       help=help_text)
     columns[3].metric("DER", f"{result['der']:.3f}" if result.get("der") is not None else "–",
                       help="Defense effectiveness rating of the paper: 1 is a full repair, 0.5 is nothing done.")
-    st.caption(f"{frame.provenance(run)} · run `{run.id}`")
 
 
 def _remember(numbers: tuple[int, ...]) -> None:
@@ -142,6 +141,11 @@ def _parse(text: str, total: int) -> tuple[int, ...]:
     except ValueError:
         return ()
     return numbers if len(numbers) <= MOST and all(0 <= k < total for k in numbers) else ()
+
+
+def follow(widget: str) -> None:
+    """Make the run chosen in `widget` the one of the address; called when it changes."""
+    st.session_state["_open_run"] = st.session_state[widget]
 
 
 def go(page: str, run_id: str) -> None:

@@ -105,13 +105,13 @@ def _opinion(opinion: Opinion, label: int, target: int, names: Sequence[str]) ->
     said = int(opinion.probabilities.argmax())
     verdict = judge(said, label, target)
     rows = "".join(
-        f"<tr class='{'npd-said' if k == said else ''}'><td>{escape(names[k])}</td>"
-        f"<td class='npd-meter'><span style='width:{100 * float(opinion.probabilities[k]):.1f}%'></span></td>"
-        f"<td class='npd-number'>{_percent(float(opinion.probabilities[k]))}</td></tr>"
+        f"<li class='{'npd-said' if k == said else ''}'><span>{escape(names[k])}</span>"
+        f"<span class='npd-number'>{_percent(float(opinion.probabilities[k]))}</span>"
+        f"<span class='npd-meter'><i style='width:{100 * float(opinion.probabilities[k]):.1f}%'></i></span></li>"
         for k in top_classes([opinion.probabilities], top=SHOWN))
     who = "npd-new" if opinion.polarized else "npd-old"
     return (f"<div class='npd-opinion {who}'><p><span class='npd-who'>{escape(opinion.who)}</span> "
-            f"<b class='npd-{verdict}'>{MARKS[verdict]} {SAYINGS[verdict]}</b></p><table>{rows}</table></div>")
+            f"<b class='npd-{verdict}'>{MARKS[verdict]} {SAYINGS[verdict]}</b></p><ul>{rows}</ul></div>")
 
 
 def _percent(value: float) -> str:
@@ -138,21 +138,21 @@ def _css() -> str:
 .npd-polarizer img {{ border: 3px double {colors.polarizer}; }}
 .npd-muted img {{ border: 1px solid {colors.muted}; }}
 .npd-opinion {{ margin-top: .5rem; font-size: .85rem; }}
-.npd-opinion p {{ margin: 0 0 .15rem; display: flex; flex-wrap: wrap; justify-content: space-between;
+.npd-opinion p {{ margin: 0 0 .15rem; font-size: .9rem; display: flex; flex-wrap: wrap; justify-content: space-between;
     column-gap: .4rem; }}
 .npd-who {{ color: {colors.muted}; }}
 .npd-right {{ color: {colors.green}; }}
 .npd-hijacked {{ color: {colors.trigger}; }}
 .npd-wrong {{ color: {colors.text}; text-decoration: underline dotted; text-underline-offset: 3px; }}
-.npd-opinion table {{ width: 100%; border-collapse: collapse; table-layout: fixed; border: 0; }}
-.npd-opinion td {{ border: 0; padding: 1px 0; font-size: .8rem; overflow: hidden; text-overflow: ellipsis;
-    white-space: nowrap; color: {colors.text}; }}
-.npd-opinion td:first-child {{ width: 52%; padding-right: .3rem; }}
-.npd-opinion td.npd-number {{ width: 2.9rem; text-align: right; font-variant-numeric: tabular-nums; }}
-.npd-said td {{ font-weight: 600; }}
-.npd-meter span {{ display: block; height: .55rem; min-width: 1px; border-radius: 2px; }}
-.npd-old .npd-meter span {{
+.npd-opinion ul {{ list-style: none; margin: 0; padding: 0; }}
+.npd-opinion li {{ margin: 0 0 .3rem; padding: 0; display: grid; grid-template-columns: 1fr auto; column-gap: .4rem;
+    font-size: .82rem; line-height: 1.25; color: {colors.text}; overflow-wrap: anywhere; }}
+.npd-number {{ font-variant-numeric: tabular-nums; }}
+.npd-said {{ font-weight: 600; }}
+.npd-meter {{ grid-column: 1 / -1; height: .4rem; border-radius: 2px; background: {colors.grid}; overflow: hidden; }}
+.npd-meter i {{ display: block; height: 100%; min-width: 1px; }}
+.npd-old .npd-meter i {{
     background: repeating-linear-gradient(135deg, {colors.trigger} 0 3px, {colors.trigger}99 3px 5px); }}
-.npd-new .npd-meter span {{ background: {colors.polarizer}; }}
+.npd-new .npd-meter i {{ background: {colors.polarizer}; }}
 .npd-note {{ color: {colors.muted}; font-size: .8rem; margin: .4rem 0 0; }}
 """

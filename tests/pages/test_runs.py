@@ -44,8 +44,14 @@ def test_a_run_of_the_address_is_the_one_shown_and_can_be_taken_home(open_page: 
     assert page.selectbox(key="inspect").value == run.id
     assert page.get("download_button")
     with zipfile.ZipFile(io.BytesIO(archive(run.folder, run.request.model))) as packed:
-        assert set(packed.namelist()) == {"polarizer.safetensors", "polarizer.json", "request.json", "result.json",
-                                          "events.jsonl", "README.txt"}
+        assert set(packed.namelist()) == {
+            "polarizer.safetensors",
+            "polarizer.json",
+            "request.json",
+            "result.json",
+            "events.jsonl",
+            "README.txt",
+        }
         assert DefenseRequest.from_dict(json.loads(packed.read("request.json"))) == run.request
         assert run.request.model in packed.read("README.txt").decode()
 
@@ -60,6 +66,26 @@ def test_comparison_draws_curves_and_names_the_settings_that_differ(open_page: O
     assert len({trace["name"] for trace in curves["data"]}) == 2
     table = page.dataframe[-1].value
     assert set(table["setting"]) == {"layer", "config.lambda2"}
+
+
+def test_a_link_carries_the_comparison(open_page: Open, make_run: Make) -> None:
+    one, two = make_run(seed=1), make_run(seed=2)
+    page = open_page("runs", compare=f"{one.id},{two.id},gone").run()
+    assert page.multiselect(key="compare").value == [one.id, two.id]
+    assert errors(page) == ["There is no run 'gone' on this machine; the others are compared."]
+    assert page.query_params["compare"] == f"{one.id},{two.id}"
+    page.multiselect(key="compare").set_value([]).run()
+    assert errors(page) == []
+    assert "compare" not in page.query_params
+
+
+def test_choosing_a_run_makes_it_the_one_of_the_address(open_page: Open, make_run: Make) -> None:
+    one, two = make_run(seed=1), make_run(seed=2)
+    page = open_page("runs", run=two.id).run()
+    page.selectbox(key="inspect").set_value(one.id).run()
+    assert errors(page) == []
+    assert page.selectbox(key="run").value == one.id
+    assert page.selectbox(key="inspect").value == one.id
 
 
 def test_comparison_of_runs_without_curves_still_shows_outcomes(open_page: Open, make_run: Make) -> None:
@@ -101,7 +127,10 @@ def test_damaged_run_is_named_and_the_others_are_listed(open_page: Open, make_ru
 
 
 def test_cancel_asks_the_manager(
-    open_page: Open, make_run: Make, runs_dir: Path, monkeypatch: pytest.MonkeyPatch,
+    open_page: Open,
+    make_run: Make,
+    runs_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from npd_core.jobs import queue
     from npd_core.jobs.store import Owner
