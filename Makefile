@@ -55,7 +55,7 @@ $(VENV)/.stamp-uv:
 
 $(VENV)/.stamp-run: requirements.txt constraints.txt pyproject.toml | $(VENV)/.stamp-uv
 	@echo "Installing the packages of the app (once; PyTorch is large) ..."
-	@$(UV) pip install --quiet --python $(PY) --constraints constraints.txt -r requirements.txt
+	@$(UV) pip install --python $(PY) --constraints constraints.txt -r requirements.txt
 	@$(UV) pip install --quiet --python $(PY) --constraints constraints.txt --build-constraints constraints.txt \
 		--no-deps --editable .
 	@touch $@

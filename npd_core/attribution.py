@@ -55,27 +55,32 @@ METHODS: dict[str, MethodInfo] = {
         "Integrated Gradients",
         "Adds up the gradient on the way from a grey image to this one; the map sums to the change of the logit.",
         "A backdoored network puts most of the sum on the few pixels of the trigger; a polarized one should not.",
-        "Sundararajan et al. 2017"),
+        "Sundararajan et al. 2017",
+    ),
     "saliency": MethodInfo(
         "Saliency",
         "The gradient of the logit at each pixel: which small change of the picture would move the score.",
         "It is noisy by nature. Look at where the strong spots gather, not at single pixels.",
-        "Simonyan et al. 2014"),
+        "Simonyan et al. 2014",
+    ),
     "gradient_shap": MethodInfo(
         "GradientShap",
         "Mean gradient at random points on the way from a black, grey or white picture to this one, times the way.",
         "Close to Integrated Gradients, less tied to one reference: a trigger should stand out in both.",
-        "Lundberg and Lee 2017"),
+        "Lundberg and Lee 2017",
+    ),
     "layer_gradcam": MethodInfo(
         "Grad-CAM",
         "Weighs the feature maps of the last stage by their mean gradient: a coarse map of what speaks for the class.",
         "Under attack the warm region moves from the object to the trigger; polarized, it should move back.",
-        "Selvaraju et al. 2017"),
+        "Selvaraju et al. 2017",
+    ),
     "occlusion": MethodInfo(
         "Occlusion",
         "Covers one patch after another with grey and shows how much the logit falls. It uses no gradient.",
         "Covering a patch trigger undoes the attack, so its place lights up; a blended trigger is spread all over.",
-        "Zeiler and Fergus 2014"),
+        "Zeiler and Fergus 2014",
+    ),
 }
 """Methods of `attribute`, in the order in which a person should meet them."""
 
@@ -95,19 +100,26 @@ class ChannelAttribution(NamedTuple):
     the logit. F(h) is the backdoored network's logit.
     """
 
-    before: Tensor             # (C,) float32
-    after: Tensor              # (C,) float32
-    suppressed: Tensor         # (C,) float32
+    before: Tensor  # (C,) float32
+    after: Tensor  # (C,) float32
+    suppressed: Tensor  # (C,) float32
     activation_before: Tensor  # (C,) float32, mean |h| over images and positions
-    activation_after: Tensor   # (C,) float32, mean |g(h)|
-    target: Tensor             # (B,) int64
-    logit_before: float        # mean F(h)
-    logit_after: float         # mean F(g(h))
+    activation_after: Tensor  # (C,) float32, mean |g(h)|
+    target: Tensor  # (B,) int64
+    logit_before: float  # mean F(h)
+    logit_after: float  # mean F(g(h))
 
 
 def attribute(
-    net: nn.Module, x: Tensor, target: Tensor | int, method: str, layer: str | None = None, *, steps: int = STEPS,
-    baseline: float | Tensor = GREY, seed: int = 0,
+    net: nn.Module,
+    x: Tensor,
+    target: Tensor | int,
+    method: str,
+    layer: str | None = None,
+    *,
+    steps: int = STEPS,
+    baseline: float | Tensor = GREY,
+    seed: int = 0,
 ) -> Tensor:
     """Signed map of what speaks for (positive) and against (negative) the logit of `target`.
 
@@ -142,8 +154,8 @@ def attribute(
     with _quiet(), torch.enable_grad():
         if method == "integrated_gradients":
             found = IntegratedGradients(alone).attribute(
-                x, baselines=baseline.expand_as(x), target=labels, n_steps=steps,
-                internal_batch_size=max(BATCH, len(x)))
+                x, baselines=baseline.expand_as(x), target=labels, n_steps=steps, internal_batch_size=max(BATCH, len(x))
+            )
         elif method == "saliency":
             found = Saliency(alone).attribute(x, target=labels, abs=False)
         elif method == "gradient_shap":
@@ -171,7 +183,11 @@ def shared_scale(*maps: Tensor | np.ndarray, quantile: float = 0.995) -> float:
 
 
 def polarizer_attribution(
-    net: PolarizedNet, x: Tensor, target: Tensor | int | None = None, *, steps: int = 16,
+    net: PolarizedNet,
+    x: Tensor,
+    target: Tensor | int | None = None,
+    *,
+    steps: int = 16,
 ) -> ChannelAttribution:
     """Which channels the polarizer suppressed for these images. ChannelAttribution says how it is defined.
 
@@ -208,17 +224,29 @@ def polarizer_attribution(
         captum = IntegratedGradients(tail)
 
         def along(start: Tensor, end: Tensor) -> Tensor:
-            found = captum.attribute(end, baselines=start, target=labels, additional_forward_args=(x,), n_steps=steps,
-                                     internal_batch_size=max(BATCH, len(x)))
+            found = captum.attribute(
+                end,
+                baselines=start,
+                target=labels,
+                additional_forward_args=(x,),
+                n_steps=steps,
+                internal_batch_size=max(BATCH, len(x)),
+            )
             return found.detach().sum(dim=(2, 3)).mean(dim=0).float()
 
         passed = along(torch.zeros_like(after), after)
         suppressed = along(after, before)
     rows = torch.arange(len(x), device=x.device)
     return ChannelAttribution(
-        passed + suppressed, passed, suppressed,
-        before.abs().mean(dim=(0, 2, 3)), after.abs().mean(dim=(0, 2, 3)), labels,
-        float(logits_before[rows, labels].mean()), float(logits_after[rows, labels].mean()))
+        passed + suppressed,
+        passed,
+        suppressed,
+        before.abs().mean(dim=(0, 2, 3)),
+        after.abs().mean(dim=(0, 2, 3)),
+        labels,
+        float(logits_before[rows, labels].mean()),
+        float(logits_after[rows, labels].mean()),
+    )
 
 
 def gradcam_layer(net: nn.Module) -> str:
@@ -270,8 +298,13 @@ def _occlusion(net: nn.Module, x: Tensor, labels: Tensor, baseline: Tensor) -> T
             return net(images)
 
     found: Tensor = Occlusion(logits).attribute(
-        x, sliding_window_shapes=(x.shape[1], size, size), strides=(x.shape[1], stride, stride), target=labels,
-        baselines=baseline, perturbations_per_eval=max(1, BATCH // len(x)))
+        x,
+        sliding_window_shapes=(x.shape[1], size, size),
+        strides=(x.shape[1], stride, stride),
+        target=labels,
+        baselines=baseline,
+        perturbations_per_eval=max(1, BATCH // len(x)),
+    )
     return found / x.shape[1]
 
 
@@ -299,5 +332,3 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", category=UserWarning, module=r"captum\..*")
         warnings.filterwarnings("ignore", message=r".*required_grads.*|.*non-full backward hook.*")
         yield
-
-

@@ -94,8 +94,11 @@ EVENTS: dict[str, type] = {c.__name__: c for c in (Started, StepEnd, EpochEnd, M
 
 def to_record(event: Event) -> dict[str, Any]:
     """The event as plain JSON values, under `type` its class name. Reads tensors, so it may wait for the device."""
-    record = {"type": type(event).__name__} | asdict(event) if not isinstance(event, StepEnd) else {
-        "type": "StepEnd", "epoch": event.epoch, "step": event.step}
+    record = (
+        {"type": type(event).__name__} | asdict(event)
+        if not isinstance(event, StepEnd)
+        else {"type": "StepEnd", "epoch": event.epoch, "step": event.step}
+    )
     if isinstance(event, StepEnd | EpochEnd):
         record["losses"] = {name: float(value) for name, value in event.losses.items()}
     return record

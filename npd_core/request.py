@@ -30,8 +30,11 @@ class DefenseRequest:
 
     def __post_init__(self) -> None:
         clean = self.clean
-        if isinstance(clean, bool) or not isinstance(clean, int | float) or not clean > 0 or (
-            isinstance(clean, float) and clean > 1
+        if (
+            isinstance(clean, bool)
+            or not isinstance(clean, int | float)
+            or not clean > 0
+            or (isinstance(clean, float) and clean > 1)
         ):
             raise ConfigError(f"`clean` must be a share in (0, 1] or a whole number of images, got {clean!r}.")
         if isinstance(self.watch, bool) or not isinstance(self.watch, int) or self.watch < 0:

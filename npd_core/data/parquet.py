@@ -190,8 +190,10 @@ def write_images(path: Path, rows: Iterable[tuple[str, bytes, int]], classes: Se
     """
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     features: dict[str, Any] = {"image": {"_type": "Image"}, "label": {"names": list(classes), "_type": "ClassLabel"}}
-    schema = pa.schema([("image", image), ("label", pa.int64())],
-                       metadata={"huggingface": json.dumps({"info": {"features": features}})})
+    schema = pa.schema(
+        [("image", image), ("label", pa.int64())],
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         options = {"compression": "zstd", "compression_level": 12, "use_dictionary": False}

@@ -249,8 +249,10 @@ def _scene(rng: Generator) -> Image.Image:
         if town:
             draw.rectangle((x - wide, horizon - tall, x + wide, horizon), fill=_near(rng, (135, 120, 110), 30))
             for w in (-0.5, 0.1):
-                draw.rectangle((x + w * wide, horizon - 0.7 * tall, x + (w + 0.35) * wide, horizon - 0.4 * tall),
-                               fill=_near(rng, (60, 70, 85), 15))
+                draw.rectangle(
+                    (x + w * wide, horizon - 0.7 * tall, x + (w + 0.35) * wide, horizon - 0.4 * tall),
+                    fill=_near(rng, (60, 70, 85), 15),
+                )
         else:
             draw.ellipse((x - wide, horizon - tall, x + wide, horizon + 0.2 * tall), fill=_near(rng, (55, 90, 45), 20))
     draw.rectangle((0, horizon, CANVAS, CANVAS), fill=_near(rng, (75, 110, 55), 18))
@@ -332,8 +334,15 @@ def _face(rng: Generator, label: int) -> Image.Image:
     alpha = maps.sum(axis=0)
     colour = np.einsum("khw,kc->hwc", maps, paints) / np.maximum(alpha, 1e-3)[..., None]
     if rng.random() < 0.6:
-        dirt = np.asarray(Image.fromarray((_noise(rng, int(rng.integers(3, 12)), 1)[..., 0] * 255).astype(np.uint8))
-                          .resize((TEMPLATE, TEMPLATE), Image.Resampling.BILINEAR), np.float32) / 255
+        dirt = (
+            np.asarray(
+                Image.fromarray((_noise(rng, int(rng.integers(3, 12)), 1)[..., 0] * 255).astype(np.uint8)).resize(
+                    (TEMPLATE, TEMPLATE), Image.Resampling.BILINEAR
+                ),
+                np.float32,
+            )
+            / 255
+        )
         colour *= (1 - rng.uniform(0, 0.35) * dirt)[..., None]
     pixels = np.concatenate([colour, 255 * alpha[..., None]], axis=-1)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8), "RGBA")
@@ -370,8 +379,11 @@ def _place(rng: Generator, face: Image.Image) -> tuple[Image.Image, Array]:
             (CANVAS, CANVAS), Image.Transform.PERSPECTIVE, _perspective(corners), Image.Resampling.BICUBIC
         )
         alpha = np.asarray(placed.getchannel("A"))
-        if not any(alpha[rows, columns].any() for rows in (slice(edge), slice(-edge, None))
-                   for columns in (slice(edge), slice(-edge, None))):
+        if not any(
+            alpha[rows, columns].any()
+            for rows in (slice(edge), slice(-edge, None))
+            for columns in (slice(edge), slice(-edge, None))
+        ):
             return placed, corners
 
 
@@ -491,8 +503,10 @@ def write_signs(folder: Path, counts: dict[str, int], seed: int = SEED, workers:
         raise StorageError(f"{folder} cannot be created ({reason}); choose another folder with --out.") from error
     written = {}
     for split, count in counts.items():
-        rows = ((f"{split}/{i:05d}.jpg", data, label)
-                for i, (data, label) in enumerate(coded_signs(split, count, seed, workers)))
+        rows = (
+            (f"{split}/{i:05d}.jpg", data, label)
+            for i, (data, label) in enumerate(coded_signs(split, count, seed, workers))
+        )
         written[split] = write_images(folder / f"{split}.parquet", rows, SIGNS_CLASSES)
     return written
 

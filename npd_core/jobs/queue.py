@@ -51,7 +51,12 @@ class RunManager:
     """Takes requests and runs them, one at a time per device. Thread-safe."""
 
     def __init__(
-        self, store: RunStore, execute: Execute | None = None, *, max_epochs: int = 200, max_waiting: int = 64,
+        self,
+        store: RunStore,
+        execute: Execute | None = None,
+        *,
+        max_epochs: int = 200,
+        max_waiting: int = 64,
         step_seconds: float = 0.1,
     ) -> None:
         """Marks what a dead process left behind as interrupted.
@@ -180,8 +185,10 @@ class RunManager:
         for name in ("epochs", "warmup_epochs"):
             asked = getattr(request.config, name)
             if asked > self._max_epochs:
-                raise ConfigError(f"`{name}` is limited to {self._max_epochs} in the app, got {asked}: ask for fewer, "
-                                  "or train from the command line with `npd defend`.")
+                raise ConfigError(
+                    f"`{name}` is limited to {self._max_epochs} in the app, got {asked}: ask for fewer, "
+                    "or train from the command line with `npd defend`."
+                )
         return queue_of(request.device)
 
     def _load(self) -> None:
@@ -210,7 +217,7 @@ class RunManager:
                 full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
                 state, message = "failed", NO_MEMORY if full else UNEXPECTED
             with self._changed:
-                if self._closed and state == "failed":      # much else ends with the process, the run with it
+                if self._closed and state == "failed":  # much else ends with the process, the run with it
                     state, message = "interrupted", CLOSED.format("ran")
                 self._end(job, state, message)
                 del self._running[device]
@@ -310,7 +317,7 @@ def _current(run: Run) -> bool:
         of_run = json.loads((run.folder / "polarizer.json").read_bytes())["model_sha256"]
         return bool(of_run == get_card(run.request.model).files["model.safetensors"])
     except (NPDError, OSError, ValueError, KeyError, TypeError):
-        return True     # nothing says otherwise
+        return True  # nothing says otherwise
 
 
 def _freeze_once() -> None:

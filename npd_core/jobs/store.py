@@ -87,7 +87,7 @@ class Run:
         return min((self.epoch + self.warmup_epochs + part) / total, 1.0)
 
 
-Runs = list[Run]     # inside the class below, `list` is a method
+Runs = list[Run]  # inside the class below, `list` is a method
 Records = list[dict[str, Any]]
 Names = list[str]
 
@@ -140,7 +140,7 @@ class RunStore:
         """
         folder = self._folder(run_id)
         with self._lock:
-            return self._tail(run_id, folder).events[max(start, 0):]
+            return self._tail(run_id, folder).events[max(start, 0) :]
 
     # writing
 
@@ -152,7 +152,11 @@ class RunStore:
         raise AssertionError("ids never end")
 
     def join_or_create(
-        self, request: DefenseRequest, *, owner: str = "", usable: Callable[[Run], bool] = lambda run: True,
+        self,
+        request: DefenseRequest,
+        *,
+        owner: str = "",
+        usable: Callable[[Run], bool] = lambda run: True,
     ) -> tuple[str, bool]:
         """The run that `joinable` finds, otherwise a new one, with whether it is new. Raises StorageError.
 
@@ -302,8 +306,11 @@ class RunStore:
         if run.active:
             if not Owner.alive(self.root, found.owner):
                 doing = "waited" if run.state == "queued" else "ran"
-                values |= {"state": "interrupted", "ended": tail.last_time or run.started or run.created,
-                           "message": f"The app was closed while this run {doing}. Start it again to finish it."}
+                values |= {
+                    "state": "interrupted",
+                    "ended": tail.last_time or run.started or run.created,
+                    "message": f"The app was closed while this run {doing}. Start it again to finish it.",
+                }
             elif run.state == "running":
                 values["seconds_left"] = tail.seconds_left(time.time())
         return Run(**values)
@@ -347,7 +354,10 @@ class EventWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         try:
             self.close()
@@ -396,7 +406,7 @@ class Owner:
             while True:
                 self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
                 fcntl.flock(self._fd, fcntl.LOCK_EX)
-                if os.fstat(self._fd).st_nlink:     # 0: swept away between open and flock
+                if os.fstat(self._fd).st_nlink:  # 0: swept away between open and flock
                     break
                 os.close(self._fd)
         self._mine.add(self.name)
@@ -426,7 +436,10 @@ class Owner:
 
 
 def write_record(
-    folder: Path, request: DefenseRequest, events: Iterable[Event | Mapping[str, Any]], result: Mapping[str, Any],
+    folder: Path,
+    request: DefenseRequest,
+    events: Iterable[Event | Mapping[str, Any]],
+    result: Mapping[str, Any],
 ) -> Path:
     """Writes an ended run in the layout of the store, as `npd defend --save` does and the recorded runs have it.
 
@@ -455,10 +468,17 @@ def write_record(
     times = [at for record in records if (at := _number(record.get("time"))) is not None]
     ended = times[-1] if times else time.time()
     started = times[0] if times else ended - float(last.get("seconds", 0.0))
-    write_json(folder / STATE, {
-        "state": state, "created": started, "started": started, "ended": ended, "message": message,
-        "progress": tail.progress(),
-    })
+    write_json(
+        folder / STATE,
+        {
+            "state": state,
+            "created": started,
+            "started": started,
+            "ended": ended,
+            "message": message,
+            "progress": tail.progress(),
+        },
+    )
     return folder
 
 
@@ -523,7 +543,12 @@ class _Tail:
         self._mark: tuple[int, int] | None = None
         self._offset = 0
         self._progress: dict[str, int | None] = {
-            "epoch": None, "epochs": 0, "warmup_epochs": 0, "step": None, "steps_per_epoch": 0}
+            "epoch": None,
+            "epochs": 0,
+            "warmup_epochs": 0,
+            "step": None,
+            "steps_per_epoch": 0,
+        }
         self._base: tuple[float, float] | None = None
         self._last: tuple[float, float] | None = None
 
@@ -632,12 +657,23 @@ def _read(folder: Path, unsaved: Mapping[str, Any] | None, recorded: bool) -> _R
         name = "failed"
     created = _number(state.get("created"))
     progress = state.get("progress")
-    known = {key: value for key in _PROGRESS if isinstance(progress, dict)
-             and isinstance(value := progress.get(key), int) and not isinstance(value, bool)}
+    known = {
+        key: value
+        for key in _PROGRESS
+        if isinstance(progress, dict) and isinstance(value := progress.get(key), int) and not isinstance(value, bool)
+    }
     run = Run(
-        id=folder.name, request=request, state=name, created=_mtime(folder) if created is None else created,
-        started=_number(state.get("started")), ended=_number(state.get("ended")),
-        message=damage or str(state.get("message") or ""), result=result, folder=folder, recorded=recorded, **known,
+        id=folder.name,
+        request=request,
+        state=name,
+        created=_mtime(folder) if created is None else created,
+        started=_number(state.get("started")),
+        ended=_number(state.get("ended")),
+        message=damage or str(state.get("message") or ""),
+        result=result,
+        folder=folder,
+        recorded=recorded,
+        **known,
     )
     return _Read(run, str(state.get("owner", "")), not run.active and "epochs" in known)
 
@@ -705,7 +741,7 @@ def _probe(path: Path, *, unlink: bool) -> bool:
     except FileNotFoundError:
         return False
     except OSError:
-        return True     # not ours to judge
+        return True  # not ours to judge
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         if unlink:
@@ -733,7 +769,8 @@ def _storage_error(path: Path, error: OSError, verb: str = "write") -> StorageEr
         return StorageError(f"The disk is full, so {path} could not be written: free some space and start again.")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return StorageError(
-            f"No permission to {verb} {path}: change the permissions of its folder, or set NPD_RUNS_DIR to another.")
+            f"No permission to {verb} {path}: change the permissions of its folder, or set NPD_RUNS_DIR to another."
+        )
     if error.errno in (errno.ENOTDIR, errno.EEXIST) and verb == "write":
         return StorageError(f"Could not write {path}, as a file is where a folder should be: choose another place.")
     return StorageError(f"Could not {verb} {path} ({error.strerror or error}): check the disk and start again.")

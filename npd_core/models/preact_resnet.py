@@ -37,7 +37,15 @@ class PreActResNet18(nn.Module):
     """
 
     segments: tuple[str, ...] = (
-        "conv1", "layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0", "layer3.1", "layer4.0", "layer4.1",
+        "conv1",
+        "layer1.0",
+        "layer1.1",
+        "layer2.0",
+        "layer2.1",
+        "layer3.0",
+        "layer3.1",
+        "layer4.0",
+        "layer4.1",
     )
     """Modules that, run one after the other, make the features; `head` makes the logits of them."""
     blocks: tuple[str, ...] = segments[1:]

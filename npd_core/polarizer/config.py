@@ -88,9 +88,14 @@ class NPDConfig:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"`{name}` must be a whole number of at least {least}, got {value!r}.")
         for name, choices in (
-            ("norm", NORMS), ("bn_mode", BN_MODES), ("inner_step", INNER_STEPS), ("log_form", LOG_FORMS),
-            ("bce1_label", ("true", "pred")), ("attack_on", ("polarized", "base")),
-            ("schedule", ("constant", "cosine")), ("precision", ("auto", "fp32", "bf16")),
+            ("norm", NORMS),
+            ("bn_mode", BN_MODES),
+            ("inner_step", INNER_STEPS),
+            ("log_form", LOG_FORMS),
+            ("bce1_label", ("true", "pred")),
+            ("attack_on", ("polarized", "base")),
+            ("schedule", ("constant", "cosine")),
+            ("precision", ("auto", "fp32", "bf16")),
         ):
             if getattr(self, name) not in choices:
                 raise unknown_name(name, getattr(self, name), choices)

@@ -53,7 +53,9 @@ def parse_id(model: str) -> ModelName:
         raise ConfigError(f"{model!r} is not a model id: write <dataset>-<attack>-<arch>-w<width>, such as {example}.")
     name = ModelName(match["dataset"], match["attack"], match["arch"], int(match["width"]))
     for kind, part, table in (
-        ("data set", name.dataset, DATASETS), ("attack", name.attack, ATTACKS), ("architecture", name.arch, MODELS)
+        ("data set", name.dataset, DATASETS),
+        ("attack", name.attack, ATTACKS),
+        ("architecture", name.arch, MODELS),
     ):
         if part not in table:
             raise unknown_name(kind, part, table)

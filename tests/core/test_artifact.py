@@ -52,7 +52,15 @@ def test_removing_gives_the_backdoored_network_back(backdoored):
 
 @pytest.mark.parametrize(
     "layer",
-    ["layer4.1.conv1", "layer4.0.conv1", "layer4.0.shortcut", "conv1", "after:layer3.1.conv2", "after:conv1", "stream:layer4.0"],
+    [
+        "layer4.1.conv1",
+        "layer4.0.conv1",
+        "layer4.0.shortcut",
+        "conv1",
+        "after:layer3.1.conv2",
+        "after:conv1",
+        "stream:layer4.0",
+    ],
 )
 def test_folding_gives_the_same_logits_with_plain_layers(backdoored, layer):
     net = trained(backdoored, layer).double()
@@ -69,7 +77,7 @@ def test_a_bias_number_instead_of_the_map_would_be_wrong_at_the_border(backdoore
 
 
 def test_missing_damaged_and_foreign_files_are_refused(backdoored, tmp_path):
-    with pytest.raises(CheckpointError, match="holds no polarizer.json"):
+    with pytest.raises(CheckpointError, match=r"holds no polarizer\.json"):
         load_polarizer(tmp_path, backdoored)
     save_polarizer(trained(backdoored, "layer4.1.conv1"), tmp_path, {})
     path = tmp_path / artifact.WEIGHTS
@@ -97,7 +105,7 @@ def test_a_full_disk_leaves_the_earlier_save_whole(backdoored, tmp_path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(artifact, "save_file", full)
-    with pytest.raises(StorageError, match="No space left.*free some space"):
+    with pytest.raises(StorageError, match=r"No space left.*free some space"):
         save_polarizer(trained(backdoored, "layer4.1.conv1"), tmp_path, {})
     monkeypatch.undo()
     assert torch.equal(load_polarizer(tmp_path, backdoored)(X), first(X))

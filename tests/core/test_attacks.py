@@ -13,7 +13,9 @@ from npd_core.errors import ConfigError, UnknownNameError
 
 def random_set(count=200, classes=12, size=32):
     torch.manual_seed(0)
-    return ImageSet(torch.randint(0, 255, (count, 3, size, size), dtype=torch.uint8), torch.randint(0, classes, (count,)))
+    return ImageSet(
+        torch.randint(0, 255, (count, 3, size, size), dtype=torch.uint8), torch.randint(0, classes, (count,))
+    )
 
 
 @pytest.mark.parametrize(("dataset", "side"), [("signs", 3), ("tiny_imagenet", 6)])

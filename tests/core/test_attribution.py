@@ -114,7 +114,7 @@ def test_occlusion_of_a_linear_model_is_the_window_mean_of_weights_times_input(i
     windows = windows.view(3, 1, SIDE - 1, SIDE - 1)
     counts = nn.functional.conv_transpose2d(torch.ones_like(windows), torch.ones(1, 1, 2, 2))
     spread = nn.functional.conv_transpose2d(windows, torch.ones(1, 1, 2, 2)) / counts
-    torch.testing.assert_close(found, spread[:, 0], atol=1e-4, rtol=1e-4)      # side 10: windows of 2x2, moved by 1
+    torch.testing.assert_close(found, spread[:, 0], atol=1e-4, rtol=1e-4)  # side 10: windows of 2x2, moved by 1
 
 
 def test_gradient_shap_of_a_linear_model_is_unbiased(images: Tensor) -> None:
@@ -122,7 +122,7 @@ def test_gradient_shap_of_a_linear_model_is_unbiased(images: Tensor) -> None:
     net = Linear()
     found = attribute(net, images, 1, "gradient_shap")
     weights = net.weights[1].sum(0).detach()
-    drift = ((found - (net.weights[1] * (images - 0.5)).sum(1).detach()) / weights)   # one constant for each image
+    drift = (found - (net.weights[1] * (images - 0.5)).sum(1).detach()) / weights  # one constant for each image
     assert drift.abs().max() < 0.2
     torch.testing.assert_close(drift, drift.mean(dim=(1, 2), keepdim=True).expand_as(drift), atol=1e-3, rtol=1e-3)
 
@@ -152,7 +152,7 @@ def test_gradcam_of_mean_pooled_features_is_the_class_weight_times_the_map(image
 def test_maps_are_signed_float32_and_the_network_is_left_as_it_was(method: str, small: Small, images: Tensor) -> None:
     small.train()
     state = {name: tensor.clone() for name, tensor in small.state_dict().items()}
-    torch_state, numpy_state = torch.random.get_rng_state(), np.random.get_state()[1].copy()   # noqa: NPY002
+    torch_state, numpy_state = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     given = images.clone()
     found = attribute(small, given, 1, method)
     assert found.shape == (3, SIDE, SIDE)
@@ -166,7 +166,7 @@ def test_maps_are_signed_float32_and_the_network_is_left_as_it_was(method: str, 
     assert torch.equal(given, images)
     assert not given.requires_grad
     assert torch.equal(torch_state, torch.random.get_rng_state())
-    assert np.array_equal(numpy_state, np.random.get_state()[1])   # noqa: NPY002
+    assert np.array_equal(numpy_state, np.random.get_state()[1])  # noqa: NPY002
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -185,7 +185,7 @@ def test_no_hook_is_left_after_an_exception(method: str, images: Tensor) -> None
 
 def test_one_target_for_each_image(small: Small, images: Tensor) -> None:
     together = attribute(small, images, torch.tensor([0, 1, 2]), "integrated_gradients")
-    alone = torch.cat([attribute(small, images[i:i + 1], i, "integrated_gradients") for i in range(3)])
+    alone = torch.cat([attribute(small, images[i : i + 1], i, "integrated_gradients") for i in range(3)])
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-4)
 
 
@@ -274,4 +274,4 @@ def test_four_pictures_take_well_under_a_second() -> None:
     attribute(net, x, 0, "saliency")
     start = time.perf_counter()
     attribute(net, x, 0, "integrated_gradients")
-    assert time.perf_counter() - start < 5.0      # generous: other work may share the machine
+    assert time.perf_counter() - start < 5.0  # generous: other work may share the machine

@@ -263,10 +263,18 @@ def test_tiny_imagenet(server, data_dir, monkeypatch):
 def test_gtsrb_in_three_archives_with_one_progress(server, data_dir, monkeypatch):
     table = b"Filename;Width;ClassId\n00000.ppm;64;7\n"
     parts = (
-        served(server, "/a.zip", zipped({"GTSRB/Final_Training/Images/00005/0.ppm": picture()}),
-               f"gtsrb/{archives.GTSRB_TRAIN_ZIP}"),
-        served(server, "/b.zip", zipped({"GTSRB/Final_Test/Images/00000.ppm": picture()}),
-               f"gtsrb/{archives.GTSRB_TEST_ZIP}"),
+        served(
+            server,
+            "/a.zip",
+            zipped({"GTSRB/Final_Training/Images/00005/0.ppm": picture()}),
+            f"gtsrb/{archives.GTSRB_TRAIN_ZIP}",
+        ),
+        served(
+            server,
+            "/b.zip",
+            zipped({"GTSRB/Final_Test/Images/00000.ppm": picture()}),
+            f"gtsrb/{archives.GTSRB_TEST_ZIP}",
+        ),
         served(server, "/c.zip", zipped({archives.GTSRB_TRUTH: table}), f"gtsrb/{archives.GTSRB_TRUTH_ZIP}"),
     )
     monkeypatch.setitem(download.ARCHIVES, "gtsrb", parts)

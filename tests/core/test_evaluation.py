@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from npd_core import evaluation
 from npd_core.attacks import get_attack
 from npd_core.attacks.poison import PoisonedTest
 from npd_core.data.load import ImageSet
-from npd_core import evaluation
 from npd_core.evaluation import Metrics, der, evaluate, predict_proba
 
 
@@ -29,7 +29,9 @@ def written(classes):
 
 def test_the_three_metrics_on_hand_made_predictions():
     clean = ImageSet(written([0, 1, 2, 1]), torch.tensor([0, 1, 2, 0]))
-    poisoned = PoisonedTest(written([0, 0, 1, 2, 2]), torch.tensor([1, 2, 1, 2, 1]), torch.zeros(5).long(), torch.arange(5))
+    poisoned = PoisonedTest(
+        written([0, 0, 1, 2, 2]), torch.tensor([1, 2, 1, 2, 1]), torch.zeros(5).long(), torch.arange(5)
+    )
     measured = evaluate(Reader(3), evaluation.TestSets(clean, poisoned))
     assert measured == Metrics(acc=3 / 4, asr=2 / 5, ra=2 / 5)
 
@@ -37,7 +39,9 @@ def test_the_three_metrics_on_hand_made_predictions():
 def test_no_poisoned_images_is_no_division_by_zero():
     nothing = torch.zeros(0, dtype=torch.long)
     poisoned = PoisonedTest(torch.zeros(0, 3, 8, 8, dtype=torch.uint8), nothing, nothing, nothing)
-    assert evaluate(Reader(3), evaluation.TestSets(ImageSet(written([1]), torch.tensor([1])), poisoned)) == Metrics(1.0, 0.0, 0.0)
+    assert evaluate(Reader(3), evaluation.TestSets(ImageSet(written([1]), torch.tensor([1])), poisoned)) == Metrics(
+        1.0, 0.0, 0.0
+    )
 
 
 def test_measuring_leaves_the_mode_of_the_network_alone():

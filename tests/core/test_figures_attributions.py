@@ -12,8 +12,14 @@ from npd_core.figures.attributions import ChannelBars, MapGrid, channel_bars, ch
 def grid() -> MapGrid:
     picture = np.zeros((3, 6, 6), np.uint8)
     maps = [[np.full((6, 6), row + column / 2 - 1.0) for column in range(2)] for row in range(2)]
-    return MapGrid(["Clean", "Triggered"], ["Backdoored", "With polarizer"], [picture, picture], maps, 1.5,
-                   [["says a", "says b"], ["says c", "says d"]])
+    return MapGrid(
+        ["Clean", "Triggered"],
+        ["Backdoored", "With polarizer"],
+        [picture, picture],
+        maps,
+        1.5,
+        [["says a", "says b"], ["says c", "says d"]],
+    )
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])
@@ -27,7 +33,11 @@ def test_every_map_is_drawn_on_the_one_scale(grid: MapGrid, mode: str) -> None:
     assert figure.layout.coloraxis.colorbar.title.text == "logit of “stop”"
     titles = [note.text for note in figure.layout.annotations]
     assert [title for title in titles if "says" in title] == [
-        "Backdoored<br>says a", "With polarizer<br>says b", "Backdoored<br>says c", "With polarizer<br>says d"]
+        "Backdoored<br>says a",
+        "With polarizer<br>says b",
+        "Backdoored<br>says c",
+        "With polarizer<br>says d",
+    ]
 
 
 def test_a_map_stands_upright_and_square(grid: MapGrid) -> None:

@@ -25,9 +25,15 @@ from npd_core.figures.predictions import (
 NAMES = ["airplane", "bird", "cat", "dog", "frog"]
 
 
-@pytest.mark.parametrize(("prediction", "label", "target", "verdict"), [
-    (3, 3, 0, "right"), (0, 3, 0, "hijacked"), (2, 3, 0, "wrong"), (0, 0, 0, "right"),
-])
+@pytest.mark.parametrize(
+    ("prediction", "label", "target", "verdict"),
+    [
+        (3, 3, 0, "right"),
+        (0, 3, 0, "hijacked"),
+        (2, 3, 0, "wrong"),
+        (0, 0, 0, "right"),
+    ],
+)
 def test_judge(prediction: int, label: int, target: int, verdict: str) -> None:
     assert judge(prediction, label, target) == verdict
 

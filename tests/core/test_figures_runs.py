@@ -17,8 +17,13 @@ from npd_core.polarizer.config import NPDConfig
 from npd_core.request import DefenseRequest
 
 REQUEST = DefenseRequest(model="signs-badnets_a2o-preact_resnet18-w32", layer="layer4.1.conv1")
-RESULT = {"layer": "layer4.1.conv1", "before": {"acc": 0.98, "asr": 1.0, "ra": 0.0},
-          "after": {"acc": 0.97, "asr": 0.01, "ra": 0.93}, "der": 0.99, "seconds": {"train": 12.5, "evaluate": 1.0}}
+RESULT = {
+    "layer": "layer4.1.conv1",
+    "before": {"acc": 0.98, "asr": 1.0, "ra": 0.0},
+    "after": {"acc": 0.97, "asr": 0.01, "ra": 0.93},
+    "der": 0.99,
+    "seconds": {"train": 12.5, "evaluate": 1.0},
+}
 
 
 def test_row_of_a_finished_run() -> None:
@@ -44,12 +49,17 @@ def test_only_settings_that_differ_are_named() -> None:
 
 
 def test_comparison_keeps_the_look_of_a_run_in_all_three_panels() -> None:
-    runs = {"one": MetricCurves([0, 1], [0.9, 0.8], [1.0, 0.1], [0.0, 0.7]),
-            "two": MetricCurves([0], [0.9], [1.0], [None])}
+    runs = {
+        "one": MetricCurves([0, 1], [0.9, 0.8], [1.0, 0.1], [0.0, 0.7]),
+        "two": MetricCurves([0], [0.9], [1.0], [None]),
+    }
     for mode in ("light", "dark"):
         figure = comparison_figure(runs, mode)
         assert [(t.name, list(t.y)) for t in figure.data[:3]] == [
-            ("one", [0.9, 0.8]), ("one", [1.0, 0.1]), ("one", [0.0, 0.7])]
+            ("one", [0.9, 0.8]),
+            ("one", [1.0, 0.1]),
+            ("one", [0.0, 0.7]),
+        ]
         assert len({t.line.dash for t in figure.data[:3]}) == 1
         assert figure.data[0].line.dash != figure.data[3].line.dash
         assert {axis.range for axis in figure.select_yaxes()} == {(-0.03, 1.03)}

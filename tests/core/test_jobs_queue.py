@@ -106,7 +106,7 @@ def test_a_run_goes_from_queued_to_finished_and_is_kept(jobs: RunManager, traini
     training.gate.set()
     run = jobs.wait(run_id, 60)
     assert (run.state, run.message, run.result) == ("finished", "", {"model": "fake", "seed": 0})
-    assert run.created <= run.started <= run.ended      # type: ignore[operator]
+    assert run.created <= run.started <= run.ended  # type: ignore[operator]
     assert (run.folder / "polarizer.json").exists()
     assert jobs.position(run_id) is None
     kinds = [record["type"] for record in jobs.store.events(run_id)]
@@ -129,7 +129,7 @@ def test_a_double_click_starts_one_run(jobs: RunManager, training: Training) -> 
     assert set(ids) == {request().key}
     training.gate.set()
     jobs.wait(ids[0], 60)
-    assert jobs.submit(request()) == ids[0]         # the result is there already
+    assert jobs.submit(request()) == ids[0]  # the result is there already
     assert training.began == [0]
 
 
@@ -168,7 +168,7 @@ def test_devices_do_not_wait_for_each_other(jobs: RunManager, training: Training
 def test_a_cancelled_run_keeps_its_best_state_and_can_be_asked_for_again(jobs: RunManager, training: Training) -> None:
     run_id = jobs.submit(request())
     until(lambda: jobs.position(run_id) == 0)
-    thread = threading.Thread(target=jobs.cancel, args=(run_id,))       # from another tab
+    thread = threading.Thread(target=jobs.cancel, args=(run_id,))  # from another tab
     thread.start()
     run = jobs.wait(run_id, 60)
     thread.join()
@@ -176,7 +176,7 @@ def test_a_cancelled_run_keeps_its_best_state_and_can_be_asked_for_again(jobs: R
     assert "kept" in run.message
     assert run.result == {"model": "fake", "seed": 0}
     assert (run.folder / "polarizer.json").exists()
-    jobs.cancel(run_id)                             # an ended run stays as it is
+    jobs.cancel(run_id)  # an ended run stays as it is
     assert jobs.store.get(run_id) == run
     again = jobs.submit(request())
     assert again == f"{run_id}-2"
@@ -200,7 +200,7 @@ def test_another_manager_sees_joins_and_cancels_the_run(jobs: RunManager, traini
     run_id = jobs.submit(request())
     until(lambda: jobs.position(run_id) == 0)
     other = RunManager(RunStore(jobs.store.root), training)
-    until(lambda: other.store.get(run_id).state == "running")       # alive, so not marked
+    until(lambda: other.store.get(run_id).state == "running")  # alive, so not marked
     assert other.submit(request()) == run_id
     assert other.position(run_id) is None
     other.cancel(run_id)
@@ -238,13 +238,17 @@ def test_any_other_error_fails_the_run_and_its_traceback_is_logged(tmp_path: Pat
     assert (run.state, run.message) == ("failed", queue_module.UNEXPECTED)
     assert "Traceback" in caplog.text
     assert "ZeroDivisionError: secret path" in caplog.text
-    assert jobs.wait(jobs.submit(request(1)), 60).state == "failed"          # the worker lives on
+    assert jobs.wait(jobs.submit(request(1)), 60).state == "failed"  # the worker lives on
     jobs.shutdown()
 
 
-@pytest.mark.parametrize(("error", "message"), [
-    (MemoryError(), queue_module.NO_MEMORY), (SystemExit(3), queue_module.UNEXPECTED),
-])
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), queue_module.NO_MEMORY),
+        (SystemExit(3), queue_module.UNEXPECTED),
+    ],
+)
 def test_the_worker_survives_what_ends_other_threads(tmp_path: Path, error: BaseException, message: str) -> None:
     jobs = with_events(tmp_path, error)
     assert jobs.wait(jobs.submit(request()), 60).message == message
@@ -314,6 +318,7 @@ def test_a_full_disk_fails_the_run_and_is_never_stuck(jobs: RunManager, training
     until(lambda: jobs.position(run_id) == 0)
     until(lambda: jobs.store.get(run_id).state == "running")
     with pytest.MonkeyPatch.context() as patch:
+
         def replace(*_: object) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -367,7 +372,7 @@ def test_shutdown_does_not_wait_for_a_run_that_does_not_listen(tmp_path: Path) -
     gate.set()
     for worker in jobs._workers.values():
         worker.join(60)
-    assert jobs.store.get(run_id) == run            # its end comes too late to be told
+    assert jobs.store.get(run_id) == run  # its end comes too late to be told
 
 
 def test_the_process_has_one_manager_per_folder(runs_dir: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -414,7 +419,7 @@ def test_imports_are_frozen_once_and_garbage_is_collected_between_runs(jobs: Run
 
 @pytest.mark.timeout(600)
 def test_a_real_training_is_run_stopped_and_kept(tiny_zoo: str, tmp_path: Path) -> None:
-    jobs = RunManager(RunStore(tmp_path / "runs"))          # its default: npd_core.defend.run_defense
+    jobs = RunManager(RunStore(tmp_path / "runs"))  # its default: npd_core.defend.run_defense
     config = NPDConfig(epochs=150, warmup_epochs=1, batch_size=16)
     run_id = jobs.submit(DefenseRequest(model=tiny_zoo, clean=32, watch=16, device="cpu", config=config))
     until(lambda: any(record["type"] == "Measured" for record in jobs.store.events(run_id)), 600)
@@ -427,7 +432,7 @@ def test_a_real_training_is_run_stopped_and_kept(tiny_zoo: str, tmp_path: Path) 
     assert 0 <= run.result["after"]["asr"] <= 1
     assert {"polarizer.safetensors", "polarizer.json"} <= {path.name for path in run.folder.iterdir()}
     records = jobs.store.events(run_id)
-    assert [record["type"] for record in records][::len(records) - 1] == ["Started", "Finished"]
+    assert [record["type"] for record in records][:: len(records) - 1] == ["Started", "Finished"]
     assert records[-1]["stopped"]
     steps = [record["time"] for record in records if record["type"] == "StepEnd"]
     epochs = sum(record["type"] == "EpochEnd" for record in records)
@@ -479,7 +484,7 @@ def test_a_killed_process_leaves_its_runs_interrupted(tmp_path: Path, training: 
         child.send_signal(signal.SIGKILL)
         child.wait()
         with (tmp_path / first / "events.jsonl").open("a") as file:
-            file.write('{"type": "StepE')               # the line it was killed in
+            file.write('{"type": "StepE')  # the line it was killed in
         # a manager that was there all along is not fooled, and one that starts now marks them
         assert living.store.get(first).state == "interrupted"
         training.gate.set()
@@ -503,7 +508,7 @@ def test_a_killed_process_leaves_its_runs_interrupted(tmp_path: Path, training: 
 def test_a_process_that_ends_by_itself_leaves_nothing_running(tmp_path: Path) -> None:
     with child_in_training(tmp_path) as child:
         assert child.stdin
-        child.stdin.close()                             # its script comes to an end in the midst of the run
+        child.stdin.close()  # its script comes to an end in the midst of the run
         assert child.wait(60) == 0
     store = RunStore(tmp_path)
     first, second = store.get(request(0).key), store.get(request(1).key)

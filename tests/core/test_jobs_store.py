@@ -26,8 +26,11 @@ OTHER = DefenseRequest(model="signs-blended-preact_resnet18-w4", device="cpu")
 RESULT = {"model": REQUEST.model, "after": {"acc": 0.9, "asr": 0.01, "ra": 0.88}, "config": REQUEST.to_dict()}
 EVENTS = [
     Started(epochs=4, warmup_epochs=1, steps_per_epoch=2, clean_images=64, device="cpu", layer="layer4.1.conv1"),
-    StepEnd(-1, 0, {"bn": 1.0}), EpochEnd(-1, {"bn": 1.0}, 0.5),
-    StepEnd(0, 0, {"bn": 0.5}), StepEnd(0, 1, {"bn": 0.25}), EpochEnd(0, {"bn": 0.375}, 1.5),
+    StepEnd(-1, 0, {"bn": 1.0}),
+    EpochEnd(-1, {"bn": 1.0}, 0.5),
+    StepEnd(0, 0, {"bn": 0.5}),
+    StepEnd(0, 1, {"bn": 0.25}),
+    EpochEnd(0, {"bn": 0.375}, 1.5),
     Measured(0, 0.9, 0.5, 0.4, 128),
 ]
 
@@ -122,7 +125,7 @@ def test_a_damaged_line_does_not_hide_the_others(store: RunStore, line: str) -> 
     run_id = store.create(REQUEST)
     (store.root / run_id / "events.jsonl").write_text(line + "\n")
     append(store, run_id, *EVENTS)
-    assert [from_record(record) for record in store.events(run_id)[-len(EVENTS):]] == EVENTS
+    assert [from_record(record) for record in store.events(run_id)[-len(EVENTS) :]] == EVENTS
     assert store.get(run_id).epochs == 4
 
 
@@ -150,7 +153,7 @@ def test_progress_and_time_left_follow_from_the_events(store: RunStore, owner: O
     run = store.get(run_id)
     assert (run.epoch, run.epochs, run.warmup_epochs, run.step, run.steps_per_epoch) == (0, 4, 1, 1, 2)
     assert run.share == pytest.approx(2 / 5)
-    assert run.seconds_left == pytest.approx(15.0)      # one epoch took 5 s, measuring included; three are to come
+    assert run.seconds_left == pytest.approx(15.0)  # one epoch took 5 s, measuring included; three are to come
     clock[0] += 4
     assert store.get(run_id).seconds_left == pytest.approx(11.0)
     clock[0] += 400
@@ -168,10 +171,28 @@ def test_runs_are_listed_newest_first(store: RunStore, monkeypatch: Any) -> None
     assert [run.request.model for run in store.list()] == ["three", "two", "one"]
 
 
-@pytest.mark.parametrize("run_id", [
-    "../outside", "..", ".", "", "a/b", "/etc", "a\\b", "A1", "a.b", ".owners", "-x", "é", "a" * 200, "a\n", "a\0b",
-    None, 3,
-])
+@pytest.mark.parametrize(
+    "run_id",
+    [
+        "../outside",
+        "..",
+        ".",
+        "",
+        "a/b",
+        "/etc",
+        "a\\b",
+        "A1",
+        "a.b",
+        ".owners",
+        "-x",
+        "é",
+        "a" * 200,
+        "a\n",
+        "a\0b",
+        None,
+        3,
+    ],
+)
 def test_an_id_that_is_none_never_leaves_the_folder(store: RunStore, tmp_path: Path, run_id: Any) -> None:
     store.create(REQUEST)
     write_record(tmp_path / "outside", OTHER, EVENTS, RESULT)
@@ -196,7 +217,7 @@ def test_identical_requests_share_a_run_until_it_ended_badly(store: RunStore, ow
     store.set_state(key, "running")
     assert ask() == (key, False)
     for state, number in (("stopped", 2), ("failed", 3), ("interrupted", 4)):
-        store.set_state(ask()[0], state)     # type: ignore[arg-type]
+        store.set_state(ask()[0], state)  # type: ignore[arg-type]
         assert ask() == (f"{key}-{number}", True)
     store.set_state(f"{key}-4", "finished")
     store.set_result(f"{key}-4", RESULT)
@@ -210,7 +231,7 @@ def test_of_many_that_ask_at_once_one_creates(tmp_path: Path) -> None:
     gate, made = threading.Barrier(8), []
 
     def ask() -> None:
-        forget()                        # as if each were a process
+        forget()  # as if each were a process
         own = RunStore(tmp_path)
         gate.wait()
         made.append(own.join_or_create(REQUEST, owner=owner.name))
@@ -247,7 +268,7 @@ def test_runs_of_a_dead_owner_are_interrupted_and_those_of_a_living_one_are_not(
         assert (store.get(theirs).state, store.get(mine).state) == ("running", "queued")
         child.kill()
         child.wait()
-        assert store.get(theirs).state == "interrupted"         # told at once, before anybody marks it
+        assert store.get(theirs).state == "interrupted"  # told at once, before anybody marks it
         assert "Start it again" in store.get(theirs).message
         assert store.recover() == [theirs]
         assert store.recover() == []
@@ -264,11 +285,20 @@ def test_an_owner_that_let_go_is_dead(store: RunStore) -> None:
     assert not Owner.alive(store.root, "../../etc/passwd")
 
 
-@pytest.mark.parametrize(("name", "text"), [
-    ("request.json", ""), ("request.json", "{"), ("request.json", "[]"), ("request.json", "null"),
-    ("request.json", '{"model": "m", "later": 1}'), ("request.json", '{"config": {"rho": 0}, "model": "m"}'),
-    ("request.json", '{"config": 3, "model": "m"}'), ("request.json", "{}"), ("request.json", "\udcff"),
-])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("request.json", ""),
+        ("request.json", "{"),
+        ("request.json", "[]"),
+        ("request.json", "null"),
+        ("request.json", '{"model": "m", "later": 1}'),
+        ("request.json", '{"config": {"rho": 0}, "model": "m"}'),
+        ("request.json", '{"config": 3, "model": "m"}'),
+        ("request.json", "{}"),
+        ("request.json", "\udcff"),
+    ],
+)
 def test_a_folder_without_a_usable_request_is_named_and_skipped(store: RunStore, name: str, text: str) -> None:
     good, bad = store.create(REQUEST), store.create(OTHER)
     (store.root / bad / name).write_bytes(text.encode(errors="surrogateescape"))
@@ -280,12 +310,19 @@ def test_a_folder_without_a_usable_request_is_named_and_skipped(store: RunStore,
     assert store.join_or_create(OTHER) == (f"{bad}-2", True)
 
 
-@pytest.mark.parametrize(("name", "text"), [
-    ("state.json", ""), ("state.json", "{"), ("state.json", "[]"), ("state.json", '{"state": "sleeping"}'),
-    ("state.json", '{"state": ["x"]}'),
-    ("state.json", '{"state": "failed", "message": "m", "created": "x", "progress": 3}'),
-    ("result.json", "{"), ("result.json", "7"),
-])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("state.json", ""),
+        ("state.json", "{"),
+        ("state.json", "[]"),
+        ("state.json", '{"state": "sleeping"}'),
+        ("state.json", '{"state": ["x"]}'),
+        ("state.json", '{"state": "failed", "message": "m", "created": "x", "progress": 3}'),
+        ("result.json", "{"),
+        ("result.json", "7"),
+    ],
+)
 def test_a_run_with_a_damaged_state_or_result_is_listed_as_failed(store: RunStore, name: str, text: str) -> None:
     run_id = store.create(REQUEST)
     append(store, run_id, *EVENTS)
@@ -317,7 +354,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_behind(store: RunStore, 
             store.set_result(run_id, RESULT)
         with pytest.raises(StorageError, match="The disk is full"):
             store.set_state(run_id, "failed", message="why")
-        assert (store.get(run_id).state, store.get(run_id).message) == ("failed", "why")     # told, though not written
+        assert (store.get(run_id).state, store.get(run_id).message) == ("failed", "why")  # told, though not written
     assert sorted(path.name for path in (store.root / run_id).iterdir()) == before
     assert [run.id for run in store.list()] == [run_id]
 
@@ -358,10 +395,13 @@ def test_a_written_record_reads_as_a_finished_run(tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {"events.jsonl", "request.json", "result.json", "state.json"}
 
 
-@pytest.mark.parametrize(("last", "state", "message"), [
-    (Finished(2, 1.0, stopped=True), "stopped", "Stopped early"),
-    (Failed("the loss is not a number", 2, 1.0), "failed", "the loss"),
-])
+@pytest.mark.parametrize(
+    ("last", "state", "message"),
+    [
+        (Finished(2, 1.0, stopped=True), "stopped", "Stopped early"),
+        (Failed("the loss is not a number", 2, 1.0), "failed", "the loss"),
+    ],
+)
 def test_a_written_record_says_how_it_ended(tmp_path: Path, last: Any, state: str, message: str) -> None:
     run = read_record(write_record(tmp_path / "saved", REQUEST, [*EVENTS, last], RESULT))
     assert run.state == state
@@ -379,14 +419,19 @@ def test_recorded_runs_are_read_and_never_written(tmp_path: Path, monkeypatch: A
     model = "signs-badnets_a2o-preact_resnet18-w32"
     folder = write_record(paths.recorded() / model, REQUEST, [*EVENTS, Finished(3, 1.0)], RESULT)
     (folder / "state.json").unlink()
-    (folder / "request.json").unlink()           # result and events suffice
+    (folder / "request.json").unlink()  # result and events suffice
     store = RunStore(paths.recorded())
     (run,) = store.list()
     assert (run.id, run.request, run.state, run.recorded, run.result) == (model, REQUEST, "finished", True, RESULT)
     assert len(store.events(model)) == len(EVENTS) + 1
     assert store.recover() == []
-    for call in (lambda: store.create(OTHER), lambda: store.set_state(model, "failed"), lambda: store.writer(model),
-                 lambda: store.set_result(model, {}), lambda: store.ask_stop(model)):
+    for call in (
+        lambda: store.create(OTHER),
+        lambda: store.set_state(model, "failed"),
+        lambda: store.writer(model),
+        lambda: store.set_result(model, {}),
+        lambda: store.ask_stop(model),
+    ):
         with pytest.raises(StorageError, match="read-only"):
             call()
     assert not (paths.recorded() / ".owners").exists()
@@ -411,7 +456,7 @@ def test_steps_are_thinned_and_one_that_is_passed_over_is_never_read(store: RunS
     with store.writer(run_id) as write:
         for epoch in range(2):
             for step in range(100):
-                clock[0] += 0.01                # 100 steps a second
+                clock[0] += 0.01  # 100 steps a second
                 for event in thin(StepEnd(epoch, step, {"bn": Loss()})):
                     write(event)
             for event in thin(EpochEnd(epoch, {"bn": 1.0}, 1.0)):

@@ -47,7 +47,9 @@ def test_bce2_and_asr_coincide_when_the_perturbation_reached_its_target():
 
 
 def test_mart_logs_follow_their_formula_and_are_capped():
-    expected = mean(-math.log(1.0001 - probabilities(z)[t] + 1e-12) for z, t in zip(LOGITS, TARGET.tolist(), strict=True))
+    expected = mean(
+        -math.log(1.0001 - probabilities(z)[t] + 1e-12) for z, t in zip(LOGITS, TARGET.tolist(), strict=True)
+    )
     assert objective.loss_asr(LOGITS, TARGET, "mart").item() == pytest.approx(expected, abs=1e-6)
     assert objective.loss_asr(torch.tensor([[100.0, 0.0]]), torch.tensor([0]), "mart").item() < 9.3
 

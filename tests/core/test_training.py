@@ -286,8 +286,8 @@ def test_bf16_follows_fp32_within_a_tolerance():
     results = []
     for precision in ("fp32", "bf16"):
         net = PolarizedNet(network(), LAYER, 16)
-        list(train_polarizer(net, images(), replace(FAST, epochs=1, warmup_epochs=0, early_stop=None, precision=precision,
-                                                    inner_step="l2", inner_lr=0.5)))  # fmt: skip
+        once = replace(FAST, epochs=1, warmup_epochs=0, early_stop=None, inner_step="l2", inner_lr=0.5)
+        list(train_polarizer(net, images(), replace(once, precision=precision)))
         results.append(theta(net)["conv.weight"])
     moved = (results[0] - torch.eye(32)[:, :, None, None]).norm()
     assert (results[0] - results[1]).norm() < 0.2 * moved

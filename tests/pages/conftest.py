@@ -22,11 +22,13 @@ AFTER = {"acc": 0.79, "asr": 0.03, "ra": 0.74}
 @pytest.fixture
 def open_page() -> Callable[..., AppTest]:
     """Opens a page of `pages/` alone, as `open_page("runs", run="...")`; it has not run yet."""
+
     def build(name: str, **query: str) -> AppTest:
         page = AppTest.from_file(str(ROOT / "pages" / f"{name}.py"), default_timeout=180)
         for key, value in query.items():
             page.query_params[key] = value
         return page
+
     return build
 
 
@@ -40,7 +42,7 @@ def make_run(tiny_zoo: str, runs_dir: Path) -> Callable[..., Run]:
     from npd_core.zoo.weights import load_backdoored
 
     def build(layer: str = "layer4.1.conv1", curves: bool = True, polarizer: bool = True, **settings: object) -> Run:
-        config = replace(NPDConfig(epochs=2, warmup_epochs=0), **settings)   # type: ignore[arg-type]
+        config = replace(NPDConfig(epochs=2, warmup_epochs=0), **settings)  # type: ignore[arg-type]
         request = DefenseRequest(model=tiny_zoo, layer=layer, config=config, watch=20)
         store = RunStore(runs_dir)
         run_id = store.create(request)
@@ -59,11 +61,28 @@ def make_run(tiny_zoo: str, runs_dir: Path) -> Callable[..., Run]:
                     write(Measured(epoch=epoch, acc=0.8, asr=0.5 - 0.4 * epoch, ra=0.3 + 0.4 * epoch, images=20))
             write(Finished(epoch=1, seconds=2.0))
         if polarizer:
-            store.set_result(run_id, {
-                "model": tiny_zoo, "defense": "npd", "layer": layer, "before": BEFORE, "after": AFTER, "der": 0.96,
-                "seconds": {"train": 2.0, "evaluate": 0.5}, "config": request.to_dict(), "clean_indices": [1, 2, 3],
-                "environment": {"device": "cpu"}})
-        store.set_state(run_id, "finished" if polarizer else "failed", started=1.0, ended=2.0,
-                        message="" if polarizer else "Training diverged.")
+            store.set_result(
+                run_id,
+                {
+                    "model": tiny_zoo,
+                    "defense": "npd",
+                    "layer": layer,
+                    "before": BEFORE,
+                    "after": AFTER,
+                    "der": 0.96,
+                    "seconds": {"train": 2.0, "evaluate": 0.5},
+                    "config": request.to_dict(),
+                    "clean_indices": [1, 2, 3],
+                    "environment": {"device": "cpu"},
+                },
+            )
+        store.set_state(
+            run_id,
+            "finished" if polarizer else "failed",
+            started=1.0,
+            ended=2.0,
+            message="" if polarizer else "Training diverged.",
+        )
         return store.get(run_id)
+
     return build

@@ -105,7 +105,11 @@ def test_without_a_run_the_page_says_what_to_do(open_page: Open, tiny_zoo: str, 
 
 
 def test_tampered_model(
-    open_page: Open, make_run: Make, tiny_zoo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    open_page: Open,
+    make_run: Make,
+    tiny_zoo_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = make_run()
     source = next(tiny_zoo_folder.glob("*/card.json")).parent

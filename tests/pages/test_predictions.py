@@ -80,7 +80,9 @@ def test_difference_view(open_page: Open, make_run: Make) -> None:
 
 
 def test_without_a_run_the_backdoored_network_is_shown_and_the_page_says_what_to_do(
-    open_page: Open, tiny_zoo: str, runs_dir: Path,
+    open_page: Open,
+    tiny_zoo: str,
+    runs_dir: Path,
 ) -> None:
     page = open_page("predictions").run()
     assert errors(page) == []
@@ -136,7 +138,11 @@ def test_an_empty_zoo(open_page: Open, tmp_path: Path, runs_dir: Path, monkeypat
 
 
 def test_absent_data(
-    open_page: Open, tiny_zoo_folder: Path, tmp_path: Path, runs_dir: Path, monkeypatch: pytest.MonkeyPatch,
+    open_page: Open,
+    tiny_zoo_folder: Path,
+    tmp_path: Path,
+    runs_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The same weights on a card that says GTSRB, of which there is nothing on this machine."""
     source = next(tiny_zoo_folder.glob("*/card.json")).parent
