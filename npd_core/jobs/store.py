@@ -163,22 +163,29 @@ class RunStore:
         Holds between threads and between processes: of two that ask at once, one creates and the other joins.
         """
         while True:
-            run_id = self.joinable(request, usable)
-            if run_id is not None:
+            run_id, there = self._scan(request, usable)
+            if there:
                 return run_id, False
-            free = next(run_id for run_id in self._ids_of(request) if not (self.root / run_id).exists())
-            if self._create(free, request, owner):
-                return free, True
+            if self._create(run_id, request, owner):
+                return run_id, True
 
     def joinable(self, request: DefenseRequest, usable: Callable[[Run], bool] = lambda run: True) -> str | None:
         """The queued, running or (if `usable` says so) finished run of an identical request; None if there is none."""
+        run_id, there = self._scan(request, usable)
+        return run_id if there else None
+
+    def _scan(self, request: DefenseRequest, usable: Callable[[Run], bool]) -> tuple[str, bool]:
+        """The run to join, and True; otherwise the first id that was free, and False.
+
+        One pass, so that two that ask at once want the same id, of which only one can become a run.
+        """
         for run_id in self._ids_of(request):
             if not (self.root / run_id).exists():
-                return None
+                return run_id, False
             with contextlib.suppress(StorageError, UnknownNameError):
                 run = self.get(run_id)
                 if run.active or (run.state == "finished" and run.result is not None and usable(run)):
-                    return run_id
+                    return run_id, True
         raise AssertionError("ids never end")
 
     def set_state(self, run_id: str, state: State, **values: float | str | None) -> None:
