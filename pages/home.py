@@ -7,7 +7,7 @@ import streamlit as st
 
 from npd_core import paths
 from npd_core.errors import NPDError
-from npd_core.figures import curves
+from npd_core.figures import curves, theme
 from npd_core.figures.gallery import Item, read_gallery
 from npd_core.jobs.store import Run, RunStore
 from pages.shared import frame, live
@@ -15,13 +15,13 @@ from pages.shared.components.chart import chart
 from pages.shared.components.light import light
 
 STRIP = """<style>
-.strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(15.5rem, 1fr)); gap: 1rem; }
+.strip { display: grid; grid-template-columns: repeat(auto-fit, minmax(15.5rem, 1fr)); gap: 1.2rem; }
 .strip figure { margin: 0; display: flex; gap: 0.6rem; }
 .strip div { flex: 1; min-width: 0; }
-.strip img { width: 100%; aspect-ratio: 1; image-rendering: pixelated; border-radius: 8px; display: block; }
+.strip img { width: 100%; aspect-ratio: 1; image-rendering: pixelated; display: block; outline: 1px solid var(--line); }
 .strip p { margin: 0.25rem 0 0; font-size: 0.82rem; line-height: 1.25; overflow-wrap: anywhere; }
-.strip .good { border-left: 3px solid VAR_BLUE; padding-left: 0.4rem; }
-.strip .bad { border-left: 3px dashed VAR_ORANGE; padding-left: 0.4rem; }
+.strip .good { border-left: 3px solid var(--good); padding-left: 0.4rem; }
+.strip .bad { border-left: 3px dashed var(--bad); padding-left: 0.4rem; }
 </style>"""
 
 
@@ -66,11 +66,9 @@ def strip(items: list[Item]) -> None:
             ),
         ]
         figures.append(f"<figure>{''.join(cells)}</figure>")
-    dark = st.context.theme.type == "dark"
-    style = STRIP.replace("VAR_BLUE", "#6FC3FF" if dark else "#005A9C").replace(
-        "VAR_ORANGE", "#FF9E64" if dark else "#B34700"
-    )
-    st.html(f'{style}<div class="strip">{"".join(figures)}</div>')
+    colors = theme.palette(st.context.theme.type)
+    values = f"--good: {colors.benign}; --bad: {colors.trigger}; --line: {colors.grid}"
+    st.html(f'{STRIP}<div class="strip" style="{values}">{"".join(figures)}</div>')
 
 
 selected = frame.selection()

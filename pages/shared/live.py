@@ -67,7 +67,7 @@ def frames(run: Run, measured: curves.MetricCurves) -> list[Frame]:
     ]
     after = (run.result or {}).get("after")
     if after:
-        rows.append(Frame("result, all test images", after.get("acc"), after.get("asr"), after.get("ra")))
+        rows.append(Frame("result", after.get("acc"), after.get("asr"), after.get("ra")))
     return rows
 
 
