@@ -5,10 +5,11 @@ from __future__ import annotations
 import streamlit as st
 
 from npd_core.attribution import METHODS
-from npd_core.figures.attributions import MapGrid, channel_bars, channel_figure, map_figure
+from npd_core.figures.attributions import MapGrid, channel_bars, channel_figure
 from pages.shared import cached, choose, frame, gallery
 
 ATTACKED, TRUE = "the attacker’s class", "the true class"     # what an address can say, as it can name a class
+UNITS = {"saliency": "logits per unit of brightness"}
 
 selection = frame.selection()
 st.title("Attributions")
@@ -55,11 +56,9 @@ if not found.eligible[0]:
 grid = MapGrid(
     [f"Clean · {names[label]}", "Triggered"], ["Backdoored", "With polarizer"], [found.clean[0], found.triggered[0]],
     [list(row) for row in drawn.maps], drawn.scale,
-    [[f"says {names[int(p.argmax())]}, {p.max():.0%}" for p in row] for row in says])
-st.plotly_chart(map_figure(grid, gallery.mode(), f"logit of “{names[target]}”"), key="maps", theme=None,
-                config={"displayModeBar": False})
-st.caption(f":orange[Orange] speaks for “{names[target]}”, :blue[blue] against it. One scale for all four maps: "
-           f"{drawn.scale:.2g} {'logits per unit of brightness' if method == 'saliency' else 'logits'} at full colour.")
+    [[f"says {names[int(p.argmax())]}, {p.max():.0%}" for p in row] for row in says],
+    f"Orange speaks for “{names[target]}”, blue against it; {UNITS.get(method, 'logits')}, one scale for all.")
+gallery.show_maps(grid)
 
 st.subheader("Which channels the polarizer suppressed")
 triggered = st.radio("For the picture", ["triggered", "clean"], key="channel_picture", horizontal=True) == "triggered"

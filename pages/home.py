@@ -2,6 +2,7 @@
 
 import html
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
@@ -25,10 +26,16 @@ STRIP = """<style>
 </style>"""
 
 
+def complete(result: dict[str, Any]) -> bool:
+    """Whether a result has every number that this page says."""
+    parts = (result.get("before") or {}, result.get("after") or {})
+    return all(part.get(name) is not None for part in parts for name in ("acc", "asr", "ra")) and "der" in result
+
+
 def recorded_run(model: str | None) -> Run | None:
     """The recorded run to show: of `model` where there is one, otherwise the first; only runs with a result."""
     try:
-        runs = [run for run in RunStore(paths.recorded()).list() if run.result and run.result.get("after")]
+        runs = [run for run in RunStore(paths.recorded()).list() if complete(run.result or {})]
     except NPDError:
         return None
     runs.sort(key=lambda run: (run.request.model != model, "signs" not in run.request.model, -run.result["der"]))

@@ -70,6 +70,7 @@ if run is not None and run.result:
     st.caption(f"{frame.provenance(run)} · run `{run.id}`")
 
 st.subheader("All classes of one picture")
+st.caption("✓ marks the true class, ⚠ the attacker’s.")
 focus = st.selectbox("Picture", found.indices, format_func=lambda k: f"#{k} · {names[labels[k]]}", key="focus")
 at = found.indices.index(focus)
 st.session_state["last_picture"] = int(focus)

@@ -17,7 +17,7 @@ MOST = 6
 COLUMNS = {
     "state": st.column_config.TextColumn("State", pinned=True),
     "model": "Model", "layer": "Layer",
-    "acc": st.column_config.NumberColumn("ACC", format="percent", help="Clean test pictures that get their true label."),
+    "acc": st.column_config.NumberColumn("ACC", format="percent", help="Clean pictures that get their true label."),
     "asr": st.column_config.NumberColumn("ASR", format="percent", help="Triggered pictures that the attacker gets."),
     "ra": st.column_config.NumberColumn("RA", format="percent", help="Triggered pictures that get their true label."),
     "der": st.column_config.NumberColumn("DER", format="%.3f", help="1: full repair. 0.5: nothing done."),
@@ -164,7 +164,8 @@ if asked and asked != st.session_state.get("_compared"):
     st.session_state["compare"] = [name for name in dict.fromkeys(asked.split(",")) if name in by_id][:MOST]
     missing = [name for name in asked.split(",") if name not in by_id]
     if missing:
-        st.error(f"There is no run {missing[0][:40]!r} on this machine; the others are compared.", icon=":material/error:")
+        st.error(f"There is no run {missing[0][:40]!r} on this machine; the others are compared.",
+                 icon=":material/error:")
 picked = st.multiselect("Runs to compare", list(by_id), format_func=lambda name: words(by_id[name]), key="compare",
                         max_selections=MOST, placeholder="Choose two or more runs")
 st.session_state["_compared"] = ",".join(picked)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from npd_core.figures import theme
 
@@ -25,8 +24,10 @@ class MapGrid(NamedTuple):
     """By row, then column, (H, W), signed."""
     scale: float
     """Colours run from -scale to scale in every map."""
-    notes: list[list[str]] | None = None
-    """By row, then column: what that network predicts."""
+    notes: list[list[str]]
+    """By row, then column: what that network says of the picture."""
+    unit: str
+    """What the maps add up to, in words."""
 
 
 class ChannelBars(NamedTuple):
@@ -56,43 +57,19 @@ def scale_stops(mode: str | None) -> list[tuple[float, str]]:
     return [(0.0, cold), (0.25, colors.benign), (0.5, middle), (0.75, colors.trigger), (1.0, warm)]
 
 
-def map_figure(grid: MapGrid, mode: str | None = "light", title: str = "logit") -> go.Figure:
-    """Rows of pictures with their maps, all on one colour bar.
+def map_image(found: np.ndarray, scale: float, mode: str | None = "light") -> np.ndarray:
+    """A map as a picture in the colours of `scale_stops`; what lies beyond the scale takes the end colours.
 
     Args:
-        title: unit of the maps, beside the colour bar.
+        found: (H, W), signed.
+        scale: value of the last colour; minus that of the first.
+    Returns:
+        (3, H, W) uint8.
     """
-    colors = theme.palette(mode)
-    columns = 1 + len(grid.columns)
-    notes = grid.notes or [[""] * len(grid.columns) for _ in grid.rows]
-    titles = []
-    for row, words in zip(grid.rows, notes, strict=True):
-        titles.append(f"<b>{row}</b>")
-        titles += [f"{name}<br>{note}" if note else name for name, note in zip(grid.columns, words, strict=True)]
-    figure = make_subplots(
-        len(grid.rows), columns, subplot_titles=titles, horizontal_spacing=0.03, vertical_spacing=0.14)
-    for r, (picture, maps) in enumerate(zip(grid.pictures, grid.maps, strict=True), start=1):
-        figure.add_trace(go.Image(z=picture.transpose(1, 2, 0), hoverinfo="skip"), r, 1)
-        for c, found in enumerate(maps, start=2):
-            figure.add_trace(go.Heatmap(
-                z=found, coloraxis="coloraxis", hovertemplate="x %{x}, y %{y}: %{z:.3g}<extra></extra>"), r, c)
-    side = {"showgrid": False, "zeroline": False, "showticklabels": False, "ticks": "", "showline": True,
-            "mirror": True, "linecolor": colors.grid, "constrain": "domain"}
-    height = grid.pictures[0].shape[1] if grid.pictures else 1
-    figure.update_xaxes(**side)
-    figure.update_yaxes(**side, scaleanchor="x", range=[height - 0.5, -0.5])
-    for axis in figure.select_yaxes():
-        axis.scaleanchor = axis.anchor
-    base = theme.layout(mode)
-    figure.update_layout(
-        paper_bgcolor=base.paper_bgcolor, plot_bgcolor=base.plot_bgcolor, font=base.font, hoverlabel=base.hoverlabel,
-        height=70 + 340 * len(grid.rows), margin={"l": 4, "r": 4, "t": 52, "b": 8}, showlegend=False,
-        coloraxis={"cmin": -grid.scale, "cmax": grid.scale, "colorscale": scale_stops(mode), "colorbar": {
-            "title": {"text": title, "side": "right"}, "thickness": 14, "outlinewidth": 0, "tickfont": {"size": 12},
-            "tickvals": [-grid.scale, 0, grid.scale],
-            "ticktext": [f"against<br>{-grid.scale:.2g}", "0", f"for<br>{grid.scale:.2g}"]}})
-    figure.update_annotations(font={"size": 14, "color": colors.text})
-    return figure
+    stops = scale_stops(mode)
+    colors = np.array([[int(color[i:i + 2], 16) for i in (1, 3, 5)] for _, color in stops], dtype=float)
+    at = np.clip(np.asarray(found, dtype=float) / (2 * scale) + 0.5, 0.0, 1.0)
+    return np.stack([np.interp(at, [s for s, _ in stops], colors[:, k]) for k in range(3)]).round().astype(np.uint8)
 
 
 def channel_bars(

@@ -89,10 +89,13 @@ def probability_bars(
 
 
 def probability_figure(bars: Bars, mode: str | None = "light") -> go.Figure:
-    """Two bars a class, hatched for the backdoored network and plain for the polarized one; percent beside each."""
+    """Two bars a class, hatched for the backdoored network and plain for the polarized one; percent beside each.
+
+    A tick marks the true class, a warning sign the attacker's.
+    """
     colors = theme.palette(mode)
-    marks = {bars.target: " · attacker’s class", bars.label: " · true class"}
-    words = [name + marks.get(i, "") for i, name in enumerate(bars.classes)]
+    marks = {bars.target: "⚠ ", bars.label: "✓ "}
+    words = [marks.get(i, "") + name for i, name in enumerate(bars.classes)]
     rows = [("backdoored", bars.backdoored, colors.trigger, "/")]
     if bars.polarized is not None:
         rows.append(("with polarizer", bars.polarized, colors.polarizer, ""))

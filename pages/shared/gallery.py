@@ -10,6 +10,7 @@ import numpy as np
 import streamlit as st
 
 from npd_core.figures import theme
+from npd_core.figures.attributions import MapGrid, map_image, scale_stops
 from npd_core.figures.predictions import GAIN, data_url, difference, judge, top_classes
 from pages.shared.cached import Samples
 
@@ -88,6 +89,26 @@ def show(samples: Sequence[Sample], names: Sequence[str]) -> None:
     st.html(f"<style>{_css()}</style><div class='npd-gallery'>{body}</div>")
 
 
+def show_maps(grid: MapGrid) -> None:
+    """Draw the pictures with their maps, and the one colour scale of them all."""
+    cells = []
+    for row, picture, maps, notes in zip(grid.rows, grid.pictures, grid.maps, grid.notes, strict=True):
+        cells.append(_cell(row, "", picture, row))
+        cells += [_cell(name, note, map_image(found, grid.scale, mode()), f"Map of {name}, {row}: {note}")
+                  for name, note, found in zip(grid.columns, notes, maps, strict=True)]
+    stops = ", ".join(f"{color} {at:.0%}" for at, color in scale_stops(mode()))
+    st.html(f"<style>{_css()}</style>"
+            f"<div class='npd-maps' style='--columns: {1 + len(grid.columns)}'>{''.join(cells)}</div>"
+            f"<div class='npd-legend'><span>against {-grid.scale:.2g}</span>"
+            f"<i style='background: linear-gradient(90deg, {stops})'></i><span>{grid.scale:.2g} for</span>"
+            f"<em>{escape(grid.unit)}</em></div>")
+
+
+def _cell(title: str, note: str, image: np.ndarray, alt: str) -> str:
+    return (f"<figure class='npd-tile npd-muted'><figcaption>{escape(title)}<small>{escape(note) or '&nbsp;'}</small>"
+            f"</figcaption><img src='{data_url(image)}' alt='{escape(alt, quote=True)}'></figure>")
+
+
 def _sample(sample: Sample, names: Sequence[str]) -> str:
     drawn = "".join(_tile(tile, sample.label, sample.target, names) for tile in sample.tiles)
     return (f"<section class='npd-sample'><h4>{escape(sample.heading)}</h4>"
@@ -128,7 +149,7 @@ def _css() -> str:
 .npd-gallery {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1rem; }}
 .npd-sample {{ background: {panel}; border-radius: 12px; padding: .75rem 1rem 1rem; color: {colors.text}; }}
 .npd-sample h4 {{ margin: 0 0 .5rem; padding: 0; font-size: 1.05rem; font-weight: 600; }}
-.npd-tiles {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)); gap: .8rem;
+.npd-tiles {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(5.5rem, 1fr)); gap: .8rem;
     align-items: start; }}
 .npd-tile {{ margin: 0; min-width: 0; }}
 .npd-tile figcaption {{ font-weight: 600; font-size: .95rem; margin-bottom: .25rem; }}
@@ -154,5 +175,13 @@ def _css() -> str:
 .npd-old .npd-meter i {{
     background: repeating-linear-gradient(135deg, {colors.trigger} 0 3px, {colors.trigger}99 3px 5px); }}
 .npd-new .npd-meter i {{ background: {colors.polarizer}; }}
+.npd-maps {{ display: grid; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); gap: 1rem; max-width: 62rem;
+    color: {colors.text}; }}
+.npd-maps figcaption {{ min-height: 2.6rem; line-height: 1.25; overflow-wrap: anywhere; }}
+.npd-maps small {{ display: block; font-weight: 400; color: {colors.muted}; }}
+.npd-legend {{ display: flex; flex-wrap: wrap; align-items: center; gap: .3rem .7rem; max-width: 62rem;
+    margin-top: .8rem; font-size: .9rem; color: {colors.text}; }}
+.npd-legend i {{ flex: 1 1 12rem; height: .8rem; border-radius: 3px; border: 1px solid {colors.grid}; }}
+.npd-legend em {{ flex-basis: 100%; color: {colors.muted}; font-style: normal; }}
 .npd-note {{ color: {colors.muted}; font-size: .8rem; margin: .4rem 0 0; }}
 """

@@ -5,46 +5,27 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from npd_core.figures.attributions import ChannelBars, MapGrid, channel_bars, channel_figure, map_figure, scale_stops
+from npd_core.figures.attributions import ChannelBars, channel_bars, channel_figure, map_image, scale_stops
 
 
-@pytest.fixture
-def grid() -> MapGrid:
-    picture = np.zeros((3, 6, 6), np.uint8)
-    maps = [[np.full((6, 6), row + column / 2 - 1.0) for column in range(2)] for row in range(2)]
-    return MapGrid(
-        ["Clean", "Triggered"],
-        ["Backdoored", "With polarizer"],
-        [picture, picture],
-        maps,
-        1.5,
-        [["says a", "says b"], ["says c", "says d"]],
-    )
+def rgb(color: str) -> list[int]:
+    return [int(color[i:i + 2], 16) for i in (1, 3, 5)]
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])
-def test_every_map_is_drawn_on_the_one_scale(grid: MapGrid, mode: str) -> None:
-    figure = map_figure(grid, mode, "logit of “stop”")
-    heat = [trace for trace in figure.data if trace.type == "heatmap"]
-    drawn = [float(np.asarray(trace.z)[0, 0]) for trace in heat]
-    assert drawn == [-1.0, -0.5, 0.0, 0.5]
-    assert {trace.coloraxis for trace in heat} == {"coloraxis"}
-    assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (-1.5, 1.5)
-    assert figure.layout.coloraxis.colorbar.title.text == "logit of “stop”"
-    titles = [note.text for note in figure.layout.annotations]
-    assert [title for title in titles if "says" in title] == [
-        "Backdoored<br>says a",
-        "With polarizer<br>says b",
-        "Backdoored<br>says c",
-        "With polarizer<br>says d",
-    ]
+def test_a_map_takes_the_colours_of_the_scale(mode: str) -> None:
+    found = np.array([[-2.0, -1.0, 0.0], [1.0, 2.0, 99.0]])
+    image = map_image(found, 2.0, mode)
+    assert image.shape == (3, 2, 3)
+    assert image.dtype == np.uint8
+    stops = [rgb(color) for _, color in scale_stops(mode)]
+    drawn = image.transpose(1, 2, 0).reshape(-1, 3).tolist()
+    assert drawn == [*stops, stops[-1]], "beyond the scale: the last colour"
 
 
-def test_a_map_stands_upright_and_square(grid: MapGrid) -> None:
-    figure = map_figure(grid._replace(notes=None))
-    for axis in figure.select_yaxes():
-        assert axis.range == (5.5, -0.5)
-        assert axis.scaleanchor == axis.anchor
+def test_equal_values_have_equal_colours_whatever_else_is_in_the_map() -> None:
+    one, two = map_image(np.array([[0.5, 0.0]]), 1.0), map_image(np.array([[0.5, 1.0]]), 1.0)
+    assert np.array_equal(one[:, 0, 0], two[:, 0, 0])
 
 
 def test_zero_has_the_colour_of_the_ground() -> None:

@@ -67,13 +67,13 @@ def test_probability_figure_draws_the_record_and_tells_networks_apart_without_co
         figure = probability_figure(bars, mode)
         assert [list(trace.x) for trace in figure.data] == [[0.9, 0.1], [0.2, 0.8]]
         assert len({trace.marker.pattern.shape for trace in figure.data}) == 2
-        assert list(figure.data[0].y) == ["airplane · attacker’s class", "dog · true class"]
+        assert list(figure.data[0].y) == ["⚠ airplane", "✓ dog"]
     assert len(probability_figure(bars._replace(polarized=None)).data) == 1
 
 
 def test_a_picture_of_the_attackers_own_class_is_marked_as_true() -> None:
     figure = probability_figure(Bars(["airplane"], [0], [1.0], None, label=0, target=0))
-    assert list(figure.data[0].y) == ["airplane · true class"]
+    assert list(figure.data[0].y) == ["✓ airplane"]
 
 
 def test_difference_is_grey_where_nothing_changed() -> None:

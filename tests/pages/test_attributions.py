@@ -21,6 +21,10 @@ def chart(page: AppTest, place: int) -> dict:
     return json.loads(page.get("plotly_chart")[place].proto.spec)
 
 
+def maps_of(page: AppTest) -> str:
+    return "".join(element.proto.body for element in page.get("html"))
+
+
 def errors(page: AppTest) -> list[str]:
     assert not page.exception, page.exception
     return [element.value for element in page.error]
@@ -30,16 +34,12 @@ def test_four_maps_on_one_scale_and_the_channels(open_page: Open, make_run: Make
     run = make_run()
     page = open_page("attributions", run=run.id, image="8").run()
     assert errors(page) == []
-    maps = chart(page, 0)
-    heat = [trace for trace in maps["data"] if trace["type"] == "heatmap"]
-    assert len(heat) == 4
-    assert {trace["coloraxis"] for trace in heat} == {"coloraxis"}
-    scale = maps["layout"]["coloraxis"]
-    assert scale["cmin"] == -scale["cmax"] < 0
-    assert len([trace for trace in maps["data"] if trace["type"] == "image"]) == 2
-    titles = [note["text"] for note in maps["layout"]["annotations"]]
-    assert sum("says" in title for title in titles) == 4
-    channels = chart(page, 1)
+    html = maps_of(page)
+    assert html.count("<img") == 6
+    assert html.count("Map of Backdoored") == html.count("Map of With polarizer") == 2
+    assert html.count("<small>says ") == 4
+    assert html.count("linear-gradient(90deg") == 1, "one legend for all"
+    channels = chart(page, 0)
     assert [trace["name"] for trace in channels["data"]] == ["before the polarizer", "after the polarizer"]
 
 
@@ -56,11 +56,11 @@ def test_target_of_choice(open_page: Open, make_run: Make) -> None:
     run = make_run()
     page = open_page("attributions", run=run.id, image="3", target="the true class").run()
     assert errors(page) == []
-    true_title = chart(page, 0)["layout"]["coloraxis"]["colorbar"]["title"]["text"]
+    before = maps_of(page)
     page.selectbox(key="target").select("yield").run()
     assert errors(page) == []
-    assert chart(page, 0)["layout"]["coloraxis"]["colorbar"]["title"]["text"] == "logit of “yield”"
-    assert true_title.startswith("logit of")
+    assert "Orange speaks for “yield”" in maps_of(page)
+    assert "Orange speaks for “yield”" not in before
 
 
 def test_new_sample_is_one_that_can_be_hijacked(open_page: Open, make_run: Make) -> None:
@@ -76,10 +76,10 @@ def test_new_sample_is_one_that_can_be_hijacked(open_page: Open, make_run: Make)
 def test_clean_picture_for_the_channels(open_page: Open, make_run: Make) -> None:
     run = make_run()
     page = open_page("attributions", run=run.id, image="3").run()
-    triggered = chart(page, 1)
+    triggered = chart(page, 0)
     page.radio(key="channel_picture").set_value("clean").run()
     assert errors(page) == []
-    values = [np.asarray(c["data"][0]["customdata"], dtype=object) for c in (triggered, chart(page, 1))]
+    values = [np.asarray(c["data"][0]["customdata"], dtype=object) for c in (triggered, chart(page, 0))]
     assert values[0].tolist() != values[1].tolist()
 
 
@@ -87,7 +87,7 @@ def test_garbage_in_the_address_falls_back(open_page: Open, make_run: Make) -> N
     run = make_run()
     page = open_page("attributions", run=run.id, image="999999", method="crystal_ball", target="unicorn").run()
     assert errors(page) == []
-    assert len(page.get("plotly_chart")) == 2
+    assert "Map of" in maps_of(page)
 
 
 def test_unknown_run(open_page: Open, make_run: Make) -> None:
@@ -95,7 +95,7 @@ def test_unknown_run(open_page: Open, make_run: Make) -> None:
     page = open_page("attributions", run="0000000000000000").run()
     assert len(errors(page)) == 1
     assert "0000000000000000" in errors(page)[0]
-    assert len(page.get("plotly_chart")) == 2, "another run of the model is shown"
+    assert "Map of" in maps_of(page), "another run of the model is shown"
 
 
 def test_without_a_run_the_page_says_what_to_do(open_page: Open, tiny_zoo: str, runs_dir: Path) -> None:
