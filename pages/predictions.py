@@ -37,7 +37,7 @@ if third.button("New sample", key="new_sample", icon=":material/casino:", width=
 fourth.number_input(
     "Picture number", 0, len(labels) - 1, value=None, key="number", placeholder=f"0 to {len(labels) - 1}",
     on_change=choose.put_first, args=("number",), help="Put this picture of the test set first.")
-amplified = st.toggle("Difference × 10", key="difference", bind="query-params",
+amplified = st.toggle("Change × 10", key="difference", bind="query-params",
                       help="Also show what the trigger changed, ten times as strong. Grey means unchanged.")
 
 with choose.working():

@@ -12,8 +12,7 @@ from npd_core.figures.runs import comparison_figure, differing, outcome_figure, 
 from npd_core.jobs.store import Run
 from pages.shared import cached, choose, frame, gallery
 
-MOST = 6
-"""Runs compared at once."""
+MOST = 6     # runs compared at once
 COLUMNS = {
     "state": st.column_config.TextColumn("State", pinned=True),
     "model": "Model", "layer": "Layer",
@@ -37,6 +36,11 @@ COLUMNS = {
 def words(run: Run) -> str:
     """A run in one line, told apart from every other by the start of its id."""
     return f"{run.request.model} · {frame.run_title(run)} · {run.id[:6]}{run.id[16:]}"
+
+
+def short(run: Run) -> str:
+    """Start of the id and the layer: enough to tell runs apart in a chart."""
+    return f"{run.id[:6]}{run.id[16:]} · {run.request.layer or 'default layer'}"
 
 
 def table(runs: list[Run]) -> None:
@@ -103,7 +107,7 @@ def cancel(run: Run) -> None:
 
 def compare(runs: list[Run]) -> None:
     """Curves of several runs on one scale, their outcomes, and the settings in which they differ."""
-    names = [words(run) for run in runs]
+    names = [short(run) for run in runs]
     curves = {}
     for name, run in zip(names, runs, strict=True):
         found = read_metrics(cached.events(run), (run.result or {}).get("before"))
@@ -116,7 +120,7 @@ def compare(runs: list[Run]) -> None:
         if len(curves) < len(runs):
             st.caption("Runs that were not watched during training have no curve.")
     if any(run.result for run in runs):
-        st.plotly_chart(outcome_figure(rows, [f"{run.id[:6]}{run.id[16:]}" for run in runs], gallery.mode()),
+        st.plotly_chart(outcome_figure(rows, names, gallery.mode()),
                         key="outcomes", theme=None, config={"displayModeBar": False})
     settings = differing({run.id: run.request.to_dict() for run in runs})
     if settings:

@@ -78,7 +78,7 @@ def sample(
         found.append(Tile("Purified", triggered, f"The triggered picture of {what}, judged through the polarizer",
                           [Opinion("with polarizer", polarized[1], True)], "", "polarizer"))
     if amplified:
-        found.append(Tile(f"Difference × {GAIN}", difference(clean, triggered),
+        found.append(Tile(f"Change × {GAIN}", difference(clean, triggered),
                           "What the trigger changed, amplified", [], "Grey: unchanged.", "muted"))
     return Sample(f"#{chosen.indices[place]} · {what}", label, target, found)
 
@@ -152,7 +152,7 @@ def _css() -> str:
 .npd-tiles {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(5.5rem, 1fr)); gap: .8rem;
     align-items: start; }}
 .npd-tile {{ margin: 0; min-width: 0; }}
-.npd-tile figcaption {{ font-weight: 600; font-size: .95rem; margin-bottom: .25rem; }}
+.npd-tile figcaption {{ white-space: nowrap; font-weight: 600; font-size: .95rem; margin-bottom: .25rem; }}
 .npd-tile img {{ width: 100%; aspect-ratio: 1; image-rendering: pixelated; border-radius: 6px; display: block;
     box-sizing: border-box; border: 3px solid {colors.benign}; }}
 .npd-trigger img {{ border: 3px dashed {colors.trigger}; }}
@@ -167,7 +167,8 @@ def _css() -> str:
 .npd-wrong {{ color: {colors.text}; text-decoration: underline dotted; text-underline-offset: 3px; }}
 .npd-opinion ul {{ list-style: none; margin: 0; padding: 0; }}
 .npd-opinion li {{ margin: 0 0 .3rem; padding: 0; display: grid; grid-template-columns: 1fr auto; column-gap: .4rem;
-    font-size: .82rem; line-height: 1.25; color: {colors.text}; overflow-wrap: anywhere; }}
+    font-size: .8rem; line-height: 1.25; color: {colors.text}; }}
+.npd-opinion li span {{ min-width: 0; overflow-wrap: break-word; }}
 .npd-number {{ font-variant-numeric: tabular-nums; }}
 .npd-said {{ font-weight: 600; }}
 .npd-meter {{ grid-column: 1 / -1; height: .4rem; border-radius: 2px; background: {colors.grid}; overflow: hidden; }}
@@ -177,11 +178,12 @@ def _css() -> str:
 .npd-new .npd-meter i {{ background: {colors.polarizer}; }}
 .npd-maps {{ display: grid; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); gap: 1rem; max-width: 62rem;
     color: {colors.text}; }}
-.npd-maps figcaption {{ min-height: 2.6rem; line-height: 1.25; overflow-wrap: anywhere; }}
+.npd-maps .npd-tile {{ display: flex; flex-direction: column; justify-content: space-between; }}
+.npd-maps figcaption {{ font-size: clamp(.72rem, 2.6vw, .95rem); line-height: 1.25; white-space: normal; }}
 .npd-maps small {{ display: block; font-weight: 400; color: {colors.muted}; }}
 .npd-legend {{ display: flex; flex-wrap: wrap; align-items: center; gap: .3rem .7rem; max-width: 62rem;
     margin-top: .8rem; font-size: .9rem; color: {colors.text}; }}
-.npd-legend i {{ flex: 1 1 12rem; height: .8rem; border-radius: 3px; border: 1px solid {colors.grid}; }}
+.npd-legend i {{ flex: 1 1 5rem; height: .8rem; border-radius: 3px; border: 1px solid {colors.grid}; }}
 .npd-legend em {{ flex-basis: 100%; color: {colors.muted}; font-style: normal; }}
 .npd-note {{ color: {colors.muted}; font-size: .8rem; margin: .4rem 0 0; }}
 """

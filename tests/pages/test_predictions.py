@@ -73,10 +73,10 @@ def test_any_picture_by_number_comes_first(open_page: Open, make_run: Make) -> N
 def test_difference_view(open_page: Open, make_run: Make) -> None:
     make_run()
     page = open_page("predictions", images="5").run()
-    assert "Difference" not in gallery_of(page)
+    assert "Change × 10" not in gallery_of(page)
     page.toggle(key="difference").set_value(True).run()
     assert errors(page) == []
-    assert "Difference × 10" in gallery_of(page)
+    assert "Change × 10" in gallery_of(page)
 
 
 def test_without_a_run_the_backdoored_network_is_shown_and_the_page_says_what_to_do(
