@@ -106,7 +106,7 @@ def comparison_figure(runs: Mapping[str, MetricCurves], mode: str | None = "ligh
 
 
 def outcome_figure(rows: Sequence[Row], names: Sequence[str], mode: str | None = "light") -> go.Figure:
-    """ACC, ASR and RA after each run as bars, the value before as a line across. For runs without curves."""
+    """ACC, ASR and RA after each run as bars; pointing at one shows the value before."""
     colors = theme.palette(mode)
     looks = {"acc": (colors.benign, ""), "asr": (colors.trigger, "/"), "ra": (colors.polarizer, ".")}
     figure = go.Figure(layout=theme.layout(
