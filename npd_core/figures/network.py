@@ -108,10 +108,3 @@ def describe(layer: str) -> str:
     """An insertion point in words, for people and screen readers."""
     kind, module = kind_of(layer)
     return {"before": "before", "after": "after", "stream": "residual stream before"}.get(kind, kind) + f" {module}"
-
-
-def default_layer(arch: str) -> str:
-    """The paper's insertion point of an architecture (Sec. 4.1). Raises UnknownNameError."""
-    if arch != "preact_resnet18":
-        raise unknown_name("architecture", arch, ["preact_resnet18"])
-    return "layer4.1.conv1"

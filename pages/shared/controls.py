@@ -17,7 +17,7 @@ from npd_core.data.spec import get_dataset
 from npd_core.errors import ConfigError, NPDError, UnknownNameError, unknown_name
 from npd_core.figures import network as drawing
 from npd_core.polarizer import config as settings
-from npd_core.polarizer.config import NPDConfig
+from npd_core.polarizer.config import NPDConfig, default_layer
 from npd_core.request import DefenseRequest
 from npd_core.zoo.card import Card
 from pages.shared import cached
@@ -139,8 +139,8 @@ NORM_RHO = {"l2": 3.0, "linf": 0.1, "l1": 50.0}
 
 def defaults(card: Card) -> DefenseRequest:
     """What the app proposes for a model: seconds rather than minutes on two CPU cores."""
-    config = replace(settings.preset(card.dataset), epochs=10)
-    return DefenseRequest(model=card.id, layer=drawing.default_layer(card.arch), clean=500, config=config, watch=WATCH)
+    config = settings.preset(card.dataset, live=True)
+    return DefenseRequest(model=card.id, layer=default_layer(card.arch), clean=500, config=config, watch=WATCH)
 
 
 def layers(card: Card) -> list[str]:

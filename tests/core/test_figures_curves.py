@@ -100,13 +100,12 @@ def test_every_colour_that_carries_words_has_contrast(mode):
 
 def test_plan_has_the_layers_of_the_network_itself():
     from npd_core.models import build_model
-    from npd_core.polarizer.insertion import default_point, insertion_points
+    from npd_core.polarizer.insertion import insertion_points
 
     net = build_model("preact_resnet18", 12, 4, (0.5,) * 3, (0.25,) * 3)
     drawn = network.plan("preact_resnet18", 4, 32, 12)
     real = {str(info.point): info for info in insertion_points(net)}
     assert sorted(drawn.layers()) == sorted(real)
-    assert network.default_layer("preact_resnet18") == default_point("preact_resnet18")
     for conv in drawn.convs():
         before, after = real[conv.name], real[f"after:{conv.name}"]
         assert (before.channels, before.height) == (conv.channels_in, conv.size)
