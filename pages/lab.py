@@ -6,7 +6,7 @@ from npd_core.data.load import availability
 from npd_core.errors import NPDError, UnknownNameError
 from npd_core.figures import network as drawing
 from npd_core.jobs import queue
-from npd_core.polarizer.config import default_layer
+from npd_core.polarizer.config import PAPER_LAYERS, default_layer
 from npd_core.zoo.card import Card
 from pages.shared import controls, frame, live
 from pages.shared.components.network import network
@@ -123,7 +123,14 @@ with right:
     except UnknownNameError:
         st.caption("This architecture has no drawing; choose its layer in the list.")
     else:
-        network(plan, selected=layer, default=default_layer(card.arch), key="network", on_pick=picked)
+        network(
+            plan,
+            selected=layer,
+            default=default_layer(card.arch),
+            paper=PAPER_LAYERS.get(card.arch, ""),
+            key="network",
+            on_pick=picked,
+        )
         st.caption(
             "Each box is a convolution, each arc a shortcut. The violet lens is the polarizer: a 1×1 convolution with "
             "BatchNorm, the only part that learns. Arrow keys move it."

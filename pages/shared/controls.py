@@ -6,7 +6,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from typing import Any, Literal
@@ -139,8 +139,8 @@ NORM_RHO = {"l2": 3.0, "linf": 0.1, "l1": 50.0}
 
 def defaults(card: Card) -> DefenseRequest:
     """What the app proposes for a model: seconds rather than minutes on two CPU cores."""
-    config = settings.preset(card.dataset, live=True)
-    return DefenseRequest(model=card.id, layer=default_layer(card.arch), clean=500, config=config, watch=WATCH)
+    config, clean = settings.preset(card.dataset, live=True), get_dataset(card.dataset).train_images // 20
+    return DefenseRequest(model=card.id, layer=default_layer(card.arch), clean=clean, config=config, watch=WATCH)
 
 
 def layers(card: Card) -> list[str]:
@@ -165,7 +165,7 @@ def layer_select(card: Card) -> str:
         key="layer",
         bind="query-params",
         help="Where the polarizer, a 1×1 convolution with BatchNorm, is put. The paper puts it before layer4.1.conv1; "
-        "every other place of the drawing works too, some better than others.",
+        "the default here stands on the residual stream of that block, so that its shortcut is filtered too.",
     )
     return str(choice)
 
@@ -223,7 +223,7 @@ def address_problems(card: Card) -> list[str]:
                 problems.append(f"{sentence} The address asked for it; the preset is used instead.")
     asked = st.query_params.get("layer")
     if asked and asked not in layers(card):
-        problems.append(f"{unknown_name('layer', asked, layers(card))} The paper's layer is used instead.")
+        problems.append(f"{unknown_name('layer', asked, layers(card))} The default is used instead.")
     return problems
 
 

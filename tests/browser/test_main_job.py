@@ -123,7 +123,7 @@ def test_a_purified_prediction_changes(app, server, settle) -> None:
 
 
 def test_layer_by_keyboard_and_mouse(app, settle) -> None:
-    page = app("/lab")
+    page = app("/lab?layer=layer4.1.conv1")
     chosen = page.get_by_role("radio", name=re.compile("^before layer4.1.conv1,"))
     expect(chosen).to_have_attribute("aria-checked", "true", timeout=SLOW)
     chosen.focus()

@@ -11,6 +11,7 @@ from streamlit.testing.v1 import AppTest
 from npd_core.errors import ConfigError, UnknownNameError
 from npd_core.jobs import queue
 from npd_core.jobs.store import Owner, Run, RunStore
+from npd_core.polarizer.config import default_layer
 from npd_core.request import DefenseRequest
 from npd_core.zoo.card import get_card
 from pages.shared import controls
@@ -59,7 +60,7 @@ def test_defaults_make_a_request_of_the_papers_weights(tiny_zoo: str, desk: Desk
     assert errors(page) == []
     (asked,) = desk.asked
     assert asked.model == tiny_zoo
-    assert asked.layer == "layer4.1.conv1"
+    assert asked.layer == default_layer("preact_resnet18")
     assert (asked.config.lambda1, asked.config.lambda2, asked.config.lambda3) == (1.0, 0.4, 0.4)
     assert asked.config.lambda4 is None
     assert asked.watch > 0

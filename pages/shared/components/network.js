@@ -143,6 +143,9 @@ function step(event, nodes, node, choose) {
   next.focus()
 }
 
+const note = (data, layer) =>
+  [layer === data.standard && "the default here", layer === data.paper && "the paper's place"].filter(Boolean).join(", ")
+
 const active = (drawing) => drawing.targets.filter((t) => t.kinds.includes(drawing.kind))
 
 function chooseKind(drawing, kind) {
@@ -188,7 +191,7 @@ function paint(drawing) {
       group.setAttribute("aria-checked", on)
       group.setAttribute("aria-disabled", Boolean(data.disabled))
       group.setAttribute("tabindex", on ? 0 : -1)
-      group.setAttribute("aria-label", `${names[kind]} ${target.words}${layer === data.standard ? ", the paper's default" : ""}`)
+      group.setAttribute("aria-label", `${names[kind]} ${target.words}${note(data, layer) && `, ${note(data, layer)}`}`)
       group.dataset.layer = layer
     } else for (const name of ["role", "aria-checked", "aria-disabled", "tabindex", "aria-label", "data-layer"]) group.removeAttribute(name)
     group.style.pointerEvents = usable ? "" : "none"
@@ -204,7 +207,7 @@ function paint(drawing) {
   drawing.said.textContent = ""
   const name = document.createElement("b")
   name.textContent = { before: "before ", after: "after ", stream: "residual stream before " }[kind] + module
-  drawing.said.append("The polarizer sits ", name, selected === data.standard ? " (the paper's default). " : ". ",
+  drawing.said.append("The polarizer sits ", name, note(data, selected) ? ` (${note(data, selected)}). ` : ". ",
     kind === "stream" ? "Main path and shortcut are both filtered." : "")
 }
 

@@ -19,13 +19,20 @@ _mount = st.components.v2.component(
 
 
 def network(
-    plan: Plan, *, selected: str, default: str, key: str, on_pick: Callable[[], None], disabled: bool = False
+    plan: Plan,
+    *,
+    selected: str,
+    default: str,
+    paper: str,
+    key: str,
+    on_pick: Callable[[], None],
+    disabled: bool = False,
 ) -> None:
     """Draw the network with the polarizer at `selected`.
 
     Args:
         selected: insertion point in its canonical spelling.
-        default: the paper's point, marked as such.
+        default: what the app proposes, marked as such, as is `paper`, the paper's own point.
         key: the pick arrives in `st.session_state[key].layer` before `on_pick` is called.
         disabled: show only.
     """
@@ -33,5 +40,12 @@ def network(
         key=key,
         height="content",
         on_layer_change=on_pick,
-        data={"plan": plan.to_dict(), "kinds": KINDS, "selected": selected, "standard": default, "disabled": disabled},
+        data={
+            "plan": plan.to_dict(),
+            "kinds": KINDS,
+            "selected": selected,
+            "standard": default,
+            "paper": paper,
+            "disabled": disabled,
+        },
     )
