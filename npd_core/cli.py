@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import npd_core
 from npd_core import paths
+from npd_core.data.spec import DATASETS
 from npd_core.errors import CheckpointError, ConfigError, DataMissingError, NPDError, StorageError, unknown_name
 from npd_core.events import EpochEnd, Event, Failed, Finished, Measured, Started, StepEnd, to_record
 from npd_core.polarizer.config import BN_MODES, INNER_STEPS, LOG_FORMS, NORMS, NPDConfig, preset
@@ -667,7 +668,10 @@ def _add_defend(parser: Parser) -> None:
 def _add_setting(group: argparse._ArgumentGroup, field: Field[Any], doc: str) -> None:
     """One option for one field of the config; absent from the arguments when it was not given."""
     option = "--" + field.name.replace("_", "-")
-    help = f"{doc} Preset: {field.default}.".strip().replace("%", "%%")
+    presets = {name: getattr(preset(name), field.name) for name in DATASETS}
+    special = ", ".join(f"{value} for {name}" for name, value in presets.items() if value != field.default)
+    default = f"{field.default} ({special})" if special else str(field.default)
+    help = f"{doc} Default: {default}.".strip().replace("%", "%%")
     common: dict[str, Any] = {"dest": f"set_{field.name}", "default": argparse.SUPPRESS, "help": help}
     if field.type == "bool":
         group.add_argument(option, action=argparse.BooleanOptionalAction, **common)

@@ -118,7 +118,21 @@ def saved_once(tiny_zoo_folder, tmp_path_factory):
     """A defense of the tiny model, run once with everything that can be asked for: folder, JSON, stdout, stderr."""
     (model,) = os.listdir(tiny_zoo_folder)
     place = tmp_path_factory.mktemp("saved")
-    words = ["defend", model, *QUICK, "--lambda2", "0.3", "--seed", "4", "--watch", "60", "--device", "cpu"]
+    words = [
+        "defend",
+        model,
+        *QUICK,
+        "--layer",
+        "layer4.1.conv1",
+        "--lambda2",
+        "0.3",
+        "--seed",
+        "4",
+        "--watch",
+        "60",
+        "--device",
+        "cpu",
+    ]
     words += ["--save", str(place / "run"), "--json", str(place / "numbers.json")]
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
@@ -251,7 +265,7 @@ def test_zoo_train_passes_on_what_was_asked_for(capsys, tiny_zoo, tiny_zoo_folde
 
 
 def test_bench_as_json(capsys, tiny_zoo):
-    code, out, _ = run(capsys, "bench", "--clean", "24", "--device", "cpu", "--json", "-")
+    code, out, _ = run(capsys, "bench", "--layer", "layer4.1.conv1", "--clean", "24", "--device", "cpu", "--json", "-")
     report = json.loads(out)
     (row,) = report["results"]
     assert code == 0
