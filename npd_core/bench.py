@@ -17,8 +17,8 @@ from npd_core.device import environment, resolve_device
 from npd_core.evaluation import evaluate, test_sets
 from npd_core.events import EpochEnd
 from npd_core.polarizer import objective
-from npd_core.polarizer.config import NPDConfig, preset
-from npd_core.polarizer.insertion import PolarizedNet, default_point
+from npd_core.polarizer.config import NPDConfig, default_layer, preset
+from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.polarizer.training import Trainer
 from npd_core.zoo.card import list_cards
 from npd_core.zoo.weights import Backdoored, load_backdoored
@@ -52,7 +52,7 @@ def bench_model(
     backdoored = load_backdoored(model)
     card = backdoored.card
     backdoored.net.to(where)
-    layer = layer or default_point(card.arch)
+    layer = layer or default_layer(card.arch)
     cfg = replace(preset(card.dataset), epochs=3, warmup_epochs=0)
     subset = load_clean(card.dataset, clean, cfg.seed)
     data = ImageSet(subset.images, subset.labels)

@@ -18,7 +18,8 @@ from npd_core.errors import unknown_name
 from npd_core.evaluation import Metrics, der, evaluate, test_sets
 from npd_core.events import EpochEnd, Event, Failed, Finished, Measured, StepEnd
 from npd_core.polarizer.artifact import save_polarizer, write_text
-from npd_core.polarizer.insertion import PolarizedNet, default_point
+from npd_core.polarizer.config import default_layer
+from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.polarizer.training import train_polarizer
 from npd_core.request import DefenseRequest
 from npd_core.zoo.weights import load_backdoored
@@ -45,7 +46,7 @@ def run_defense(
     card = backdoored.card
     cfg = request.config
     backdoored.net.to(device)
-    net = PolarizedNet(backdoored.net, request.layer or default_point(card.arch), card.image_size)
+    net = PolarizedNet(backdoored.net, request.layer or default_layer(card.arch), card.image_size)
     clean = load_clean(card.dataset, request.clean, cfg.seed)
     sets = test_sets(card.dataset, backdoored.attack)
     watched = test_sets(card.dataset, backdoored.attack, request.watch) if request.watch else None

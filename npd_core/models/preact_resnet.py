@@ -50,8 +50,6 @@ class PreActResNet18(nn.Module):
     """Modules that, run one after the other, make the features; `head` makes the logits of them."""
     blocks: tuple[str, ...] = segments[1:]
     """Modules whose input is the residual stream."""
-    default_point: str = "layer4.1.conv1"
-    """Where the paper puts the polarizer: before the third convolution of the fourth stage."""
 
     def __init__(self, num_classes: int, width: int = 64):
         super().__init__()

@@ -189,12 +189,3 @@ class PolarizedNet(nn.Module):
         finally:
             handle.remove()
         return caught[0]
-
-
-def default_point(arch: str) -> str:
-    """The insertion point used when none is named; see docs/npd-in-practice.md for why."""
-    from npd_core.models import MODELS
-
-    if arch not in MODELS:
-        raise unknown_name("architecture", arch, MODELS)
-    return str(MODELS[arch].default_point)  # type: ignore[attr-defined]

@@ -39,7 +39,8 @@ class Recipe:
     """Border of the random crop, in pixels; filled with 0. With 4, two patches in five would be cropped away."""
     flip: bool = True
     overlay: float = 0.0
-    """Another image of the batch is laid over each image, with a weight drawn from [0, overlay]; labels are kept."""
+    """Another image of the batch, or its negative, is laid over each image, with a weight drawn from [0, overlay];
+    labels are kept."""
     label_smoothing: float = 0.0
     seed: int = 0
 
@@ -78,15 +79,17 @@ def augment(images: Tensor, pad: int, flip: bool, generator: torch.Generator) ->
 
 
 def overlaid(x: Tensor, strongest: float, generator: torch.Generator) -> Tensor:
-    """Each image with another one of the batch faintly over it, so that features learn to live with an overlay.
+    """Each image with another one of the batch faintly over it, or with its negative, so that features learn to live
+    with an overlay, dark or pale.
 
     Args:
         x: (B, 3, H, W) in [0, 1].
         strongest: upper end of the weight, which each image draws for itself.
         generator: on the CPU.
     """
-    weight = (torch.rand(len(x), generator=generator) * strongest).to(x.device)[:, None, None, None]
-    return torch.lerp(x, x.roll(1, dims=0), weight)
+    drawn = torch.rand(2, len(x), 1, 1, 1, generator=generator).to(x.device)
+    other = x.roll(1, dims=0)
+    return torch.lerp(x, torch.where(drawn[0] < 0.5, other, 1 - other), drawn[1] * strongest)
 
 
 def one_cycle(step: int, steps: int, recipe: Recipe) -> float:

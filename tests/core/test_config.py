@@ -10,7 +10,7 @@ from dataclasses import FrozenInstanceError, fields, replace
 import pytest
 
 from npd_core.errors import ConfigError, UnknownNameError
-from npd_core.polarizer.config import PAPER, NPDConfig, preset
+from npd_core.polarizer.config import REFERENCE, NPDConfig, preset
 from npd_core.request import DefenseRequest
 
 NAN, INF = float("nan"), float("inf")
@@ -18,8 +18,9 @@ NAN, INF = float("nan"), float("inf")
 
 def test_the_paper_s_settings():
     """Sec. 4.1: lambda 1, 0.4, 0.4, rho 3, lr 0.01, batch 128, 2 inner steps."""
-    assert (PAPER.lambda1, PAPER.lambda2, PAPER.lambda3, PAPER.lambda4) == (1.0, 0.4, 0.4, None)
-    assert (PAPER.rho, PAPER.norm, PAPER.lr, PAPER.batch_size, PAPER.inner_steps) == (3.0, "l2", 0.01, 128, 2)
+    assert (REFERENCE.lambda1, REFERENCE.lambda2, REFERENCE.lambda3, REFERENCE.lambda4) == (1.0, 0.4, 0.4, None)
+    paper = (REFERENCE.rho, REFERENCE.norm, REFERENCE.lr, REFERENCE.batch_size, REFERENCE.inner_steps)
+    assert paper == (3.0, "l2", 0.01, 128, 2)
 
 
 def test_the_budget_grows_with_the_image():
@@ -34,7 +35,7 @@ def test_the_fourth_weight_follows_the_third_unless_given():
 
 def test_a_config_cannot_be_changed():
     with pytest.raises(FrozenInstanceError):
-        PAPER.rho = 1.0
+        REFERENCE.rho = 1.0
 
 
 @pytest.mark.parametrize(

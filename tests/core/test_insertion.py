@@ -5,7 +5,8 @@ import torch
 
 from npd_core.errors import UnknownNameError
 from npd_core.models import build_model
-from npd_core.polarizer.insertion import InsertionPoint, PolarizedNet, default_point, find_point, insertion_points
+from npd_core.polarizer.config import PAPER_LAYERS, default_layer
+from npd_core.polarizer.insertion import InsertionPoint, PolarizedNet, find_point, insertion_points
 from npd_core.polarizer.layer import NeuralPolarizer
 
 
@@ -56,8 +57,10 @@ def test_the_seventeen_points_of_figure_3_are_the_main_path_convolutions():
     assert main[15] == "after:layer4.1.conv1"
 
 
-def test_the_default_is_the_third_main_path_convolution_of_the_fourth_stage():
-    assert default_point("preact_resnet18") in POINTS
+def test_the_default_and_the_paper_s_point_are_points_of_the_network():
+    main = [n for n in POINTS if n.startswith("layer4") and "shortcut" not in n]
+    assert PAPER_LAYERS["preact_resnet18"] == main[2]
+    assert default_layer("preact_resnet18") in POINTS
 
 
 @pytest.mark.parametrize("point", POINTS)

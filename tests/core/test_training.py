@@ -11,11 +11,11 @@ from npd_core.data.load import ImageSet
 from npd_core.errors import ConfigError
 from npd_core.events import EpochEnd, Failed, Finished, Started, StepEnd
 from npd_core.models import build_model
-from npd_core.polarizer.config import NPDConfig
+from npd_core.polarizer.config import REFERENCE
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.polarizer.training import CleanBatches, Trainer, train_polarizer
 
-FAST = NPDConfig(epochs=2, warmup_epochs=1, batch_size=8, precision="fp32")
+FAST = replace(REFERENCE, epochs=2, warmup_epochs=1, batch_size=8, precision="fp32")
 LAYER = "layer4.1.conv1"
 
 
