@@ -35,12 +35,17 @@ def test_sets(dataset: str, attack: Attack, limit: int | None = None) -> TestSet
     """The test split of `dataset`, clean and poisoned.
 
     Args:
-        limit: at most this many images, spread evenly over the split; None: all.
+        limit: at most this many images, drawn once and for all over the split; None: all.
     """
     clean = load_dataset(dataset, "test")
     if limit is not None and limit < len(clean.labels):
-        clean = clean.subset(torch.linspace(0, len(clean.labels) - 1, limit).long())
+        clean = clean.subset(some(len(clean.labels), limit))
     return TestSets(clean, poison_test_set(clean, attack))
+
+
+def some(total: int, count: int) -> Tensor:
+    """The same `count` of `total` indices every time, ascending: a random draw, since a regular one may miss classes."""
+    return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:count].sort().values
 
 
 @torch.inference_mode()

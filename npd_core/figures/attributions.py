@@ -67,15 +67,19 @@ def map_image(found: np.ndarray, scale: float, mode: str | None = "light") -> np
         (3, H, W) uint8.
     """
     stops = scale_stops(mode)
-    colors = np.array([[int(color[i:i + 2], 16) for i in (1, 3, 5)] for _, color in stops], dtype=float)
+    colors = np.array([[int(color[i : i + 2], 16) for i in (1, 3, 5)] for _, color in stops], dtype=float)
     at = np.clip(np.asarray(found, dtype=float) / (2 * scale) + 0.5, 0.0, 1.0)
     return np.stack([np.interp(at, [s for s, _ in stops], colors[:, k]) for k in range(3)]).round().astype(np.uint8)
 
 
 def channel_bars(
-    before: Sequence[float], after: Sequence[float],
-    activation_before: Sequence[float], activation_after: Sequence[float],
-    logit_before: float, logit_after: float, top: int = 12,
+    before: Sequence[float],
+    after: Sequence[float],
+    activation_before: Sequence[float],
+    activation_after: Sequence[float],
+    logit_before: float,
+    logit_after: float,
+    top: int = 12,
 ) -> ChannelBars:
     """The record of `top` channels, by how much of the logit the polarizer took from them.
 
@@ -88,23 +92,48 @@ def channel_bars(
     def pick(values: Sequence[float]) -> list[float]:
         return [float(values[k]) for k in chosen]
 
-    return ChannelBars(chosen, pick(before), pick(after), [float(gone[k]) for k in chosen], pick(activation_before),
-                       pick(activation_after), float(gone[chosen].sum() / lowering) if lowering > 0 else 0.0,
-                       float(logit_before), float(logit_after))
+    return ChannelBars(
+        chosen,
+        pick(before),
+        pick(after),
+        [float(gone[k]) for k in chosen],
+        pick(activation_before),
+        pick(activation_after),
+        float(gone[chosen].sum() / lowering) if lowering > 0 else 0.0,
+        float(logit_before),
+        float(logit_after),
+    )
 
 
 def channel_figure(bars: ChannelBars, mode: str | None = "light") -> go.Figure:
     """Contribution of each channel to the logit: hatched before, plain after the polarizer."""
     colors = theme.palette(mode)
     names = [f"#{k}" for k in bars.channels]
-    rows = [("before the polarizer", bars.before, bars.activation_before, colors.trigger, "/"),
-            ("after the polarizer", bars.after, bars.activation_after, colors.polarizer, "")]
+    rows = [
+        ("before the polarizer", bars.before, bars.activation_before, colors.trigger, "/"),
+        ("after the polarizer", bars.after, bars.activation_after, colors.polarizer, ""),
+    ]
     drawn = [
-        go.Bar(name=name, x=names, y=values, customdata=activations,
-               marker={"color": color, "pattern": {"shape": shape, "size": 6, "solidity": 0.45}},
-               hovertemplate="%{y:.3f} of the logit, mean |activation| %{customdata:.3f}<extra>" + name + "</extra>")
+        go.Bar(
+            name=name,
+            x=names,
+            y=values,
+            customdata=activations,
+            marker={"color": color, "pattern": {"shape": shape, "size": 6, "solidity": 0.45}},
+            hovertemplate="%{y:.3f} of the logit, mean |activation| %{customdata:.3f}<extra>" + name + "</extra>",
+        )
         for name, values, activations, color, shape in rows
     ]
-    return go.Figure(drawn, theme.layout(
-        mode, barmode="group", height=340, xaxis_title_text="channel, most suppressed first", xaxis_type="category",
-        yaxis_title_text="contribution to the logit", yaxis_zeroline=True, yaxis_zerolinecolor=colors.muted))
+    return go.Figure(
+        drawn,
+        theme.layout(
+            mode,
+            barmode="group",
+            height=340,
+            xaxis_title_text="channel, most suppressed first",
+            xaxis_type="category",
+            yaxis_title_text="contribution to the logit",
+            yaxis_zeroline=True,
+            yaxis_zerolinecolor=colors.muted,
+        ),
+    )

@@ -73,7 +73,12 @@ def top_classes(probabilities: Sequence[np.ndarray], always: Iterable[int] = (),
 
 
 def probability_bars(
-    backdoored: np.ndarray, polarized: np.ndarray | None, names: Sequence[str], label: int, target: int, top: int = 6,
+    backdoored: np.ndarray,
+    polarized: np.ndarray | None,
+    names: Sequence[str],
+    label: int,
+    target: int,
+    top: int = 6,
 ) -> Bars:
     """The record of one picture: at most `top` classes, true and wanted class always among them.
 
@@ -84,8 +89,13 @@ def probability_bars(
     rows = [backdoored] if polarized is None else [backdoored, polarized]
     chosen = top_classes(rows, (label, target), top)
     return Bars(
-        [names[k] for k in chosen], chosen, [float(backdoored[k]) for k in chosen],
-        None if polarized is None else [float(polarized[k]) for k in chosen], chosen.index(label), chosen.index(target))
+        [names[k] for k in chosen],
+        chosen,
+        [float(backdoored[k]) for k in chosen],
+        None if polarized is None else [float(polarized[k]) for k in chosen],
+        chosen.index(label),
+        chosen.index(target),
+    )
 
 
 def probability_figure(bars: Bars, mode: str | None = "light") -> go.Figure:
@@ -100,16 +110,36 @@ def probability_figure(bars: Bars, mode: str | None = "light") -> go.Figure:
     if bars.polarized is not None:
         rows.append(("with polarizer", bars.polarized, colors.polarizer, ""))
     drawn = [
-        go.Bar(name=name, x=values, y=words, orientation="h", text=[f"{v:.1%}" for v in values], textposition="outside",
-               cliponaxis=False, hovertemplate="%{y}: %{x:.2%}<extra>" + name + "</extra>",
-               marker={"color": color, "pattern": {"shape": shape, "size": 6, "solidity": 0.45}})
+        go.Bar(
+            name=name,
+            x=values,
+            y=words,
+            orientation="h",
+            text=[f"{v:.1%}" for v in values],
+            textposition="outside",
+            cliponaxis=False,
+            hovertemplate="%{y}: %{x:.2%}<extra>" + name + "</extra>",
+            marker={"color": color, "pattern": {"shape": shape, "size": 6, "solidity": 0.45}},
+        )
         for name, values, color, shape in rows
     ]
-    return go.Figure(drawn, theme.layout(
-        mode, barmode="group", height=110 + 46 * len(words), bargap=0.25, hovermode="closest",
-        xaxis_range=[0, 1.16], xaxis_tickformat=".0%", xaxis_tickvals=[0, 0.25, 0.5, 0.75, 1],
-        yaxis_autorange="reversed", yaxis_showgrid=False, yaxis_tickfont_color=colors.text,
-        legend_traceorder="normal"))
+    return go.Figure(
+        drawn,
+        theme.layout(
+            mode,
+            barmode="group",
+            height=110 + 46 * len(words),
+            bargap=0.25,
+            hovermode="closest",
+            xaxis_range=[0, 1.16],
+            xaxis_tickformat=".0%",
+            xaxis_tickvals=[0, 0.25, 0.5, 0.75, 1],
+            yaxis_autorange="reversed",
+            yaxis_showgrid=False,
+            yaxis_tickfont_color=colors.text,
+            legend_traceorder="normal",
+        ),
+    )
 
 
 def difference(clean: np.ndarray, triggered: np.ndarray, gain: int = GAIN) -> np.ndarray:

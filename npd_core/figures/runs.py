@@ -42,7 +42,11 @@ class Row(NamedTuple):
 
 
 def read_row(
-    run_id: str, recorded: bool, state: str, created: float, request: Mapping[str, Any],
+    run_id: str,
+    recorded: bool,
+    state: str,
+    created: float,
+    request: Mapping[str, Any],
     result: Mapping[str, Any] | None,
 ) -> Row:
     """The row of a run.
@@ -56,12 +60,25 @@ def read_row(
     config = request.get("config") or {}
     lambda2, lambda3, rho = (float(config.get(name, 0.0)) for name in ("lambda2", "lambda3", "rho"))
     return Row(
-        run_id, "recorded" if recorded else "live", state,
-        str(request.get("model", "")), str(request.get("defense", "npd")),
+        run_id,
+        "recorded" if recorded else "live",
+        state,
+        str(request.get("model", "")),
+        str(request.get("defense", "npd")),
         str(result.get("layer") or request.get("layer") or "default"),
-        lambda2, lambda3, rho,
-        before.get("acc"), after.get("acc"), before.get("asr"), after.get("asr"), before.get("ra"), after.get("ra"),
-        result.get("der"), (result.get("seconds") or {}).get("train"), created)
+        lambda2,
+        lambda3,
+        rho,
+        before.get("acc"),
+        after.get("acc"),
+        before.get("asr"),
+        after.get("asr"),
+        before.get("ra"),
+        after.get("ra"),
+        result.get("der"),
+        (result.get("seconds") or {}).get("train"),
+        created,
+    )
 
 
 def differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -84,21 +101,39 @@ def comparison_figure(runs: Mapping[str, MetricCurves], mode: str | None = "ligh
     """
     colors = theme.palette(mode)
     shades = (colors.benign, colors.trigger, colors.polarizer, colors.green, colors.text, colors.muted)
-    figure = make_subplots(1, len(METRICS), subplot_titles=list(METRICS.values()), shared_yaxes=True,
-                           horizontal_spacing=0.03)
+    figure = make_subplots(
+        1, len(METRICS), subplot_titles=list(METRICS.values()), shared_yaxes=True, horizontal_spacing=0.03
+    )
     for number, (words, curves) in enumerate(runs.items()):
         look = number % len(shades)
         for column, name in enumerate(METRICS, start=1):
-            figure.add_trace(go.Scatter(
-                x=curves.epochs, y=getattr(curves, name), name=words, legendgroup=words, showlegend=column == 1,
-                mode="lines+markers", line={"color": shades[look], "dash": DASHES[look], "width": 3},
-                marker={"symbol": SYMBOLS[look], "size": 8},
-                hovertemplate="epoch %{x}: %{y:.1%}<extra>" + name.upper() + "</extra>"), 1, column)
+            figure.add_trace(
+                go.Scatter(
+                    x=curves.epochs,
+                    y=getattr(curves, name),
+                    name=words,
+                    legendgroup=words,
+                    showlegend=column == 1,
+                    mode="lines+markers",
+                    line={"color": shades[look], "dash": DASHES[look], "width": 3},
+                    marker={"symbol": SYMBOLS[look], "size": 8},
+                    hovertemplate="epoch %{x}: %{y:.1%}<extra>" + name.upper() + "</extra>",
+                ),
+                1,
+                column,
+            )
     base = theme.layout(mode)
     figure.update_layout(
-        paper_bgcolor=base.paper_bgcolor, plot_bgcolor=base.plot_bgcolor, font=base.font, hoverlabel=base.hoverlabel,
-        height=360, margin={"l": 8, "r": 12, "t": 40, "b": 8}, hovermode="closest", template="none",
-        legend={"orientation": "h", "x": 0, "y": -0.18, "yanchor": "top"})
+        paper_bgcolor=base.paper_bgcolor,
+        plot_bgcolor=base.plot_bgcolor,
+        font=base.font,
+        hoverlabel=base.hoverlabel,
+        height=360,
+        margin={"l": 8, "r": 12, "t": 40, "b": 8},
+        hovermode="closest",
+        template="none",
+        legend={"orientation": "h", "x": 0, "y": -0.18, "yanchor": "top"},
+    )
     figure.update_xaxes(base.xaxis, title_text="epoch")
     figure.update_yaxes(base.yaxis, range=[-0.03, 1.03], tickformat=".0%")
     figure.update_annotations(font={"size": 14, "color": colors.text})
@@ -109,15 +144,26 @@ def outcome_figure(rows: Sequence[Row], names: Sequence[str], mode: str | None =
     """ACC, ASR and RA after each run as bars; pointing at one shows the value before."""
     colors = theme.palette(mode)
     looks = {"acc": (colors.benign, ""), "asr": (colors.trigger, "/"), "ra": (colors.polarizer, ".")}
-    figure = go.Figure(layout=theme.layout(
-        mode, barmode="group", yaxis_range=[0, 1.08], yaxis_tickformat=".0%", hovermode="closest", height=320))
+    figure = go.Figure(
+        layout=theme.layout(
+            mode, barmode="group", yaxis_range=[0, 1.08], yaxis_tickformat=".0%", hovermode="closest", height=320
+        )
+    )
     for name, (color, shape) in looks.items():
         after, before = [getattr(row, name) for row in rows], [getattr(row, f"{name}_before") for row in rows]
-        figure.add_trace(go.Bar(
-            name=METRICS[name], x=list(names), y=after, customdata=before,
-            text=["" if v is None else f"{v:.1%}" for v in after], textposition="outside", cliponaxis=False,
-            marker={"color": color, "pattern": {"shape": shape, "size": 6, "solidity": 0.45}},
-            hovertemplate="%{y:.1%}, before %{customdata:.1%}<extra>" + name.upper() + "</extra>"))
+        figure.add_trace(
+            go.Bar(
+                name=METRICS[name],
+                x=list(names),
+                y=after,
+                customdata=before,
+                text=["" if v is None else f"{v:.1%}" for v in after],
+                textposition="outside",
+                cliponaxis=False,
+                marker={"color": color, "pattern": {"shape": shape, "size": 6, "solidity": 0.45}},
+                hovertemplate="%{y:.1%}, before %{customdata:.1%}<extra>" + name.upper() + "</extra>",
+            )
+        )
     return figure
 
 

@@ -96,15 +96,21 @@ def read_card(path: Path) -> Card:
 
 def list_cards() -> list[Card]:
     """Every model of the zoo, by id. A damaged card raises CheckpointError."""
-    return [read_card(path) for path in sorted(paths.pretrained().glob(f"*/{CARD}"))]
+    return [read_card(paths.pretrained() / model / CARD) for model in _ids()]
 
 
 def get_card(model: str) -> Card:
     """The card of one model. Raises UnknownNameError, with the nearest valid id."""
-    choices = sorted(path.parent.name for path in paths.pretrained().glob(f"*/{CARD}"))
+    choices = _ids()
     if model not in choices:
         raise unknown_name("model", model, choices)
     return read_card(paths.pretrained() / model / CARD)
+
+
+def _ids() -> list[str]:
+    """Folders with a card; a hidden one is a model that is being written."""
+    names = (path.parent.name for path in paths.pretrained().glob(f"*/{CARD}"))
+    return sorted(name for name in names if not name.startswith("."))
 
 
 def verify_files(card: Card) -> None:

@@ -62,7 +62,7 @@ def save_backdoored(net: Normalized, card: Card) -> Card:
     Raises StorageError when the folder cannot be written; an older version of the model is then untouched.
     """
     folder = card.folder
-    partial = folder.with_name(folder.name + ".partial")
+    partial = folder.with_name(f".{folder.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
