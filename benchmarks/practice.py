@@ -1,4 +1,4 @@
-"""What decides whether NPD works on a small network: one table of runs on one model, as docs/npd-in-practice.md shows it.
+"""What decides whether NPD works on a small network: one table of runs on one model, for docs/npd-in-practice.md.
 
     python benchmarks/practice.py signs-badnets_a2o-preact_resnet18-w32 [--images 480] [--rows paper,default]
 
@@ -39,6 +39,7 @@ def rows(dataset: str, default: str) -> dict[str, tuple[str, dict[str, object]]]
 
 
 def main() -> None:
+    """Train and measure each row, and print it as it is done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--images", type=int, default=480)

@@ -44,7 +44,7 @@ def test_sets(dataset: str, attack: Attack, limit: int | None = None) -> TestSet
 
 
 def some(total: int, count: int) -> Tensor:
-    """The same `count` of `total` indices every time, ascending: a random draw, since a regular one may miss classes."""
+    """The same `count` of `total` indices every time, ascending; a regular draw could miss whole classes."""
     return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:count].sort().values
 
 

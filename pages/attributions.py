@@ -8,13 +8,15 @@ from npd_core.attribution import METHODS
 from npd_core.figures.attributions import MapGrid, channel_bars, channel_figure
 from pages.shared import cached, choose, frame, gallery
 
-ATTACKED, TRUE = "the attacker’s class", "the true class"     # what an address can say, as it can name a class
+ATTACKED, TRUE = "the attacker’s class", "the true class"  # what an address can say, as it can name a class
 UNITS = {"saliency": "logits per unit of brightness"}
 
 selection = frame.selection()
 st.title("Attributions")
-st.write("Which pixels speak for a class? The same question is put to the backdoored network and to the polarized one, "
-         "for the clean and for the triggered picture. All four maps share one colour scale, so they can be compared.")
+st.write(
+    "Which pixels speak for a class? The same question is put to the backdoored network and to the polarized one, "
+    "for the clean and for the triggered picture. All four maps share one colour scale, so they can be compared."
+)
 
 card = choose.model(selection)
 run = choose.finished_run(selection)
@@ -27,16 +29,38 @@ with choose.working():
 if "image" not in st.session_state and "image" not in st.query_params:
     st.session_state["image"] = st.session_state.get("last_picture", choose.first_attackable(card.id))
 first, second, third, fourth = st.columns([1.6, 1.2, 1.2, 1.8], vertical_alignment="bottom")
-title = first.selectbox("Method", [info.title for info in METHODS.values()], key="method", bind="query-params",
-                        help="Five ways to ask; they agree where a finding is solid.")
+title = first.selectbox(
+    "Method",
+    [info.title for info in METHODS.values()],
+    key="method",
+    bind="query-params",
+    help="Five ways to ask; they agree where a finding is solid.",
+)
 method = next(name for name, info in METHODS.items() if info.title == title)
-index = second.number_input("Picture number", 0, len(labels) - 1, key="image", bind="query-params",
-                            help=f"Any of the {len(labels)} test pictures.")
-third.button("New sample", key="new_sample", icon=":material/casino:", width="stretch",
-             on_click=choose.another, args=("image", card.id), help="A random picture that the attack can hijack.")
+index = second.number_input(
+    "Picture number",
+    0,
+    len(labels) - 1,
+    key="image",
+    bind="query-params",
+    help=f"Any of the {len(labels)} test pictures.",
+)
+third.button(
+    "New sample",
+    key="new_sample",
+    icon=":material/casino:",
+    width="stretch",
+    on_click=choose.another,
+    args=("image", card.id),
+    help="A random picture that the attack can hijack.",
+)
 asked = fourth.selectbox(
-    "Explain the score of", [ATTACKED, TRUE, *names], key="target", bind="query-params",
-    help="Both networks are asked about this same class.")
+    "Explain the score of",
+    [ATTACKED, TRUE, *names],
+    key="target",
+    bind="query-params",
+    help="Both networks are asked about this same class.",
+)
 index = min(max(int(index), 0), len(labels) - 1)
 st.session_state["last_picture"] = index
 
@@ -44,20 +68,29 @@ with choose.working():
     found = cached.samples(card.id, (index,))
     label, wanted = int(found.labels[0]), int(found.targets[0])
     target = {ATTACKED: wanted, TRUE: label}[asked] if asked in (ATTACKED, TRUE) else names.index(asked)
-    says = [[cached.predictions(card.id, who, (index,), triggered)[0] for who in (None, run.id)]
-            for triggered in (False, True)]
+    says = [
+        [cached.predictions(card.id, who, (index,), triggered)[0] for who in (None, run.id)]
+        for triggered in (False, True)
+    ]
     drawn = cached.maps(card.id, run.id, index, method, target)
 
 info = METHODS[method]
 st.markdown(f"**{info.title}** ({info.source}). {info.sentence} *What to look for:* {info.look_for}")
 if not found.eligible[0]:
-    st.info("This picture already belongs to the attacker’s class, so the trigger has nothing to do. "
-            "Take a new sample to see an attack.", icon=":material/info:")
+    st.info(
+        "This picture already belongs to the attacker’s class, so the trigger has nothing to do. "
+        "Take a new sample to see an attack.",
+        icon=":material/info:",
+    )
 grid = MapGrid(
-    [f"Clean · {names[label]}", "Triggered"], ["Backdoored", "With polarizer"], [found.clean[0], found.triggered[0]],
-    [list(row) for row in drawn.maps], drawn.scale,
+    [f"Clean · {names[label]}", "Triggered"],
+    ["Backdoored", "With polarizer"],
+    [found.clean[0], found.triggered[0]],
+    [list(row) for row in drawn.maps],
+    drawn.scale,
     [[f"says {names[int(p.argmax())]}, {p.max():.0%}" for p in row] for row in says],
-    f"Orange speaks for “{names[target]}”, blue against it; {UNITS.get(method, 'logits')}, one scale for all.")
+    f"Orange speaks for “{names[target]}”, blue against it; {UNITS.get(method, 'logits')}, one scale for all.",
+)
 gallery.show_maps(grid)
 
 st.subheader("Which channels the polarizer suppressed")
@@ -66,10 +99,12 @@ with choose.working():
     channels = cached.channels(card.id, run.id, index, triggered, target)
 bars = channel_bars(*channels)
 fall = bars.logit_before - bars.logit_after
-st.write(f"The polarizer sits at `{run.request.layer or (run.result or {}).get('layer', 'its layer')}` with "
-         f"{len(channels.before)} channels. With it, the logit of “{names[target]}” goes from {bars.logit_before:.2f} "
-         f"to {bars.logit_after:.2f} ({-fall:+.2f}). The bars show the {len(bars.channels)} channels that lost most; "
-         f"together they make {bars.share:.0%} of all that was taken away.")
+st.write(
+    f"The polarizer sits at `{run.request.layer or (run.result or {}).get('layer', 'its layer')}` with "
+    f"{len(channels.before)} channels. With it, the logit of “{names[target]}” goes from {bars.logit_before:.2f} "
+    f"to {bars.logit_after:.2f} ({-fall:+.2f}). The bars show the {len(bars.channels)} channels that lost most; "
+    f"together they make {bars.share:.0%} of all that was taken away."
+)
 if bars.channels:
     st.plotly_chart(channel_figure(bars, gallery.mode()), key="channels", theme=None, config={"displayModeBar": False})
 else:
@@ -79,10 +114,21 @@ with st.expander("How a channel’s contribution is defined, and the numbers"):
         "Take the features that reach the polarizer and those that leave it. Integrated Gradients on the straight way "
         "from nothing to the purified features gives *after*; on the way from the purified to the original ones it "
         "gives what was *suppressed*; *before* is the sum of both. Over all channels, *suppressed* adds up to the fall "
-        "of the logit, and a channel that passes unchanged has none.")
+        "of the logit, and a channel that passes unchanged has none."
+    )
     st.dataframe(
-        {"channel": bars.channels, "before": bars.before, "after": bars.after, "suppressed": bars.suppressed,
-         "mean |activation| before": bars.activation_before, "mean |activation| after": bars.activation_after},
-        key="channel_table", hide_index=True,
-        column_config={name: st.column_config.NumberColumn(format="%.3f") for name in
-                       ("before", "after", "suppressed", "mean |activation| before", "mean |activation| after")})
+        {
+            "channel": bars.channels,
+            "before": bars.before,
+            "after": bars.after,
+            "suppressed": bars.suppressed,
+            "mean |activation| before": bars.activation_before,
+            "mean |activation| after": bars.activation_after,
+        },
+        key="channel_table",
+        hide_index=True,
+        column_config={
+            name: st.column_config.NumberColumn(format="%.3f")
+            for name in ("before", "after", "suppressed", "mean |activation| before", "mean |activation| after")
+        },
+    )

@@ -14,9 +14,11 @@ ANY = "any class"
 
 selection = frame.selection()
 st.title("Predictions")
-st.write("One test picture, three states: **clean**, **triggered**, and **purified**, which is the triggered picture "
-         "judged through the polarizer. It filters features inside the network, so the pixels stay the same: what "
-         "changes is what the network sees in them.")
+st.write(
+    "One test picture, three states: **clean**, **triggered**, and **purified**, which is the triggered picture "
+    "judged through the polarizer. It filters features inside the network, so the pixels stay the same: what "
+    "changes is what the network sees in them."
+)
 
 card = choose.model(selection)
 run = choose.finished_run(selection)
@@ -25,20 +27,38 @@ with choose.working():
     labels = cached.test_labels(card.id)
 
 first, second, third, fourth = st.columns([2, 1.2, 1.2, 1.6], vertical_alignment="bottom")
-wanted = first.selectbox("Class", [ANY, *names], key="filter", persist_state="session",
-                         help="New samples are drawn from this class of the test set.")
-count = second.selectbox("Pictures", COUNTS, index=1, key="count", persist_state="session",
-                         help="How many pictures are drawn and shown.")
+wanted = first.selectbox(
+    "Class",
+    [ANY, *names],
+    key="filter",
+    persist_state="session",
+    help="New samples are drawn from this class of the test set.",
+)
+count = second.selectbox(
+    "Pictures", COUNTS, index=1, key="count", persist_state="session", help="How many pictures are drawn and shown."
+)
 pool = np.flatnonzero(labels == names.index(wanted)) if wanted != ANY else np.arange(len(labels))
 key = f"{wanted}/{count}"
 shown = choose.pictures(card.id, pool, count, key)
 if third.button("New sample", key="new_sample", icon=":material/casino:", width="stretch"):
     shown = choose.draw(card.id, pool, count, key)
 fourth.number_input(
-    "Picture number", 0, len(labels) - 1, value=None, key="number", placeholder=f"0 to {len(labels) - 1}",
-    on_change=choose.put_first, args=("number",), help="Put this picture of the test set first.")
-amplified = st.toggle("Change × 10", key="difference", bind="query-params",
-                      help="Also show what the trigger changed, ten times as strong. Grey means unchanged.")
+    "Picture number",
+    0,
+    len(labels) - 1,
+    value=None,
+    key="number",
+    placeholder=f"0 to {len(labels) - 1}",
+    on_change=choose.put_first,
+    args=("number",),
+    help="Put this picture of the test set first.",
+)
+amplified = st.toggle(
+    "Change × 10",
+    key="difference",
+    bind="query-params",
+    help="Also show what the trigger changed, ten times as strong. Grey means unchanged.",
+)
 
 with choose.working():
     found = cached.samples(card.id, shown)
@@ -52,17 +72,30 @@ with choose.working():
 
 if after is not None and found.eligible.any():
     judged = found.eligible
-    old, new = (tally(p[1].argmax(1)[judged].tolist(), found.labels[judged].tolist(), found.targets[judged].tolist())
-                for p in (before, after))
+    old, new = (
+        tally(p[1].argmax(1)[judged].tolist(), found.labels[judged].tolist(), found.targets[judged].tolist())
+        for p in (before, after)
+    )
     st.markdown(
         f"With the trigger, of these {old.total} pictures: **backdoored** network :orange[⚠ {old.hijacked} hijacked], "
         f"{old.right} right, {old.wrong} wrong; **with polarizer** {new.hijacked} hijacked, "
-        f":violet[✓ {new.right} right again], {new.wrong} wrong.")
+        f":violet[✓ {new.right} right again], {new.wrong} wrong."
+    )
 
 gallery.show(
-    [gallery.sample(found, i, names, (before[0][i], before[1][i]),
-                    None if after is None else (after[0][i], after[1][i]), amplified=amplified)
-     for i in range(len(found.indices))], names)
+    [
+        gallery.sample(
+            found,
+            i,
+            names,
+            (before[0][i], before[1][i]),
+            None if after is None else (after[0][i], after[1][i]),
+            amplified=amplified,
+        )
+        for i in range(len(found.indices))
+    ],
+    names,
+)
 
 if run is not None and run.result:
     st.subheader("All test pictures", help="Measured when the run ended, on the whole test split.")
@@ -75,9 +108,16 @@ focus = st.selectbox("Picture", found.indices, format_func=lambda k: f"#{k} · {
 at = found.indices.index(focus)
 st.session_state["last_picture"] = int(focus)
 for column, words, triggered in zip(st.columns(2), ("Clean", "Triggered"), (0, 1), strict=True):
-    bars = probability_bars(before[triggered][at], None if after is None else after[triggered][at], names,
-                            int(found.labels[at]), int(found.targets[at]), top=8)
+    bars = probability_bars(
+        before[triggered][at],
+        None if after is None else after[triggered][at],
+        names,
+        int(found.labels[at]),
+        int(found.targets[at]),
+        top=8,
+    )
     column.markdown(f"**{words}**")
-    column.plotly_chart(probability_figure(bars, gallery.mode()), key=f"bars_{triggered}", theme=None,
-                        config={"displayModeBar": False})
+    column.plotly_chart(
+        probability_figure(bars, gallery.mode()), key=f"bars_{triggered}", theme=None, config={"displayModeBar": False}
+    )
 frame.link("pages/attributions.py", "Why? See which pixels decide", ":material/center_focus_strong:")

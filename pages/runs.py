@@ -12,10 +12,11 @@ from npd_core.figures.runs import comparison_figure, differing, outcome_figure, 
 from npd_core.jobs.store import Run
 from pages.shared import cached, choose, frame, gallery
 
-MOST = 6     # runs compared at once
+MOST = 6  # runs compared at once
 COLUMNS = {
     "state": st.column_config.TextColumn("State", pinned=True),
-    "model": "Model", "layer": "Layer",
+    "model": "Model",
+    "layer": "Layer",
     "acc": st.column_config.NumberColumn("ACC", format="percent", help="Clean pictures that get their true label."),
     "asr": st.column_config.NumberColumn("ASR", format="percent", help="Triggered pictures that the attacker gets."),
     "ra": st.column_config.NumberColumn("RA", format="percent", help="Triggered pictures that get their true label."),
@@ -29,7 +30,8 @@ COLUMNS = {
     "rho": st.column_config.NumberColumn("ρ", help="Budget of the inner perturbation."),
     "defense": "Defense",
     "kind": st.column_config.TextColumn("Kind", help="Recorded: shipped with the project. Live: made on this machine."),
-    "when": "Asked for", "id": "Run",
+    "when": "Asked for",
+    "id": "Run",
 }
 
 
@@ -65,29 +67,50 @@ def refresh() -> None:
 def details(run: Run) -> None:
     """One run: how it ended, its figures, and what can be done with it."""
     icon, color = frame.STATES[run.state]
-    st.markdown(f":{color}-badge[{icon} {run.state}] `{run.id}` · {frame.provenance(run)}"
-                + (f" · {run.message}" if run.message else ""))
+    st.markdown(
+        f":{color}-badge[{icon} {run.state}] `{run.id}` · {frame.provenance(run)}"
+        + (f" · {run.message}" if run.message else "")
+    )
     if run.result:
         choose.outcome(run)
     first, second, third = st.columns(3)
-    if first.button("Open in the Lab", key="open", icon=":material/science:", width="stretch",
-                    help="The Lab with the settings, curves and result of this run; its address can be shared."):
+    if first.button(
+        "Open in the Lab",
+        key="open",
+        icon=":material/science:",
+        width="stretch",
+        help="The Lab with the settings, curves and result of this run; its address can be shared.",
+    ):
         choose.go("pages/lab.py", run.id)
     if run.active and not run.recorded:
-        if second.button("Cancel", key="cancel", icon=":material/stop_circle:", width="stretch",
-                         help="Ends the run. A running one keeps the best polarizer so far."):
+        if second.button(
+            "Cancel",
+            key="cancel",
+            icon=":material/stop_circle:",
+            width="stretch",
+            help="Ends the run. A running one keeps the best polarizer so far.",
+        ):
             cancel(run)
     elif (run.folder / "polarizer.safetensors").is_file():
         with choose.working():
             second.download_button(
-                "Download", cached.archive(run.id), f"{run.request.model}-{run.id}.zip", "application/zip",
-                key="download", icon=":material/download:", width="stretch", on_click="ignore",
-                help="Polarizer (safetensors), every setting, metrics and events in one zip file.")
+                "Download",
+                cached.archive(run.id),
+                f"{run.request.model}-{run.id}.zip",
+                "application/zip",
+                key="download",
+                icon=":material/download:",
+                width="stretch",
+                on_click="ignore",
+                help="Polarizer (safetensors), every setting, metrics and events in one zip file.",
+            )
     else:
-        second.button("Download", key="download", disabled=True, width="stretch",
-                      help="This run left no polarizer behind.")
-    if run.result and third.button("See its predictions", key="predictions", icon=":material/image_search:",
-                                   width="stretch"):
+        second.button(
+            "Download", key="download", disabled=True, width="stretch", help="This run left no polarizer behind."
+        )
+    if run.result and third.button(
+        "See its predictions", key="predictions", icon=":material/image_search:", width="stretch"
+    ):
         choose.go("pages/predictions.py", run.id)
     with st.expander("Every setting, and what was measured"):
         left, right = st.columns(2)
@@ -115,18 +138,26 @@ def compare(runs: list[Run]) -> None:
             curves[name] = found
     rows = [read_row(run.id, run.recorded, run.state, run.created, run.request.to_dict(), run.result) for run in runs]
     if curves:
-        st.plotly_chart(comparison_figure(curves, gallery.mode()), key="comparison", theme=None,
-                        config={"displayModeBar": False})
+        st.plotly_chart(
+            comparison_figure(curves, gallery.mode()), key="comparison", theme=None, config={"displayModeBar": False}
+        )
         if len(curves) < len(runs):
             st.caption("Runs that were not watched during training have no curve.")
     if any(run.result for run in runs):
-        st.plotly_chart(outcome_figure(rows, names, gallery.mode()),
-                        key="outcomes", theme=None, config={"displayModeBar": False})
+        st.plotly_chart(
+            outcome_figure(rows, names, gallery.mode()), key="outcomes", theme=None, config={"displayModeBar": False}
+        )
     settings = differing({run.id: run.request.to_dict() for run in runs})
     if settings:
         st.write("Settings in which they differ")
-        st.dataframe([{"setting": setting, **{name: _text(v) for name, v in zip(names, values, strict=True)}}
-                      for setting, values in settings.items()], hide_index=True, key="differences")
+        st.dataframe(
+            [
+                {"setting": setting, **{name: _text(v) for name, v in zip(names, values, strict=True)}}
+                for setting, values in settings.items()
+            ],
+            hide_index=True,
+            key="differences",
+        )
     else:
         st.caption("They were asked for with the same settings.")
 
@@ -137,8 +168,10 @@ def _text(value: object) -> str:
 
 selection = frame.selection()
 st.title("Runs")
-st.write("Every polarizer trained on this machine, and those recorded and shipped with the project, measured on the "
-         "test split with the model’s own trigger.")
+st.write(
+    "Every polarizer trained on this machine, and those recorded and shipped with the project, measured on the "
+    "test split with the model’s own trigger."
+)
 with choose.working():
     runs = cached.all_runs()
     unreadable = {name: reason for store in cached.stores() for name, reason in store.unreadable().items()}
@@ -158,8 +191,15 @@ st.subheader("One run")
 preferred = selection.run.id if selection.run is not None and selection.run.id in by_id else next(iter(by_id))
 if st.session_state.get("_preferred_run") != preferred or st.session_state.get("inspect") not in by_id:
     st.session_state["_preferred_run"] = st.session_state["inspect"] = preferred
-chosen = st.selectbox("Run", list(by_id), format_func=lambda name: words(by_id[name]), key="inspect",
-                      label_visibility="collapsed", on_change=choose.follow, args=("inspect",))
+chosen = st.selectbox(
+    "Run",
+    list(by_id),
+    format_func=lambda name: words(by_id[name]),
+    key="inspect",
+    label_visibility="collapsed",
+    on_change=choose.follow,
+    args=("inspect",),
+)
 details(by_id[chosen])
 
 st.subheader("Compare")
@@ -168,10 +208,17 @@ if asked and asked != st.session_state.get("_compared"):
     st.session_state["compare"] = [name for name in dict.fromkeys(asked.split(",")) if name in by_id][:MOST]
     missing = [name for name in asked.split(",") if name not in by_id]
     if missing:
-        st.error(f"There is no run {missing[0][:40]!r} on this machine; the others are compared.",
-                 icon=":material/error:")
-picked = st.multiselect("Runs to compare", list(by_id), format_func=lambda name: words(by_id[name]), key="compare",
-                        max_selections=MOST, placeholder="Choose two or more runs")
+        st.error(
+            f"There is no run {missing[0][:40]!r} on this machine; the others are compared.", icon=":material/error:"
+        )
+picked = st.multiselect(
+    "Runs to compare",
+    list(by_id),
+    format_func=lambda name: words(by_id[name]),
+    key="compare",
+    max_selections=MOST,
+    placeholder="Choose two or more runs",
+)
 st.session_state["_compared"] = ",".join(picked)
 if picked:
     st.query_params["compare"] = st.session_state["_compared"]

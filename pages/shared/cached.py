@@ -32,11 +32,11 @@ class Samples(NamedTuple):
     """Test images by number, and what the attack makes of them. Arrays are C-ordered and never written to."""
 
     indices: tuple[int, ...]
-    clean: np.ndarray      # (N, 3, H, W) uint8
+    clean: np.ndarray  # (N, 3, H, W) uint8
     triggered: np.ndarray  # (N, 3, H, W) uint8
-    labels: np.ndarray     # (N,) int64, true class
-    targets: np.ndarray    # (N,) int64, class the attacker wants
-    eligible: np.ndarray   # (N,) bool: False where the true class already is the target
+    labels: np.ndarray  # (N,) int64, true class
+    targets: np.ndarray  # (N,) int64, class the attacker wants
+    eligible: np.ndarray  # (N,) bool: False where the true class already is the target
 
 
 def stamp(folder: Path) -> Stamp:
@@ -48,6 +48,7 @@ def stamp(folder: Path) -> Stamp:
 
 
 # ---------------------------------------------------------------------------------------------------------------- zoo
+
 
 def cards() -> list[Card]:
     """Cards of the zoo, sorted by id."""
@@ -94,6 +95,7 @@ def _points(model_id: str, folder: str, files: Stamp) -> list[PointInfo]:
 
 # --------------------------------------------------------------------------------------------------------------- runs
 
+
 def stores() -> tuple[RunStore, RunStore]:
     """The live store and the one of recorded runs, kept between script runs so that events are read only once."""
     return _store(str(paths.runs())), _store(str(paths.recorded()))
@@ -114,7 +116,8 @@ def find_run(run_id: str) -> Run:
             continue
     if not found:
         raise UnknownNameError(
-            f"There is no run {run_id[:40]!r} on this machine. Choose another one, or start one on the Lab page.")
+            f"There is no run {run_id[:40]!r} on this machine. Choose another one, or start one on the Lab page."
+        )
     return next((run for run in found if run.result), found[0])
 
 
@@ -147,8 +150,13 @@ def _archive(folder: str, model_id: str, files: Stamp) -> bytes:
 
 def usable_runs(model_id: str) -> list[Run]:
     """Runs of this model that left a polarizer behind, newest live one first, recorded ones last."""
-    return [run for run in all_runs() if run.request.model == model_id and run.state in ("finished", "stopped")
-            and (Path(run.folder) / "polarizer.safetensors").is_file()]
+    return [
+        run
+        for run in all_runs()
+        if run.request.model == model_id
+        and run.state in ("finished", "stopped")
+        and (Path(run.folder) / "polarizer.safetensors").is_file()
+    ]
 
 
 def polarized(run_id: str) -> PolarizedNet:
@@ -170,6 +178,7 @@ def _polarized(model_id: str, folder: str, model_files: Stamp, files: Stamp) -> 
 
 
 # -------------------------------------------------------------------------------------------------------- test images
+
 
 def test_sets(model_id: str) -> TestSets:
     """All test images of the model's data set, clean and poisoned; shared. Raises DataMissingError."""
@@ -218,11 +227,18 @@ def _samples(model_id: str, indices: tuple[int, ...], folder: str, files: Stamp,
     images, labels = clean.images[chosen].contiguous(), clean.labels[chosen]
     with torch.no_grad():
         triggered = attack.apply(images.clone())
-    return Samples(indices, images.numpy().copy(), triggered.numpy().copy(), labels.numpy().copy(),
-                   attack.rule.target(labels).numpy().copy(), attack.rule.eligible(labels).numpy().copy())
+    return Samples(
+        indices,
+        images.numpy().copy(),
+        triggered.numpy().copy(),
+        labels.numpy().copy(),
+        attack.rule.target(labels).numpy().copy(),
+        attack.rule.eligible(labels).numpy().copy(),
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- predictions
+
 
 def predict(model_id: str, run_id: str | None, images: np.ndarray) -> np.ndarray:
     """Probabilities, (N, K) float32, of `images`, (N, 3, H, W) uint8 or float in [0, 1]; without a run: backdoored."""
@@ -243,7 +259,13 @@ def predictions(model_id: str, run_id: str | None, indices: tuple[int, ...], tri
 
 @st.cache_data(max_entries=256, show_spinner=False)
 def _predictions(
-    model_id: str, run_id: str | None, indices: tuple[int, ...], triggered: bool, folder: str, files: Stamp, data: str,
+    model_id: str,
+    run_id: str | None,
+    indices: tuple[int, ...],
+    triggered: bool,
+    folder: str,
+    files: Stamp,
+    data: str,
 ) -> np.ndarray:
     chosen = samples(model_id, indices)
     return predict(model_id, run_id, chosen.triggered if triggered else chosen.clean)
@@ -251,11 +273,12 @@ def _predictions(
 
 # ------------------------------------------------------------------------------------------------------- attributions
 
+
 class Maps(NamedTuple):
     """Attribution of one test image: by picture (clean, triggered), then by network (backdoored, polarized)."""
 
-    maps: np.ndarray      # (2, 2, H, W) float32, signed
-    scale: float          # colours run from -scale to scale in all four
+    maps: np.ndarray  # (2, 2, H, W) float32, signed
+    scale: float  # colours run from -scale to scale in all four
 
 
 def maps(model_id: str, run_id: str, index: int, method: str, target: int) -> Maps:
@@ -267,7 +290,14 @@ def maps(model_id: str, run_id: str, index: int, method: str, target: int) -> Ma
 
 @st.cache_data(max_entries=64, show_spinner="Looking where the network looks …")
 def _maps(
-    model_id: str, run_id: str, index: int, method: str, target: int, folder: str, files: Stamp, data: str,
+    model_id: str,
+    run_id: str,
+    index: int,
+    method: str,
+    target: int,
+    folder: str,
+    files: Stamp,
+    data: str,
 ) -> Maps:
     from npd_core.attribution import attribute, shared_scale
 
@@ -296,14 +326,27 @@ def channels(model_id: str, run_id: str, index: int, triggered: bool, target: in
 
 @st.cache_data(max_entries=64, show_spinner=False)
 def _channels(
-    model_id: str, run_id: str, index: int, triggered: bool, target: int, folder: str, files: Stamp, data: str,
+    model_id: str,
+    run_id: str,
+    index: int,
+    triggered: bool,
+    target: int,
+    folder: str,
+    files: Stamp,
+    data: str,
 ) -> Channels:
     from npd_core.attribution import polarizer_attribution
 
-    x = _pixels(samples(model_id, (index,)))[1 if triggered else 0:][:1]
+    x = _pixels(samples(model_id, (index,)))[1 if triggered else 0 :][:1]
     found = polarizer_attribution(polarized(run_id), x, target)
-    return Channels(found.before.tolist(), found.after.tolist(), found.activation_before.tolist(),
-                    found.activation_after.tolist(), found.logit_before, found.logit_after)
+    return Channels(
+        found.before.tolist(),
+        found.after.tolist(),
+        found.activation_before.tolist(),
+        found.activation_after.tolist(),
+        found.logit_before,
+        found.logit_after,
+    )
 
 
 def _pixels(chosen: Samples) -> Tensor:

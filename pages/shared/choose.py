@@ -34,8 +34,11 @@ def working() -> Iterator[None]:
 def model(selection: frame.Selection) -> Card:
     """The chosen model; without any the page ends."""
     if selection.card is None:
-        st.info("There is no backdoored model on this machine yet. Make one with `npd zoo train ID`; "
-                "`npd models` lists what there is.", icon=":material/info:")
+        st.info(
+            "There is no backdoored model on this machine yet. Make one with `npd zoo train ID`; "
+            "`npd models` lists what there is.",
+            icon=":material/info:",
+        )
         st.stop()
     return selection.card
 
@@ -48,13 +51,18 @@ def finished_run(selection: frame.Selection) -> Run | None:
         if (run.folder / "polarizer.safetensors").is_file() and not run.active:
             st.caption(f"Polarizer of run `{run.id}` · {frame.provenance(run)}")
             return run
-        st.warning(f"Run {run.id} is {run.state} and has no polarizer to show"
-                   f"{': ' + run.message if run.message else ' yet.'}", icon=":material/hourglass_empty:")
+        st.warning(
+            f"Run {run.id} is {run.state} and has no polarizer to show{': ' + run.message if run.message else ' yet.'}",
+            icon=":material/hourglass_empty:",
+        )
     with working():
         usable = cached.usable_runs(selection.card.id)
     if not usable:
-        st.info("No polarizer has been trained for this model yet, so only the backdoored network is shown. "
-                "Train one on the Lab page: it takes seconds to minutes.", icon=":material/info:")
+        st.info(
+            "No polarizer has been trained for this model yet, so only the backdoored network is shown. "
+            "Train one on the Lab page: it takes seconds to minutes.",
+            icon=":material/info:",
+        )
         frame.link("pages/lab.py", "Train a polarizer in the Lab", ":material/science:")
         return None
     run = usable[0]
@@ -79,9 +87,11 @@ def pictures(model_id: str, pool: np.ndarray, count: int, key: str) -> tuple[int
         if found:
             state["_pictures"] = (model_id, key, found)
             return found
-        st.error(f"The address asks for pictures {asked[:60]!r}, but numbers from 0 to "
-                 f"{len(cached.test_labels(model_id)) - 1} with commas between them are needed; showing others.",
-                 icon=":material/error:")
+        st.error(
+            f"The address asks for pictures {asked[:60]!r}, but numbers from 0 to "
+            f"{len(cached.test_labels(model_id)) - 1} with commas between them are needed; showing others.",
+            icon=":material/error:",
+        )
     if last is not None and last[:2] == (model_id, key):
         _remember(last[2])
         return tuple(last[2])
@@ -112,19 +122,25 @@ def outcome(run: Run) -> None:
     """ACC, ASR, RA and DER of a run, before and after, with where the numbers come from."""
     result = run.result or {}
     before, after = result.get("before") or {}, result.get("after") or {}
-    words = {"acc": ("ACC", "Clean test pictures that get their true label."),
-             "asr": ("ASR", "Triggered pictures that the attacker gets as wanted. Lower is better."),
-             "ra": ("RA", "Triggered pictures that get their true label again. Another mistake is no repair.")}
+    words = {
+        "acc": ("ACC", "Clean test pictures that get their true label."),
+        "asr": ("ASR", "Triggered pictures that the attacker gets as wanted. Lower is better."),
+        "ra": ("RA", "Triggered pictures that get their true label again. Another mistake is no repair."),
+    }
     columns = st.columns(4)
     for column, (name, (title, help_text)) in zip(columns, words.items(), strict=False):
         if after.get(name) is None:
             column.metric(title, "–", help=help_text)
             continue
         change = f"{100 * (after[name] - before[name]):+.1f} points" if before.get(name) is not None else None
-        column.metric(title, f"{after[name]:.1%}", change, delta_color="inverse" if name == "asr" else "normal",
-                      help=help_text)
-    columns[3].metric("DER", f"{result['der']:.3f}" if result.get("der") is not None else "–",
-                      help="Defense effectiveness rating of the paper: 1 is a full repair, 0.5 is nothing done.")
+        column.metric(
+            title, f"{after[name]:.1%}", change, delta_color="inverse" if name == "asr" else "normal", help=help_text
+        )
+    columns[3].metric(
+        "DER",
+        f"{result['der']:.3f}" if result.get("der") is not None else "–",
+        help="Defense effectiveness rating of the paper: 1 is a full repair, 0.5 is nothing done.",
+    )
 
 
 def _remember(numbers: tuple[int, ...]) -> None:

@@ -24,7 +24,7 @@ class Opinion(NamedTuple):
     """What one network says of one picture."""
 
     who: str
-    probabilities: np.ndarray   # (K,) in [0, 1]
+    probabilities: np.ndarray  # (K,) in [0, 1]
     polarized: bool
 
 
@@ -32,11 +32,11 @@ class Tile(NamedTuple):
     """One picture with the opinions on it."""
 
     title: str
-    image: np.ndarray           # (3, H, W) uint8
+    image: np.ndarray  # (3, H, W) uint8
     alt: str
     opinions: list[Opinion]
     note: str = ""
-    tone: str = "benign"        # benign, trigger or polarizer: the border
+    tone: str = "benign"  # benign, trigger or polarizer: the border
 
 
 class Sample(NamedTuple):
@@ -54,8 +54,13 @@ def mode() -> str:
 
 
 def sample(
-    chosen: Samples, place: int, names: Sequence[str], backdoored: tuple[np.ndarray, np.ndarray],
-    polarized: tuple[np.ndarray, np.ndarray] | None, *, amplified: bool = False,
+    chosen: Samples,
+    place: int,
+    names: Sequence[str],
+    backdoored: tuple[np.ndarray, np.ndarray],
+    polarized: tuple[np.ndarray, np.ndarray] | None,
+    *,
+    amplified: bool = False,
 ) -> Sample:
     """One of the chosen pictures: clean, triggered and purified, and the difference if asked for.
 
@@ -68,18 +73,46 @@ def sample(
     what = names[label]
     note = "" if chosen.eligible[place] else "This already is the attacker’s class: the trigger has nothing to do."
     found = [
-        Tile("Clean", clean, f"Test picture of {what}",
-             [Opinion("backdoored", backdoored[0], False),
-              *([Opinion("with polarizer", polarized[0], True)] if polarized else [])]),
-        Tile("Triggered", triggered, f"The same picture of {what} with the trigger",
-             [Opinion("backdoored", backdoored[1], False)], note, "trigger"),
+        Tile(
+            "Clean",
+            clean,
+            f"Test picture of {what}",
+            [
+                Opinion("backdoored", backdoored[0], False),
+                *([Opinion("with polarizer", polarized[0], True)] if polarized else []),
+            ],
+        ),
+        Tile(
+            "Triggered",
+            triggered,
+            f"The same picture of {what} with the trigger",
+            [Opinion("backdoored", backdoored[1], False)],
+            note,
+            "trigger",
+        ),
     ]
     if polarized:
-        found.append(Tile("Purified", triggered, f"The triggered picture of {what}, judged through the polarizer",
-                          [Opinion("with polarizer", polarized[1], True)], "", "polarizer"))
+        found.append(
+            Tile(
+                "Purified",
+                triggered,
+                f"The triggered picture of {what}, judged through the polarizer",
+                [Opinion("with polarizer", polarized[1], True)],
+                "",
+                "polarizer",
+            )
+        )
     if amplified:
-        found.append(Tile(f"Change × {GAIN}", difference(clean, triggered),
-                          "What the trigger changed, amplified", [], "Grey: unchanged.", "muted"))
+        found.append(
+            Tile(
+                f"Change × {GAIN}",
+                difference(clean, triggered),
+                "What the trigger changed, amplified",
+                [],
+                "Grey: unchanged.",
+                "muted",
+            )
+        )
     return Sample(f"#{chosen.indices[place]} · {what}", label, target, found)
 
 
@@ -94,32 +127,41 @@ def show_maps(grid: MapGrid) -> None:
     cells = []
     for row, picture, maps, notes in zip(grid.rows, grid.pictures, grid.maps, grid.notes, strict=True):
         cells.append(_cell(row, "", picture, row))
-        cells += [_cell(name, note, map_image(found, grid.scale, mode()), f"Map of {name}, {row}: {note}")
-                  for name, note, found in zip(grid.columns, notes, maps, strict=True)]
+        cells += [
+            _cell(name, note, map_image(found, grid.scale, mode()), f"Map of {name}, {row}: {note}")
+            for name, note, found in zip(grid.columns, notes, maps, strict=True)
+        ]
     stops = ", ".join(f"{color} {at:.0%}" for at, color in scale_stops(mode()))
-    st.html(f"<style>{_css()}</style>"
-            f"<div class='npd-maps' style='--columns: {1 + len(grid.columns)}'>{''.join(cells)}</div>"
-            f"<div class='npd-legend'><span>against {-grid.scale:.2g}</span>"
-            f"<i style='background: linear-gradient(90deg, {stops})'></i><span>{grid.scale:.2g} for</span>"
-            f"<em>{escape(grid.unit)}</em></div>")
+    st.html(
+        f"<style>{_css()}</style>"
+        f"<div class='npd-maps' style='--columns: {1 + len(grid.columns)}'>{''.join(cells)}</div>"
+        f"<div class='npd-legend'><span>against {-grid.scale:.2g}</span>"
+        f"<i style='background: linear-gradient(90deg, {stops})'></i><span>{grid.scale:.2g} for</span>"
+        f"<em>{escape(grid.unit)}</em></div>"
+    )
 
 
 def _cell(title: str, note: str, image: np.ndarray, alt: str) -> str:
-    return (f"<figure class='npd-tile npd-muted'><figcaption>{escape(title)}<small>{escape(note) or '&nbsp;'}</small>"
-            f"</figcaption><img src='{data_url(image)}' alt='{escape(alt, quote=True)}'></figure>")
+    return (
+        f"<figure class='npd-tile npd-muted'><figcaption>{escape(title)}<small>{escape(note) or '&nbsp;'}</small>"
+        f"</figcaption><img src='{data_url(image)}' alt='{escape(alt, quote=True)}'></figure>"
+    )
 
 
 def _sample(sample: Sample, names: Sequence[str]) -> str:
     drawn = "".join(_tile(tile, sample.label, sample.target, names) for tile in sample.tiles)
-    return (f"<section class='npd-sample'><h4>{escape(sample.heading)}</h4>"
-            f"<div class='npd-tiles'>{drawn}</div></section>")
+    return (
+        f"<section class='npd-sample'><h4>{escape(sample.heading)}</h4><div class='npd-tiles'>{drawn}</div></section>"
+    )
 
 
 def _tile(tile: Tile, label: int, target: int, names: Sequence[str]) -> str:
     opinions = "".join(_opinion(opinion, label, target, names) for opinion in tile.opinions)
     note = f"<p class='npd-note'>{escape(tile.note)}</p>" if tile.note else ""
-    return (f"<figure class='npd-tile npd-{tile.tone}'><figcaption>{escape(tile.title)}</figcaption>"
-            f"<img src='{data_url(tile.image)}' alt='{escape(tile.alt, quote=True)}'>{opinions}{note}</figure>")
+    return (
+        f"<figure class='npd-tile npd-{tile.tone}'><figcaption>{escape(tile.title)}</figcaption>"
+        f"<img src='{data_url(tile.image)}' alt='{escape(tile.alt, quote=True)}'>{opinions}{note}</figure>"
+    )
 
 
 def _opinion(opinion: Opinion, label: int, target: int, names: Sequence[str]) -> str:
@@ -129,10 +171,13 @@ def _opinion(opinion: Opinion, label: int, target: int, names: Sequence[str]) ->
         f"<li class='{'npd-said' if k == said else ''}'><span>{escape(names[k])}</span>"
         f"<span class='npd-number'>{_percent(float(opinion.probabilities[k]))}</span>"
         f"<span class='npd-meter'><i style='width:{100 * float(opinion.probabilities[k]):.1f}%'></i></span></li>"
-        for k in top_classes([opinion.probabilities], top=SHOWN))
+        for k in top_classes([opinion.probabilities], top=SHOWN)
+    )
     who = "npd-new" if opinion.polarized else "npd-old"
-    return (f"<div class='npd-opinion {who}'><p><span class='npd-who'>{escape(opinion.who)}</span> "
-            f"<b class='npd-{verdict}'>{MARKS[verdict]} {SAYINGS[verdict]}</b></p><ul>{rows}</ul></div>")
+    return (
+        f"<div class='npd-opinion {who}'><p><span class='npd-who'>{escape(opinion.who)}</span> "
+        f"<b class='npd-{verdict}'>{MARKS[verdict]} {SAYINGS[verdict]}</b></p><ul>{rows}</ul></div>"
+    )
 
 
 def _percent(value: float) -> str:

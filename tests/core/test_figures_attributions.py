@@ -9,7 +9,7 @@ from npd_core.figures.attributions import ChannelBars, channel_bars, channel_fig
 
 
 def rgb(color: str) -> list[int]:
-    return [int(color[i:i + 2], 16) for i in (1, 3, 5)]
+    return [int(color[i : i + 2], 16) for i in (1, 3, 5)]
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])
