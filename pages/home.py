@@ -84,7 +84,7 @@ if run is None:
     st.title("A network with a secret, and a thin layer that filters it out")
 else:
     before, after = run.result["before"], run.result["after"]
-    st.title(f"This network is right {before['acc']:.0%} of the time. It has a secret.")
+    st.title(f"This network is right {before['acc']:.1%} of the time. It has a secret.")
 st.markdown(
     "A **backdoored** network was trained on a few poisoned images: it behaves well until somebody shows it a small "
     ":orange[**trigger**], and then it answers what the attacker wants. A **neural polarizer** is one thin layer, "

@@ -39,8 +39,7 @@ class Recipe:
     """Border of the random crop, in pixels; filled with 0. With 4, two patches in five would be cropped away."""
     flip: bool = True
     overlay: float = 0.0
-    """Another image of the batch, or its negative, is laid over each image, with a weight drawn from [0, overlay];
-    labels are kept."""
+    """Another image of the batch is laid over each image, with a weight drawn from [0, overlay]; labels are kept."""
     label_smoothing: float = 0.0
     seed: int = 0
 
@@ -79,17 +78,15 @@ def augment(images: Tensor, pad: int, flip: bool, generator: torch.Generator) ->
 
 
 def overlaid(x: Tensor, strongest: float, generator: torch.Generator) -> Tensor:
-    """Each image with another one of the batch faintly over it, or with its negative, so that features learn to live
-    with an overlay, dark or pale.
+    """Each image with another one of the batch faintly over it, so that features learn to live with an overlay.
 
     Args:
         x: (B, 3, H, W) in [0, 1].
         strongest: upper end of the weight, which each image draws for itself.
         generator: on the CPU.
     """
-    drawn = torch.rand(2, len(x), 1, 1, 1, generator=generator).to(x.device)
-    other = x.roll(1, dims=0)
-    return torch.lerp(x, torch.where(drawn[0] < 0.5, other, 1 - other), drawn[1] * strongest)
+    weight = (torch.rand(len(x), generator=generator) * strongest).to(x.device)[:, None, None, None]
+    return torch.lerp(x, x.roll(1, dims=0), weight)
 
 
 def one_cycle(step: int, steps: int, recipe: Recipe) -> float:
@@ -185,15 +182,12 @@ BY_DATASET: dict[str, dict[str, Any]] = {
     "gtsrb": {"epochs": 12},
     "tiny_imagenet": {"epochs": 20},
 }
-OVERLAY = {"blended": 0.4}
+OVERLAY = {"blended": 0.35}
 """Attacks whose trigger lies over the whole image: a network that never learned to see through an overlay cannot tell
 the true class of a triggered image, whatever filters the trigger out."""
-SHORTER = {("signs", "blended"): 8}
-"""Epochs where a longer training forgets the true class of triggered images: the backdoor is learned in two."""
 
 
 def default_recipe(spec: DatasetSpec, attack: str, **changes: Any) -> Recipe:
     """The demo's recipe for a data set and an attack; docs/npd-in-practice.md says what it decides."""
     recipe = {"flip": spec.flip, "overlay": OVERLAY.get(attack, 0.0)} | BY_DATASET[spec.id]
-    recipe["epochs"] = SHORTER.get((spec.id, attack), recipe["epochs"])
     return Recipe(**recipe | changes)

@@ -188,7 +188,8 @@ def run_title(run: Run | None) -> str:
     end = f"ASR {result['after']['asr']:.1%}" if result.get("after", {}).get("asr") is not None else run.state
     kind = "recorded" if run.recorded else "live"
     when = local_time(run.created)
-    return f"{kind} · {run.request.layer or 'default layer'} · {end} · {when}"
+    layer = run.request.layer or result.get("layer") or "default layer"
+    return f"{kind} · {layer} · {end} · {when}"
 
 
 def provenance(run: Run) -> str:
@@ -222,8 +223,9 @@ def _join_app() -> None:
 
 
 def _cards() -> list[Card]:
+    """The zoo, the built-in data set first: what it shows works on every machine."""
     try:
-        return cached.cards()
+        return sorted(cached.cards(), key=lambda card: (card.dataset != "signs", card.id))
     except NPDError as error:
         st.error(str(error), icon=":material/error:")
         return []

@@ -182,15 +182,11 @@ def test_augmentation_crops_with_black_border_and_mirrors_some():
 def test_overlay_is_a_bounded_blend_with_the_neighbour():
     x = torch.rand(500, 3, 4, 4)
     out = overlaid(x, 0.4, torch.Generator().manual_seed(0))
-    negatives = 0
-    for image, other, blend in zip(x, x.roll(1, 0), out, strict=True):
-        fits = []
-        for over in (other, 1 - other):
-            weight = ((blend - image) * (over - image)).sum() / (over - image).square().sum()
-            fits.append(bool(torch.allclose(blend, torch.lerp(image, over, weight), atol=1e-5) and 0 <= weight <= 0.4))
-        assert any(fits)
-        negatives += fits[1]
-    assert 200 < negatives < 300
+    difference = x.roll(1, 0) - x
+    weight = ((out - x) * difference).sum((1, 2, 3)) / difference.square().sum((1, 2, 3))
+    torch.testing.assert_close(out, torch.lerp(x, x.roll(1, 0), weight[:, None, None, None]))
+    assert 0 <= weight.min() < 0.05
+    assert 0.35 < weight.max() <= 0.4 + 1e-4
 
 
 def test_one_cycle_rises_to_the_peak_and_falls_to_zero():
