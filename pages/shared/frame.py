@@ -101,12 +101,15 @@ def header(page: str = "") -> None:
     state["_framed"] = True
     cards = {card.id: card for card in _cards()}
     runs = {run.id: run for run in cached.all_runs()}
+    chosen = state.setdefault("_chosen", {"model": None, "run": NO_RUN})
     _read_address(cards, runs)
-    if state.get("model") not in cards:
-        state["model"] = next(iter(cards), None)
+    if chosen["model"] not in cards:
+        chosen["model"] = next(iter(cards), None)
+    state["model"] = chosen["model"]
     fitting = [NO_RUN, *(run.id for run in runs.values() if run.request.model == state["model"])]
-    if state.get("run") not in fitting:
-        state["run"] = NO_RUN
+    if chosen["run"] not in fitting:
+        chosen["run"] = NO_RUN
+    state["run"] = chosen["run"]
     if page == "":
         with st.container(horizontal_alignment="right"):
             place = st.popover("Model and run", icon=":material/tune:", help="Whose record this page shows.")
@@ -234,9 +237,11 @@ def _cards() -> list[Card]:
 def _read_address(cards: dict[str, Card], runs: dict[str, Run]) -> None:
     """Follow an address that somebody opened, edited or went back to. Unknown names become notices.
 
-    The ids themselves stand in the address, not the titles that the lists show: those change while a run goes on.
+    The ids themselves stand in the address, not the titles that the lists show: those change while a run goes on, and
+    a list whose titles change forgets what was chosen, so the choice is kept beside it.
     """
     state = st.session_state
+    chosen = state["_chosen"]
     wrote = state.get("_address", {})
     asked = {
         name: value for name in ("model", "run") if (value := st.query_params.get(name)) not in (None, wrote.get(name))
@@ -246,16 +251,16 @@ def _read_address(cards: dict[str, Card], runs: dict[str, Run]) -> None:
     notices = []
     try:
         if asked.get("model"):
-            state["model"] = cached.card(asked["model"]).id
+            chosen["model"] = cached.card(asked["model"]).id
     except NPDError as error:
         notices.append(str(error))
     try:
         if asked.get("run") and asked["run"] != NO_RUN:
             run = runs.get(asked["run"]) or cached.find_run(asked["run"])
             runs.setdefault(run.id, run)
-            state["run"] = run.id
+            chosen["run"] = run.id
             if run.request.model in cards:
-                state["model"] = run.request.model
+                chosen["model"] = run.request.model
     except NPDError as error:
         notices.append(str(error))
     if asked:
@@ -278,10 +283,11 @@ def _write_address(default: str | None) -> None:
 
 
 def _run_changed() -> None:
+    st.session_state["_chosen"]["run"] = st.session_state["run"]
     st.session_state["_notices"] = []
 
 
 def _model_changed() -> None:
-    st.session_state["run"] = NO_RUN
+    st.session_state["_chosen"] = {"model": st.session_state["model"], "run": NO_RUN}
     st.session_state["_notices"] = []
     controls.reset(cached.card(st.session_state["model"]))
