@@ -183,8 +183,8 @@ BY_DATASET: dict[str, dict[str, Any]] = {
     "tiny_imagenet": {"epochs": 20},
 }
 OVERLAY = {"blended": 0.35}
-"""Attacks whose trigger lies over the whole image: a network that never learned to see through an overlay cannot tell
-the true class of a triggered image, whatever filters the trigger out."""
+"""Attacks whose trigger lies over the whole image: with this, features live with an overlay; docs/npd-in-practice.md
+says how little and where it helps."""
 
 
 def default_recipe(spec: DatasetSpec, attack: str, **changes: Any) -> Recipe:
