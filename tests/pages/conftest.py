@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from npd_core import paths
 from npd_core.events import EpochEnd, Finished, Measured, Started
 from npd_core.jobs.store import Run, RunStore
 from npd_core.polarizer.config import NPDConfig
@@ -17,6 +18,12 @@ from npd_core.request import DefenseRequest
 ROOT = Path(__file__).resolve().parent.parent.parent
 BEFORE = {"acc": 0.81, "asr": 0.97, "ra": 0.02}
 AFTER = {"acc": 0.79, "asr": 0.03, "ra": 0.74}
+
+
+@pytest.fixture(autouse=True)
+def nothing_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recorded runs of the project stay out of the tests of pages."""
+    monkeypatch.setattr(paths, "recorded", lambda: tmp_path / "nothing-recorded")
 
 
 @pytest.fixture

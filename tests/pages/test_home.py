@@ -76,7 +76,7 @@ def test_first_page_paints_without_torch(tiny_zoo_folder: Path, tmp_path: Path) 
 def test_a_recorded_run_is_shown_as_recorded(recorded: Run, open_page: Open) -> None:
     page = open_page("home").run()
     text = words(page)
-    assert "right 81% of the time. It has a secret." in text
+    assert "right 81.0% of the time. It has a secret." in text
     assert "recorded · seed 3 · cpu" in text
     assert "Light is a metaphor" in text
     assert "97.0%" in text
