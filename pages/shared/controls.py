@@ -22,7 +22,7 @@ from npd_core.request import DefenseRequest
 from npd_core.zoo.card import Card
 from pages.shared import cached
 
-WATCH = 1000
+WATCH = 300
 """Test images behind the live curves."""
 MAX_EPOCHS = 200
 
