@@ -2,7 +2,7 @@
 
     python benchmarks/practice.py signs-badnets_a2o-preact_resnet18-w32 [--images 480] [--rows paper,default]
 
-Each row trains a polarizer with one thing changed and measures it on test images, spread evenly over the split.
+Each row trains a polarizer with one thing changed and measures it on test images, a fixed random draw.
 """
 
 from __future__ import annotations
@@ -15,23 +15,22 @@ from npd_core.data.clean import load_clean
 from npd_core.data.load import ImageSet
 from npd_core.device import resolve_device
 from npd_core.events import EpochEnd, Failed
-from npd_core.polarizer.config import REFERENCE, default_layer, preset
+from npd_core.polarizer.config import PAPER_LAYERS, REFERENCE, default_layer, preset
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.polarizer.training import train_polarizer
 from npd_core.zoo.weights import load_backdoored
 
-PAPER_POINT = "layer4.1.conv1"
 
-
-def rows(dataset: str, default: str) -> dict[str, tuple[str, dict[str, object]]]:
+def rows(arch: str) -> dict[str, tuple[str, dict[str, object]]]:
     """Name of a row -> insertion point and what differs from the preset."""
+    default, paper = default_layer(arch), PAPER_LAYERS[arch]
     reference = {"bn_mode": REFERENCE.bn_mode, "schedule": REFERENCE.schedule}
     return {
         "default": (default, {}),
         "constant": (default, {"schedule": "constant"}),
         "warm-up BN": (default, {"bn_mode": "warmup_frozen"}),
-        "paper's point": (PAPER_POINT, {}),
-        "paper": (PAPER_POINT, reference),
+        "paper's point": (paper, {}),
+        "paper": (paper, reference),
         "one block earlier": ("stream:layer4.0", {}),
         "two stages earlier": ("stream:layer2.1", {}),
         "lambdas 1": (default, {"lambda2": 1.0, "lambda3": 1.0}),
@@ -54,7 +53,7 @@ def main() -> None:
     clean = load_clean(card.dataset, 0.05, 0)
     print(f"{args.model}, before: ACC {before.acc:.1%}, ASR {before.asr:.1%}, RA {before.ra:.1%}\n")
     print("| row | layer | epochs | ACC / ASR / RA in % by epoch | DER | s |\n| --- | --- | --- | --- | --- | --- |")
-    table = rows(card.dataset, default_layer(card.arch))
+    table = rows(card.arch)
     for name in args.rows.split(",") if args.rows else table:
         layer, changes = table[name]
         cfg = replace(preset(card.dataset), **changes)  # type: ignore[arg-type]

@@ -45,7 +45,8 @@ def quantize(x: Tensor, how: str = "floor") -> Tensor:
 
     Args:
         x: (B, 3, H, W) in [0, 1].
-        how: `floor` cuts off (what casting to uint8 does), `round` takes the nearest.
+        how: `floor` cuts off (what casting to uint8 does), `round` takes the nearest. `floor` forgives 1e-4 of a step,
+            so that pixels which already are eight-bit numbers survive their way through float32.
     Returns:
         uint8, the same shape.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Mapping
@@ -107,8 +108,6 @@ def load_polarizer(folder: Path, backdoored: Normalized, card: Card | None = Non
 
 def remove_polarizer(net: PolarizedNet) -> Normalized:
     """f_w again, as a copy: exactly the network that the polarizer was put into."""
-    import copy
-
     plain = copy.deepcopy(net.net)
     path = f"net.{net.info.point.module}"
     plain.set_submodule(path, plain.get_submodule(path).module)  # type: ignore[arg-type]
@@ -150,8 +149,6 @@ def fold(net: PolarizedNet) -> Normalized:
     Before a convolution it becomes a FoldedConv; behind one, new weights and a bias; on the residual stream, one biased
     1x1 convolution in front of the block. The logits equal those of `net` up to rounding, for images of the same size.
     """
-    import copy
-
     plain = copy.deepcopy(net.net)
     path = f"net.{net.info.point.module}"
     inserted = plain.get_submodule(path)

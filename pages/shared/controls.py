@@ -134,7 +134,6 @@ ADVANCED = (
     Setting("bce1_label", "Label in L_bce1", "choice", choices=("true", "pred")),
 )
 ALL = {setting.key: setting for setting in (*LOSSES, *TRAINING, *ADVANCED)}
-NORM_RHO = {"l2": 3.0, "linf": 0.1, "l1": 50.0}
 
 
 def defaults(card: Card) -> DefenseRequest:
