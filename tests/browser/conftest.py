@@ -53,6 +53,8 @@ class Server:
     script: Path
     folder: Path
     """Of this server: its runs and its log."""
+    zoo: Path | None = None
+    """Folder of its models; None: the shipped ones."""
     port: int = 0
     process: subprocess.Popen[bytes] | None = None
 
@@ -83,6 +85,8 @@ class Server:
         }
         environment = {k: v for k, v in os.environ.items() if k not in ("NPD_ZOO_DIR", "PYTHONWARNINGS")}
         environment |= {"NPD_RUNS_DIR": str(self.runs)}
+        if self.zoo is not None:
+            environment["NPD_ZOO_DIR"] = str(self.zoo)
         if SHARED_DATA.is_dir():
             environment["NPD_DATA_DIR"] = str(SHARED_DATA)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -170,12 +174,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], Server]]:
-    """serve(script) -> a running Server with a folder of its own; stopped at the end of the session."""
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+    """serve(script, zoo) -> a running Server with a folder of its own; stopped at the end of the session."""
     servers: list[Server] = []
 
-    def start(script: Path) -> Server:
-        servers.append(Server(script, tmp_path_factory.mktemp("server")))
+    def start(script: Path, zoo: Path | None = None) -> Server:
+        servers.append(Server(script, tmp_path_factory.mktemp("server"), zoo))
         servers[-1].start()
         return servers[-1]
 
@@ -185,9 +189,15 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path],
 
 
 @pytest.fixture(scope="session")
-def server(serve: Callable[[Path], Server]) -> Server:
+def server(serve: Callable[..., Server]) -> Server:
     """The app with its shipped zoo and an empty run store, shared by all browser tests."""
     return serve(ROOT / "app.py")
+
+
+@pytest.fixture(scope="session")
+def workshop(serve: Callable[..., Server], tiny_zoo_folder: Path) -> Server:
+    """The app over the tiny zoo: what is trained there takes seconds on any machine."""
+    return serve(ROOT / "app.py", tiny_zoo_folder)
 
 
 @pytest.fixture(scope="module")

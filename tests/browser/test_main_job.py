@@ -28,6 +28,14 @@ def app(server, watch, visit, page: Page) -> Callable[..., Page]:
     return visit
 
 
+@pytest.fixture
+def lab(workshop, watch, visit, page: Page) -> Callable[..., Page]:
+    """Opens a page of the app over the tiny zoo, where a training takes seconds on any machine."""
+    watch.allow(OWN_PROBES)
+    page.set_default_timeout(SLOW)
+    return lambda address: visit(address, base=workshop.url)
+
+
 def charts(page: Page) -> Locator:
     return page.locator(".npd-chart[data-refreshes]")
 
@@ -54,8 +62,8 @@ def wait_for_end(page: Page) -> None:
     expect(page.get_by_text(re.compile(r"Finished|Stopped after"))).to_be_visible(timeout=SLOW)
 
 
-def test_train_watch_reload_and_reconnect(app, server, browser: Browser, watch) -> None:
-    page = app("/lab?epochs=40&clean=500&seed=11")
+def test_train_watch_reload_and_reconnect(lab, workshop, browser: Browser, watch) -> None:
+    page = lab("/lab?epochs=200&clean=500&seed=11")
     run = start(page)
     plots = page.locator(".npd-chart .js-plotly-plot")
     expect(plots).to_have_count(2, timeout=SLOW)
@@ -80,35 +88,35 @@ def test_train_watch_reload_and_reconnect(app, server, browser: Browser, watch) 
         watch.follow(other)
         other.set_default_timeout(SLOW)
         guest = other.new_page()
-        guest.goto(f"{server.url}/lab?run={run}", wait_until="domcontentloaded")
+        guest.goto(f"{workshop.url}/lab?run={run}", wait_until="domcontentloaded")
         expect(charts(guest).first).to_be_visible(timeout=SLOW)
-        if state(server, run) == "running":
+        if state(workshop, run) == "running":
             guest.get_by_role("button", name="Stop").click()
         wait_for_end(guest)
         wait_for_end(page)
     finally:
         other.close()
-    assert state(server, run) in ("stopped", "finished")
-    assert (server.runs / run / "polarizer.safetensors").is_file()
+    assert state(workshop, run) in ("stopped", "finished")
+    assert (workshop.runs / run / "polarizer.safetensors").is_file()
     assert page.get_by_text("DER defense").is_visible()
 
 
-def test_double_click_starts_one_run(app, server) -> None:
-    page = app("/lab?epochs=2&clean=120&seed=12")
+def test_double_click_starts_one_run(lab, workshop) -> None:
+    page = lab("/lab?epochs=2&clean=120&seed=12")
     button = page.get_by_role("button", name="Train the polarizer")
     expect(button).to_be_enabled(timeout=SLOW)
     button.dblclick()
     page.wait_for_url(re.compile(r"[?&]run="), timeout=SLOW)
     wait_for_end(page)
-    seeds = [json.loads(path.read_text())["config"]["seed"] for path in server.runs.glob("*/request.json")]
+    seeds = [json.loads(path.read_text())["config"]["seed"] for path in workshop.runs.glob("*/request.json")]
     assert seeds.count(12) == 1
 
 
-def test_a_purified_prediction_changes(app, server, settle) -> None:
-    page = app("/lab?epochs=10&clean=500&seed=0")
+def test_a_purified_prediction_changes(lab, workshop, settle) -> None:
+    page = lab("/lab?epochs=10&clean=500&seed=0")
     run = start(page)
     wait_for_end(page)
-    result = json.loads((server.runs / run / "result.json").read_text())
+    result = json.loads((workshop.runs / run / "result.json").read_text())
     assert result["after"]["asr"] < result["before"]["asr"]
     page.get_by_role("link", name="See its predictions").click()
     page.wait_for_url(re.compile(r"/predictions"), timeout=SLOW)
