@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,12 +38,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Stage:
-    """A row of blocks at one resolution."""
+    """A row at one resolution: of residual blocks, or of plain convolutions where there is no shortcut."""
 
     name: str
     channels: int
     size: int
-    blocks: tuple[Block, ...]
+    blocks: tuple[Block, ...] = ()
+    plain: tuple[Conv, ...] = ()
+    """Convolutions in a chain; behind the last, a 2x2 maximum."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,16 @@ class Plan:
     """The whole network, in forward order."""
 
     arch: str
-    stem: Conv
+    stem: Conv | None
+    """The convolution before the first stage; None: the first stage is given the image."""
     stages: tuple[Stage, ...]
     classes: int
 
     def convs(self) -> list[Conv]:
         """All convolutions; within a block the two main ones, then the shortcut."""
-        found = [self.stem]
+        found = [self.stem] if self.stem else []
         for stage in self.stages:
+            found += stage.plain
             for block in stage.blocks:
                 found += [*block.convs, *([block.shortcut] if block.shortcut else [])]
         return found
@@ -67,6 +72,11 @@ class Plan:
         names = [conv.name for conv in self.convs()]
         blocks = [block.name for stage in self.stages for block in stage.blocks]
         return [*names, *(f"after:{name}" for name in names), *(f"stream:{name}" for name in blocks)]
+
+    def kinds(self) -> dict[str, str]:
+        """The entries of KINDS that this network offers: no residual stream without a block."""
+        blocks = any(stage.blocks for stage in self.stages)
+        return {kind: words for kind, words in KINDS.items() if blocks or kind != "stream"}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values for a drawing."""
@@ -80,8 +90,12 @@ def plan(arch: str, width: int, image_size: int, num_classes: int) -> Plan:
         width: channels of the first stage.
         image_size: side of the input in pixels.
     """
-    if arch != "preact_resnet18":
-        raise unknown_name("architecture", arch, ["preact_resnet18"])
+    if arch not in PLANS:
+        raise unknown_name("architecture", arch, PLANS)
+    return PLANS[arch](width, image_size, num_classes)
+
+
+def _preact_resnet18(width: int, image_size: int, num_classes: int) -> Plan:
     stages, channels, size = [], width, image_size
     for number in range(4):
         out, blocks = width * 2**number, []
@@ -95,7 +109,23 @@ def plan(arch: str, width: int, image_size: int, num_classes: int) -> Plan:
             blocks.append(Block(name, convs, shortcut))
             channels, size = out, inner
         stages.append(Stage(f"layer{number + 1}", out, size, tuple(blocks)))
-    return Plan(arch, Conv("conv1", 3, width, image_size), tuple(stages), num_classes)
+    return Plan("preact_resnet18", Conv("conv1", 3, width, image_size), tuple(stages), num_classes)
+
+
+def _vgg19_bn(width: int, image_size: int, num_classes: int) -> Plan:
+    stages, channels, size, place = [], 3, image_size, 0
+    for number, (multiple, count) in enumerate(((1, 2), (2, 2), (4, 4), (8, 4), (8, 4))):
+        out, plain = width * multiple, []
+        for _ in range(count):
+            plain.append(Conv(f"features.{place}", channels, out, size))
+            channels, place = out, place + 3  # convolution, BatchNorm, ReLU
+        stages.append(Stage(f"stage {number + 1}", out, size, plain=tuple(plain)))
+        size, place = size // 2, place + 1  # the maximum
+    return Plan("vgg19_bn", None, tuple(stages), num_classes)
+
+
+PLANS: dict[str, Callable[[int, int, int], Plan]] = {"preact_resnet18": _preact_resnet18, "vgg19_bn": _vgg19_bn}
+"""Width, image size and number of classes -> plan, by architecture."""
 
 
 def kind_of(layer: str) -> tuple[str, str]:

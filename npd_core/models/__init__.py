@@ -9,8 +9,9 @@ from torch import nn
 from npd_core.errors import unknown_name
 from npd_core.models.normalized import Normalized
 from npd_core.models.preact_resnet import PreActResNet18
+from npd_core.models.vgg import VGG19BN
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"preact_resnet18": PreActResNet18}
+MODELS: dict[str, Callable[..., nn.Module]] = {"preact_resnet18": PreActResNet18, "vgg19_bn": VGG19BN}
 
 
 def build_model(
@@ -23,4 +24,4 @@ def build_model(
     return Normalized(MODELS[arch](num_classes=num_classes, width=width), mean, std)
 
 
-__all__ = ["MODELS", "Normalized", "PreActResNet18", "build_model"]
+__all__ = ["MODELS", "VGG19BN", "Normalized", "PreActResNet18", "build_model"]

@@ -24,6 +24,17 @@ def backdoored():
     return net
 
 
+@pytest.fixture(scope="module")
+def vgg():
+    """Its convolutions carry a bias, which must come through."""
+    torch.manual_seed(0)
+    net = build_model("vgg19_bn", 5, 4, (0.5,) * 3, (0.25,) * 3).eval()
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.Conv2d):
+            torch.nn.init.uniform_(module.bias, -0.3, 0.3)
+    return net
+
+
 def trained(backdoored, layer):
     """A polarizer far from the identity, as after a long training."""
     net = PolarizedNet(backdoored, layer)
@@ -67,6 +78,24 @@ def test_folding_gives_the_same_logits_with_plain_layers(backdoored, layer):
     folded = fold(net)
     assert not [m for m in folded.modules() if type(m).__name__ in ("NeuralPolarizer", "Inserted")]
     torch.testing.assert_close(folded(X.double()), net(X.double()))
+
+
+@pytest.mark.parametrize("layer", ["features.46", "features.0", "after:features.46", "after:features.0"])
+def test_a_network_whose_convolutions_carry_a_bias(vgg, tmp_path, layer):
+    net = trained(vgg, layer)
+    save_polarizer(net, tmp_path, {"model": "m"})
+    assert torch.equal(load_polarizer(tmp_path, vgg)(X), net(X))
+    assert torch.equal(remove_polarizer(net)(X), vgg(X))
+    folded = fold(net.double())
+    assert not [m for m in folded.modules() if type(m).__name__ in ("NeuralPolarizer", "Inserted")]
+    torch.testing.assert_close(folded(X.double()), net(X.double()))
+    path = f"net.{net.info.point.module}"
+    with torch.no_grad():
+        vgg_without = fold(net)
+        place = vgg_without.get_submodule(path)
+        offset = place.bias if layer.startswith("after:") else place.bias_map
+        offset.zero_()
+    assert not torch.allclose(vgg_without(X.double()), net(X.double())), "the offset decides something here"
 
 
 def test_a_bias_number_instead_of_the_map_would_be_wrong_at_the_border(backdoored):

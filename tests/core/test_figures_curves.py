@@ -98,18 +98,36 @@ def test_every_colour_that_carries_words_has_contrast(mode):
         assert (bright + 0.05) / (dim + 0.05) >= 4.5, name
 
 
-def test_plan_has_the_layers_of_the_network_itself():
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("arch", network.PLANS)
+def test_plan_has_the_layers_of_the_network_itself(arch, size):
     from npd_core.models import build_model
     from npd_core.polarizer.insertion import insertion_points
 
-    net = build_model("preact_resnet18", 12, 4, (0.5,) * 3, (0.25,) * 3)
-    drawn = network.plan("preact_resnet18", 4, 32, 12)
-    real = {str(info.point): info for info in insertion_points(net)}
+    net = build_model(arch, 12, 4, (0.5,) * 3, (0.25,) * 3)
+    drawn = network.plan(arch, 4, size, 12)
+    real = {str(info.point): info for info in insertion_points(net, size)}
     assert sorted(drawn.layers()) == sorted(real)
+    assert list(drawn.kinds()) == sorted({info.point.kind for info in real.values()}, key=list(network.KINDS).index)
     for conv in drawn.convs():
         before, after = real[conv.name], real[f"after:{conv.name}"]
         assert (before.channels, before.height) == (conv.channels_in, conv.size)
         assert (after.channels, after.height) == (conv.channels_out, conv.size // conv.stride)
+
+
+def test_every_architecture_has_a_drawing():
+    from npd_core.models import MODELS
+
+    assert list(network.PLANS) == list(MODELS)
+
+
+def test_a_plain_network_is_drawn_without_stem_block_or_shortcut():
+    drawn = network.plan("vgg19_bn", 64, 32, 10).to_dict()
+    assert drawn["stem"] is None
+    assert [len(stage["plain"]) for stage in drawn["stages"]] == [2, 2, 4, 4, 4]
+    assert [stage["size"] for stage in drawn["stages"]] == [32, 16, 8, 4, 2]
+    assert drawn["stages"][4]["plain"][2]["name"] == "features.46"
+    assert not any(stage["blocks"] for stage in drawn["stages"])
 
 
 def test_layers_in_words():

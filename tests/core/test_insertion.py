@@ -10,10 +10,10 @@ from npd_core.polarizer.insertion import InsertionPoint, PolarizedNet, find_poin
 from npd_core.polarizer.layer import NeuralPolarizer
 
 
-def lively_network(width=4, classes=5):
+def lively_network(arch="preact_resnet18", width=4, classes=5):
     """A network whose BatchNorms hold statistics of their own, so that a lost one would show."""
     torch.manual_seed(1)
-    net = build_model("preact_resnet18", classes, width, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+    net = build_model(arch, classes, width, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
@@ -25,6 +25,8 @@ def lively_network(width=4, classes=5):
 
 NET = lively_network()
 POINTS = [info.name for info in insertion_points(NET)]
+VGG = lively_network("vgg19_bn")
+ALL = [(net, info.name) for net in (NET, VGG) for info in insertion_points(net)]
 
 
 def test_every_convolution_offers_a_point_before_and_after_it():
@@ -63,26 +65,50 @@ def test_the_default_and_the_paper_s_point_are_points_of_the_network():
     assert default_layer("preact_resnet18") in POINTS
 
 
-@pytest.mark.parametrize("point", POINTS)
-def test_identity_at_start_for_every_point(point):
+def test_a_plain_network_offers_its_sixteen_convolutions_and_no_stream():
+    points = [info.name for info in insertion_points(VGG)]
+    convolutions = [name for name, module in VGG.net.named_modules() if isinstance(module, torch.nn.Conv2d)]
+    assert len(convolutions) == 16
+    assert points == [name for conv in convolutions for name in (conv, f"after:{conv}")]
+    assert default_layer("vgg19_bn") == PAPER_LAYERS["vgg19_bn"] == convolutions[14]
+    for size, side in ((32, 2), (64, 4)):
+        info = find_point(VGG, "features.46", size)
+        assert (info.channels, info.height, info.width) == (32, side, side)
+
+
+@pytest.mark.parametrize(("backdoored", "point"), ALL, ids=[point for _, point in ALL])
+def test_identity_at_start_for_every_point(backdoored, point):
     x = torch.rand(2, 3, 32, 32)
-    net = PolarizedNet(NET, point)
-    expected = NET(x)
+    net = PolarizedNet(backdoored, point)
+    expected = backdoored(x)
     assert (net(x) - expected).abs().max() < 1e-4 * expected.abs().max()
     with net.removed():
         assert torch.equal(net(x), expected)
-    torch.testing.assert_close(net.suffix(net.prefix(x)), net(x))
+    with torch.no_grad():
+        net.polarizer.conv.weight.add_(0.3)
+    given = net.prefix(x)
+    kept = given.clone()
+    torch.testing.assert_close(net.suffix(given), net.net(x))
+    assert torch.equal(given, kept), "the suffix must not write into what may be cached"
 
 
-@pytest.mark.parametrize("point", POINTS)
-def test_only_theta_trains_and_gradients_reach_it(point):
-    net = PolarizedNet(NET, point)
+@pytest.mark.parametrize("point", [point for net, point in ALL if net is VGG])
+def test_the_prefix_of_a_plain_network_ends_right_before_the_point(point):
+    net = PolarizedNet(VGG, point)
+    x = torch.rand(2, 3, 32, 32)
+    place = int(point.rpartition(".")[2])
+    assert torch.equal(net.prefix(x), VGG.net.features[:place](VGG.normalise(x)))
+
+
+@pytest.mark.parametrize(("backdoored", "point"), ALL, ids=[point for _, point in ALL])
+def test_only_theta_trains_and_gradients_reach_it(backdoored, point):
+    net = PolarizedNet(backdoored, point)
     trainable = {name for name, p in net.named_parameters() if p.requires_grad}
     assert all("polarizer" in name for name in trainable)
     assert len({name.split("polarizer.")[1] for name in trainable}) == 3
     net(torch.rand(2, 3, 32, 32)).square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in net.polarizer.parameters())
-    assert all(p.grad is None for p in NET.parameters())
+    assert all(p.grad is None for p in backdoored.parameters())
 
 
 def test_the_backdoored_network_is_copied_not_changed():

@@ -2,6 +2,7 @@ const drawings = new WeakMap()
 const NS = "http://www.w3.org/2000/svg"
 // Pixels. A block is: branch, conv 1, conv 2, sum; its shortcut runs above.
 const SIDE = 44, BLOCK = 158, BRANCH = 8, CONV1 = 26, CONV2 = 86, SUM = 144, ROW = 96, SHORT = 30, HEIGHT = 150
+const STEP = 60 // from one convolution of a plain chain to the next
 const WORDS = { before: "Before a convolution", after: "After a convolution", stream: "On the residual stream" }
 
 function element(name, attributes, parent) {
@@ -42,11 +43,12 @@ function canvas(drawing, width) {
 }
 
 function stem(drawing, plan) {
-  const svg = canvas(drawing, 122)
-  text(svg, 4, 14, "stem", "stage")
-  element("path", { class: "wire", d: `M20 ${ROW}H54M98 ${ROW}H122` }, svg)
+  const svg = canvas(drawing, plan.stem ? 122 : 48)
+  text(svg, 4, 14, plan.stem ? "stem" : "image", "stage")
+  element("path", { class: "wire", d: plan.stem ? `M20 ${ROW}H54M98 ${ROW}H122` : `M28 ${ROW}H48` }, svg)
   element("rect", { class: "sum", x: 2, y: ROW - 13, width: 26, height: 26, rx: 3 }, svg)
   element("path", { class: "wire", d: `M5 ${ROW + 9}l8-11 5 6 3-4 5 9` }, svg)
+  if (!plan.stem) return
   conv(drawing, svg, 54, ROW, plan.stem, "conv1")
   text(svg, 76, ROW + 40, `${plan.stem.channels_out} ch`, "quiet")
 }
@@ -81,6 +83,23 @@ function stage(drawing, item) {
   })
 }
 
+// A stage without shortcuts: convolutions in a chain, then the 2×2 maximum.
+function chain(drawing, item) {
+  const end = 10 + STEP * item.plain.length, svg = canvas(drawing, end + 62)
+  text(svg, 4, 14, item.name, "stage")
+  element("path", { class: "wire", d: `M0 ${ROW}H10M${end} ${ROW}H${end + 8}M${end + 48} ${ROW}H${end + 62}` }, svg)
+  item.plain.forEach((one, i) => {
+    const at = 10 + STEP * i
+    const wire = (d, part) => drawing.wires.push({ block: one.name, part, node: element("path", { class: "wire", d }, svg) })
+    wire(`M${at} ${ROW}H${at + 8}`, "before")
+    wire(`M${at + 8 + SIDE} ${ROW}H${at + STEP}`, "after")
+    conv(drawing, svg, at + 8, ROW, one, short(one.name))
+  })
+  element("rect", { class: "sum", x: end + 8, y: ROW - 16, width: 40, height: 32, rx: 8 }, svg)
+  text(svg, end + 28, ROW + 4, "max")
+  text(svg, end / 2, ROW + 40, `${item.channels} ch · ${item.size}²`, "quiet")
+}
+
 function head(drawing, plan) {
   const svg = canvas(drawing, 118)
   text(svg, 8, 14, "head", "stage")
@@ -109,7 +128,7 @@ function build(drawing, data) {
   drawing.stages.setAttribute("role", "radiogroup")
   drawing.stages.setAttribute("aria-label", "Layer in front of which, or after which, the polarizer is inserted")
   stem(drawing, data.plan)
-  data.plan.stages.forEach((item) => stage(drawing, item))
+  data.plan.stages.forEach((item) => (item.plain.length ? chain : stage)(drawing, item))
   head(drawing, data.plan)
   for (const target of drawing.targets) {
     const open = (event) => { event.preventDefault(); pick(drawing, target) }
@@ -215,9 +234,9 @@ function paint(drawing) {
 function filtered(kind, module) {
   const parts = module.split("."), block = parts.slice(0, 2).join("."), conv = parts[2]
   const lit = { "before.conv1": ["in1"], "before.conv2": ["in2"], "after.conv1": ["in2"], "after.conv2": ["out"],
-    "before.shortcut": ["short"], "after.shortcut": ["short"] }[`${kind}.${conv}`] || []
+    "before.shortcut": ["short"], "after.shortcut": ["short"] }[`${kind}.${conv}`] || [kind]
   if (kind === "stream") return (wire) => wire.block === module && ["stream", "in1", "short"].includes(wire.part)
-  return (wire) => wire.block === block && lit.includes(wire.part)
+  return (wire) => wire.block === block && lit.includes(wire.part) // of a chain: the wire before, or after, the convolution
 }
 
 export default function ({ parentElement, data, setStateValue }) {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from npd_core.figures.network import KINDS, Plan
+from npd_core.figures.network import Plan
 
 HERE = Path(__file__).parent
 _mount = st.components.v2.component(
@@ -42,7 +42,7 @@ def network(
         on_layer_change=on_pick,
         data={
             "plan": plan.to_dict(),
-            "kinds": KINDS,
+            "kinds": plan.kinds(),
             "selected": selected,
             "standard": default,
             "paper": paper,
