@@ -3,6 +3,9 @@ and tests.
 
 The order is `Started (StepEnd* EpochEnd Measured?)* (Finished | Failed)`. A trainer yields all of them but `Measured`,
 which the caller adds: ACC, ASR and RA on test images are for the viewer's eyes and never reach the trainer.
+
+A baseline defense yields the same records. Its warm-up is what it trains before it repairs the network, such as NAD's
+teacher. One that does not train at all has no epochs.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ class Started:
     """Training begins. Counts are exact, so a reader can draw a progress bar at once."""
 
     epochs: int
-    """Epochs of the bi-level problem, warm-up not counted."""
+    """Epochs of the bi-level problem, or of a baseline's repair; warm-up not counted."""
     warmup_epochs: int
     steps_per_epoch: int
     clean_images: int
@@ -28,14 +31,15 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class StepEnd:
-    """One update of theta. Loss values may be tensors on the device: reading one is the reader's host sync."""
+    """One update of theta, or of what a baseline trains. Loss values may be tensors on the device: reading one is the
+    reader's host sync."""
 
     epoch: int
     """0, 1, ... ; warm-up epochs are negative, ending with -1."""
     step: int
     losses: Mapping[str, SupportsFloat]
     """Batch means: `bn` (Eq. 5), `asr` (Eq. 2), `bce1`, `bce2` (Eq. 3), `total` (weighted sum); only `bn`, `total`
-    in warm-up."""
+    in warm-up. A baseline has `total`, `bn` for the cross entropy on clean images, and terms of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +79,13 @@ class Finished:
     stopped: bool = False
     """True when somebody asked for an early end."""
     result: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """What a baseline found out on its way, as JSON values: pruned channels, norms of masks, the threshold."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Training ended badly. The polarizer holds its last good state."""
+    """Training ended badly. The polarizer, or a baseline's network, holds its last good state."""
 
     reason: str
     epoch: int

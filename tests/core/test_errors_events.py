@@ -46,7 +46,7 @@ EXAMPLES = [
         0, {"bn": 0.5, "asr": 0.1, "bce1": 0.2, "bce2": 0.3, "total": 0.9}, seconds=1.5, kept=False, objective=0.7
     ),
     Measured(0, acc=0.9, asr=0.1, ra=0.8, images=100),
-    Finished(2, seconds=4.0, stopped=True, result={"der": 0.97}),
+    Finished(2, seconds=4.0, stopped=True, result={"der": 0.97}, details={"pruned": {"layer4.1.bn2": [3, 5]}}),
     Failed("NaN in the loss", 1, seconds=2.0),
 ]
 
@@ -79,6 +79,14 @@ def test_a_step_reads_its_tensors_only_when_it_is_recorded():
 def test_fields_of_a_later_version_are_dropped():
     record = to_record(EXAMPLES[3]) | {"f1": 0.5, "time": 12.0}
     assert from_record(record) == EXAMPLES[3]
+
+
+def test_a_record_of_an_earlier_version_has_no_details():
+    record = to_record(EXAMPLES[4])
+    del record["details"]
+    event = from_record(record)
+    assert isinstance(event, Finished)
+    assert event.details == {}
 
 
 def test_an_unknown_event_is_refused():

@@ -22,6 +22,7 @@ STAGES = [
     ("evaluation",),
     ("zoo",),
     ("polarizer",),
+    ("defenses",),
     ("request",),
     ("attribution",),
     ("defend",),
@@ -31,7 +32,7 @@ STAGES = [
     ("cli",),
     ("__main__",),
 ]
-CONFIGS = ("polarizer.config", "request")
+CONFIGS = ("polarizer.config", "defenses.config", "request")
 """Plain values without torch, which may be used from anywhere at or after the events."""
 
 WITHOUT_TORCH = [
@@ -43,6 +44,8 @@ WITHOUT_TORCH = [
     "npd_core.data.load",
     "npd_core.zoo.card",
     "npd_core.polarizer.config",
+    "npd_core.defenses",
+    "npd_core.defenses.config",
     "npd_core.request",
     "npd_core.figures",
     "npd_core.jobs.store",
