@@ -18,13 +18,13 @@ from npd_core.errors import unknown_name
 from npd_core.evaluation import Metrics, der, evaluate, test_sets
 from npd_core.events import EpochEnd, Event, Failed, Finished, Measured, StepEnd
 from npd_core.polarizer.artifact import save_polarizer, write_text
-from npd_core.polarizer.config import default_layer
+from npd_core.polarizer.config import VARIANTS, default_layer
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.polarizer.training import train_polarizer
 from npd_core.request import DefenseRequest
 from npd_core.zoo.weights import load_backdoored
 
-DEFENSES = ("npd",)
+DEFENSES = tuple(VARIANTS)
 
 
 def run_defense(
@@ -51,7 +51,11 @@ def run_defense(
     sets = test_sets(card.dataset, backdoored.attack)
     watched = test_sets(card.dataset, backdoored.attack, request.watch) if request.watch else None
 
-    training = train_polarizer(net, ImageSet(clean.images, clean.labels), cfg, device)
+    # A variant that knows the target is told the attack's rule, labels to labels: no trigger and no test image.
+    training = train_polarizer(
+        net, ImageSet(clean.images, clean.labels), cfg, device,
+        variant=request.defense, known=backdoored.attack.rule.target,
+    )  # fmt: skip
     end: Finished | Failed | None = None
     last = EpochEnd(-1, {}, 0.0)
     try:

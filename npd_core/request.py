@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from npd_core.errors import ConfigError, unknown_name
-from npd_core.polarizer.config import NPDConfig
+from npd_core.polarizer.config import ADDED, NPDConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,7 @@ class DefenseRequest:
     model: str
     """Id of a zoo model."""
     defense: str = "npd"
+    """`npd` or one of its variants: a name in VARIANTS."""
     layer: str | None = None
     """Insertion point; None: the default of the architecture."""
     clean: float | int = 0.05
@@ -42,8 +43,13 @@ class DefenseRequest:
 
     @property
     def key(self) -> str:
-        """16 hex digits that identify the request; equal requests have equal keys, in every process."""
-        text = json.dumps(self.to_dict(), sort_keys=True)
+        """16 hex digits that identify the request; equal requests have equal keys, in every process and version: a
+        setting that came later counts only where it differs from what was done before."""
+        values = self.to_dict()
+        for name, before in ADDED.items():
+            if values["config"].get(name) == before:
+                del values["config"][name]
+        text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,6 +14,35 @@ NORMS = ("l2", "linf", "l1")
 BN_MODES = ("warmup_frozen", "stats_fold", "identity_frozen", "train_clean_stats")
 INNER_STEPS = ("sign", "l2", "raw")
 LOG_FORMS = ("exact", "mart")
+REFRESH = ("never", "epoch")
+TARGETS = ("surrogate", "known", "none")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What stands in for the trigger in the inner level; all else is the same. Paper: "Extension", Tables 1 and 4."""
+
+    target: str
+    """Where perturbed images are to go: `surrogate` the strongest wrong class y' of each image, `known` the attacker's
+    own target T, `none` anywhere but their true label."""
+    universal: bool
+    """One perturbation for all images that share a target, instead of one for each image."""
+
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise unknown_name("target", self.target, TARGETS)
+        if self.universal and self.target == "surrogate":
+            raise ConfigError("A universal perturbation needs one target for many images: known, or none.")
+
+
+VARIANTS = {
+    "npd": Variant("surrogate", universal=False),
+    "npd_tu": Variant("known", universal=True),
+    "npd_tp": Variant("known", universal=False),
+    "npd_uu": Variant("none", universal=True),
+    "npd_up": Variant("none", universal=False),
+}
+"""The method and its variants, by the name that a request calls its defense."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +84,8 @@ class NPDConfig:
     """Length of one inner step, in pixel units."""
     early_stop: float | None = 0.6
     """The inner loop ends when this share of the batch has reached its target; None: never."""
+    refresh: str = "never"
+    """When a universal perturbation starts at 0 anew: `never`, it goes on from batch to batch, or every `epoch`."""
     log_form: str = "exact"
     """Logs of Eq. 2 and 3: exact, or `mart` with the reference code's +1e-4 cap."""
     bce1_label: str = "true"
@@ -94,6 +125,7 @@ class NPDConfig:
             ("log_form", LOG_FORMS),
             ("bce1_label", ("true", "pred")),
             ("attack_on", ("polarized", "base")),
+            ("refresh", REFRESH),
             ("schedule", ("constant", "cosine")),
             ("precision", ("auto", "fp32", "bf16")),
         ):
@@ -141,13 +173,17 @@ def _check_number(name: str, value: object, *, minimum: float, strict: bool = Fa
         raise ConfigError(f"`{name}` must be {rule}, got {value}.")
 
 
+ADDED = {"refresh": "never"}
+"""Settings that came after runs had been stored, with the value that means what was done before there was a choice."""
+
 REFERENCE = NPDConfig(bn_mode="warmup_frozen", schedule="constant")
 """Sec. 4.1 of the paper, with the choices of the authors' code where the paper is silent."""
 
-DEFAULT_LAYERS = {"preact_resnet18": "stream:layer4.1"}
-"""Insertion point used when none is named, by architecture: the paper's block, its shortcut filtered too."""
-PAPER_LAYERS = {"preact_resnet18": "layer4.1.conv1"}
-"""The paper's insertion point (Sec. 4.1), on the residual branch alone."""
+DEFAULT_LAYERS = {"preact_resnet18": "stream:layer4.1", "vgg19_bn": "features.46"}
+"""Insertion point used when none is named, by architecture: the paper's block, its shortcut (if any) filtered too."""
+PAPER_LAYERS = {"preact_resnet18": "layer4.1.conv1", "vgg19_bn": "features.46"}
+"""The paper's insertion point (Sec. 4.1), before the third convolution of the last stage: of PreAct-ResNet18 on the
+residual branch alone. The paper does not say where it is in VGG19-BN; ours is the same by analogy."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "signs": {"epochs": 16, "batch_size": 32, "lr": 0.02},
@@ -155,13 +191,27 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """What differs from the defaults. `signs` has 360 clean images, a seventh of CIFAR-10's: smaller batches and larger
 steps make up for it. The budget grows with the resolution: 3 at 32x32, 6 at 64x64."""
+VARIANT_PRESETS: dict[str, dict[str, Any]] = {
+    "npd_tu": {"lambda2": 0.1, "lambda3": 0.1},
+    "npd_tp": {"lambda2": 0.1, "lambda3": 0.1},
+}
+"""What differs for a variant, whatever the data set: lambdas 1, 0.1, 0.1 where the target is known (Sec. 4.1)."""
 LIVE = {"cifar10": {"epochs": 3}, "gtsrb": {"epochs": 8}, "tiny_imagenet": {"epochs": 4}}
 """What the app shortens, so that a visitor on two CPU cores waits seconds, not minutes."""
 
 
-def preset(dataset: str, *, live: bool = False) -> NPDConfig:
-    """The defaults for a data set; with `live`, those that the app proposes."""
-    return NPDConfig(**PRESETS.get(dataset, {}) | (LIVE.get(dataset, {}) if live else {}))
+def preset(dataset: str, *, live: bool = False, variant: str = "npd") -> NPDConfig:
+    """The defaults for a data set and a variant (a name that is none changes nothing); with `live`, those that the app
+    proposes."""
+    changes = PRESETS.get(dataset, {}) | VARIANT_PRESETS.get(variant, {})
+    return NPDConfig(**changes | (LIVE.get(dataset, {}) if live else {}))
+
+
+def get_variant(name: str) -> Variant:
+    """The variant called `name`. Raises UnknownNameError when there is none."""
+    if name not in VARIANTS:
+        raise unknown_name("variant", name, VARIANTS)
+    return VARIANTS[name]
 
 
 def default_layer(arch: str) -> str:

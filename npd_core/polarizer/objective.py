@@ -1,4 +1,7 @@
-"""The outer level: the loss terms of Eq. 2, 3 and 5, each per image and averaged over the batch."""
+"""The outer level: the loss terms of Eq. 2, 3 and 5, each per image and averaged over the batch.
+
+`kept`, (B,) bool, leaves images out of a mean: those that already have the attacker's class. None: all are kept.
+"""
 
 from __future__ import annotations
 
@@ -34,19 +37,24 @@ def minus_log_not(logits: Tensor, k: Tensor, form: str = "exact") -> Tensor:
     return torch.logsumexp(logits, 1) - torch.logsumexp(others, 1)
 
 
-def loss_asr(logits: Tensor, target: Tensor, form: str = "exact") -> Tensor:
+def mean_of(values: Tensor, kept: Tensor | None) -> Tensor:
+    """Mean over the kept images, 0 when there is none; the others get no gradient. (B,) -> scalar."""
+    return values.mean() if kept is None else (values * kept).sum() / kept.sum().clamp(min=1)
+
+
+def loss_asr(logits: Tensor, target: Tensor, form: str = "exact", kept: Tensor | None = None) -> Tensor:
     """L_asr = -log(1 - s_target) on perturbed images (Eq. 2). (B, K), (B,) -> scalar."""
-    return minus_log_not(logits, target, form).mean()
+    return mean_of(minus_log_not(logits, target, form), kept)
 
 
-def loss_bce1(logits: Tensor, y: Tensor) -> Tensor:
+def loss_bce1(logits: Tensor, y: Tensor, kept: Tensor | None = None) -> Tensor:
     """First term of the boosted cross-entropy, -log s_y on perturbed images (Eq. 3). (B, K), (B,) -> scalar."""
-    return F.cross_entropy(logits, y)
+    return F.cross_entropy(logits, y) if kept is None else mean_of(F.cross_entropy(logits, y, reduction="none"), kept)
 
 
-def loss_bce2(logits: Tensor, y: Tensor, form: str = "exact") -> Tensor:
+def loss_bce2(logits: Tensor, y: Tensor, form: str = "exact", kept: Tensor | None = None) -> Tensor:
     """Second term, -log(1 - max over k != y of s_k) on perturbed images (Eq. 3). (B, K), (B,) -> scalar."""
-    return minus_log_not(logits, runner_up(logits.detach(), y), form).mean()
+    return mean_of(minus_log_not(logits, runner_up(logits.detach(), y), form), kept)
 
 
 def total(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The inner level (Eq. 4): a small perturbation that pulls each image toward a target class."""
+"""The inner level (Eq. 4): a small perturbation, of each image or of all, that changes what the network says."""
 
 from __future__ import annotations
 
@@ -71,15 +71,20 @@ def runner_up(logits: Tensor, y: Tensor) -> Tensor:
     return logits.scatter(1, y[:, None], float("-inf")).argmax(dim=1)
 
 
-def direction(gradient: Tensor, how: str) -> Tensor:
-    """Steepest way down of one inner step: `sign`, `l2` (unit length per image) or `raw` (gradient of the batch
-    mean)."""
+def direction(gradient: Tensor, how: str, images: Tensor | None = None) -> Tensor:
+    """Steepest way down of one inner step: `sign`, `l2` (unit length per perturbation) or `raw` (gradient of the batch
+    mean).
+
+    Args:
+        gradient: of the loss summed over the batch, (n, 3, H, W).
+        images: (n,), how many images share each perturbation; None: each of the n images has its own.
+    """
     if how == "sign":
         return gradient.sign()
     if how == "l2":
         return gradient / torch.linalg.vector_norm(gradient, dim=(1, 2, 3), keepdim=True).clamp(min=1e-12)
     if how == "raw":
-        return gradient / len(gradient)
+        return gradient / (len(gradient) if images is None else images.clamp(min=1)[:, None, None, None])
     raise unknown_name("inner step", how, INNER_STEPS)
 
 
@@ -89,23 +94,39 @@ class Perturbed(NamedTuple):
     x: Tensor
     """(B, 3, H, W) in [0, 1], detached: clip(x + delta, 0, 1)."""
     delta: Tensor
-    """(B, 3, H, W), detached, inside the ball; not clipped."""
+    """(B, 3, H, W), or (n, 3, H, W) where images share; detached, inside the ball; not clipped."""
     logits: Tensor
     """(B, K) of the perturbed images, with a graph that reaches the parameters."""
 
 
-def targeted_pgd(
+class Shared(NamedTuple):
+    """Universal perturbations, one for all images with the same target."""
+
+    delta: Tensor
+    """(n, 3, H, W): where the steps start from."""
+    member: Tensor
+    """(B, n) of 0 and 1 in the type of `delta`: row i names the perturbation of image i; all 0: it has none."""
+
+    def of_images(self, delta: Tensor) -> Tensor:
+        """What each image is changed by: (n, 3, H, W) -> (B, 3, H, W)."""
+        return torch.einsum("bn,nchw->bchw", self.member, delta)
+
+
+def pgd(
     logits: LogitsFn,
     x: Tensor,
-    target: Tensor,
+    label: Tensor,
     *,
     ball: Ball,
     steps: int,
     step_size: float,
     step: str = "sign",
     early_stop: float | None = None,
+    away: bool = False,
+    kept: Tensor | None = None,
+    shared: Shared | None = None,
 ) -> Perturbed:
-    """Targeted PGD (Madry et al., 2018): delta* = argmin of CE(f(clip(x + delta)), target) inside the ball. Eq. 4.
+    """PGD (Madry et al., 2018): delta* = argmin of CE(f(clip(x + delta)), label) inside the ball (Eq. 4), or argmax.
 
     Each forward pass serves twice: as the success check of the step before it and as the start of the next one; the
     last one is the pass on the perturbed images that the outer level needs. S steps cost S + 1 forward and S backward
@@ -114,21 +135,37 @@ def targeted_pgd(
     Args:
         logits: the network.
         x: images, (B, 3, H, W) in [0, 1].
-        target: class to reach, (B,) int64.
+        label: class to reach, or to leave, (B,) int64.
         steps: S, at least 1.
         step_size: length of one step, in pixel units.
         step: see `direction`.
-        early_stop: the loop ends when this share of the batch has reached its target; costs one host sync a step.
+        early_stop: the loop ends when this share of the kept images has reached, or left, its label; costs one host
+            sync a step.
+        away: untargeted: leave `label` (argmax) instead of reaching it.
+        kept: (B,) bool; the other images have no say and stay as they are. None: all are kept.
+        shared: universal perturbations to go on from (Moosavi-Dezfooli et al., 2017; targeted: Lu et al., 2021);
+            each is projected as one image's would be. None: each image has its own, from 0.
     """
-    delta = torch.zeros_like(x)
+    delta = torch.zeros_like(x) if shared is None else shared.delta.detach()
+    images = None if shared is None else shared.member.sum(0)
     for done in range(steps + 1):
         last = done == steps
         delta.requires_grad_(not last)
-        x_adv = (x + delta).clamp(0, 1)
+        x_adv = (x + (delta if shared is None else shared.of_images(delta))).clamp(0, 1)
         z = logits(x_adv).float()
-        if last or (done and early_stop is not None and bool(z.argmax(1).eq(target).float().mean() > early_stop)):
+        if last or (done and early_stop is not None and bool(_reached(z, label, away, kept) > early_stop)):
             break
-        loss = F.cross_entropy(z, target, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, delta)
-        delta = ball.project(delta.detach() - step_size * direction(gradient, step))
+        if kept is None:
+            loss = F.cross_entropy(z, label, reduction="sum")
+        else:
+            loss = (F.cross_entropy(z, label, reduction="none") * kept).sum()
+        (gradient,) = torch.autograd.grad(-loss if away else loss, delta)
+        delta = ball.project(delta.detach() - step_size * direction(gradient, step, images))
     return Perturbed(x_adv.detach(), delta.detach(), z)
+
+
+def _reached(logits: Tensor, label: Tensor, away: bool, kept: Tensor | None) -> Tensor:
+    """Share of the kept images that the network calls by `label`, or with `away` by any other; 0 when none is kept."""
+    called = logits.argmax(1)
+    hits = called.ne(label) if away else called.eq(label)
+    return hits.float().mean() if kept is None else (hits & kept).sum() / kept.sum().clamp(min=1)

@@ -1,10 +1,11 @@
-"""Algorithm 1 as a generator of events."""
+"""Algorithm 1, and its variants, as a generator of events."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -15,9 +16,9 @@ from npd_core.device import autocast
 from npd_core.errors import ConfigError
 from npd_core.events import EpochEnd, Event, Failed, Finished, Started, StepEnd
 from npd_core.polarizer import objective
-from npd_core.polarizer.config import NPDConfig
+from npd_core.polarizer.config import NPDConfig, get_variant
 from npd_core.polarizer.insertion import PolarizedNet
-from npd_core.polarizer.perturbation import BALLS, runner_up, targeted_pgd
+from npd_core.polarizer.perturbation import BALLS, Shared, pgd, runner_up
 
 CACHE_LIMIT = 2_000_000_000
 """Bytes of cached features above which they are computed anew for every batch."""
@@ -25,6 +26,8 @@ COLLAPSE_EPOCHS = 3
 """A run has failed when the clean accuracy stays below half of what it was at the start for this many epochs."""
 
 State = dict[str, Tensor]
+Rule = Callable[[Tensor], Tensor]
+"""True labels (B,) int64 -> labels that the attacker wants (B,) int64; equal where an image cannot be attacked."""
 
 
 class CleanBatches:
@@ -84,14 +87,29 @@ class _Step(NamedTuple):
     """Scalars with a graph to theta."""
     correct: Tensor
     """How many clean images were classified right, on the device."""
+    universal: Tensor | None = None
+    """The universal perturbations after this batch, (n, 3, H, W)."""
 
 
 class Trainer:
     """One training of `net.polarizer`; the state that it would leave behind is always in `kept`."""
 
-    def __init__(self, net: PolarizedNet, clean: ImageSet, cfg: NPDConfig, device: torch.device):
+    def __init__(
+        self,
+        net: PolarizedNet,
+        clean: ImageSet,
+        cfg: NPDConfig,
+        device: torch.device,
+        variant: str = "npd",
+        known: Rule | None = None,
+    ):
         if len(clean.labels) < 2:
             raise ConfigError(f"The polarizer needs at least 2 clean images, got {len(clean.labels)}.")
+        self.variant, self.known = get_variant(variant), known
+        wanted = self._wanted(variant, clean.labels)
+        count = len(wanted) if self.variant.universal else 0
+        self.wanted = wanted.to(device)
+        self.universal = torch.zeros(count, *clean.images.shape[1:], device=device)
         self.net, self.cfg, self.device = net.to(device).to(memory_format=torch.channels_last), cfg, device
         clean, self.held_out = _split(clean, cfg)
         self.clean = CleanBatches(net, clean, cfg, device)
@@ -102,6 +120,19 @@ class Trainer:
         self.kept = self.state()
         self.kept_epoch = -1
         self.average: list[Tensor] | None = None
+
+    def _wanted(self, variant: str, labels: Tensor) -> Tensor:
+        """The classes that the attacker wants of these images, ascending; without a known target one that stands for
+        all."""
+        if self.variant.target != "known":
+            return torch.zeros(1, dtype=torch.int64)
+        if self.known is None:
+            raise ConfigError(f"`{variant}` knows the attacker's target: pass the rule of the attack as `known`.")
+        target = self.known(labels)
+        if not bool(target.ne(labels).any()):
+            reason = "The attacker wants no other class of any of these clean images"
+            raise ConfigError(f"{reason}: `{variant}` needs some that have a target; `npd` needs none.")
+        return target[target != labels].unique()
 
     # --- the state of theta
 
@@ -125,6 +156,16 @@ class Trainer:
         with autocast(self.device, self.cfg.precision):
             return self.net(x)
 
+    def shared(self, count: int, target: Tensor | None, kept: Tensor | None) -> Shared | None:
+        """The universal perturbations, and which of the `count` images gets which: that of its target, none when it is
+        left out; without a target all get the same. None where each image has its own."""
+        if not self.variant.universal:
+            return None
+        if target is None or kept is None:
+            return Shared(self.universal, self.universal.new_ones(count, 1))
+        member = target[:, None].eq(self.wanted) & kept[:, None]
+        return Shared(self.universal, member.to(self.universal.dtype))
+
     def losses(self, x: Tensor, h: Tensor, y: Tensor, stop_early: bool = True) -> _Step:
         """Both levels of Eq. 5 for one batch: the loss terms, as functions of theta.
 
@@ -132,31 +173,34 @@ class Trainer:
             x: images, (B, 3, H, W) in [0, 1].
             h: their features in front of the polarizer.
             y: labels, (B,) int64.
+        Returns:
+            the terms, and the universal perturbations that they were measured with; `self` stays as it is.
         """
-        cfg = self.cfg
+        cfg, variant = self.cfg, self.variant
+        target = self.known(y) if variant.target == "known" and self.known is not None else None
         batch_statistics = cfg.bn_mode == "train_clean_stats"
         if batch_statistics:
-            with torch.no_grad():
-                target = runner_up(self.suffix(h).float(), y)
+            if variant.target == "surrogate":
+                with torch.no_grad():
+                    target = runner_up(self.suffix(h).float(), y)
             self.polarizer.train()
             z = self.suffix(h).float()
             self.polarizer.eval()
         else:
             z = self.suffix(h).float()
-            target = runner_up(z.detach(), y)
+            if variant.target == "surrogate":
+                target = runner_up(z.detach(), y)
         terms = {"bn": objective.loss_bn(z, y)}
         correct = z.detach().argmax(1).eq(y).sum()
         if not any(weight for name, weight in self.weights.items() if name != "bn"):
             return _Step(terms, correct)
-        inner = {
-            "ball": self.ball, "steps": cfg.inner_steps, "step_size": cfg.inner_lr, "step": cfg.inner_step,
-            "early_stop": cfg.early_stop if stop_early else None,
-        }  # fmt: skip
-        if cfg.attack_on == "base":
-            with self.net.removed():
-                perturbed = targeted_pgd(self.logits, x, target, **inner)  # type: ignore[arg-type]
-        else:
-            perturbed = targeted_pgd(self.logits, x, target, **inner)  # type: ignore[arg-type]
+        kept = target.ne(y) if variant.target == "known" and target is not None else None
+        with self.net.removed() if cfg.attack_on == "base" else nullcontext():
+            perturbed = pgd(
+                self.logits, x, y if target is None else target, ball=self.ball, steps=cfg.inner_steps,
+                step_size=cfg.inner_lr, step=cfg.inner_step, early_stop=cfg.early_stop if stop_early else None,
+                away=target is None, kept=kept, shared=self.shared(len(y), target, kept),
+            )  # fmt: skip
         z_adv = perturbed.logits
         if batch_statistics:
             self.polarizer.train()
@@ -167,10 +211,11 @@ class Trainer:
         elif cfg.attack_on == "base":
             z_adv = self.logits(perturbed.x).float()
         label = y if cfg.bce1_label == "true" else z.detach().argmax(1)
-        terms["asr"] = objective.loss_asr(z_adv, target, cfg.log_form)
-        terms["bce1"] = objective.loss_bce1(z_adv, label)
-        terms["bce2"] = objective.loss_bce2(z_adv, y, cfg.log_form)
-        return _Step(terms, correct)
+        hit = runner_up(z_adv.detach(), y) if target is None else target
+        terms["asr"] = objective.loss_asr(z_adv, hit, cfg.log_form, kept)
+        terms["bce1"] = objective.loss_bce1(z_adv, label, kept)
+        terms["bce2"] = objective.loss_bce2(z_adv, y, cfg.log_form, kept)
+        return _Step(terms, correct, perturbed.delta if variant.universal else None)
 
     def update(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         """One SGD step on theta alone: no gradient is computed for a frozen weight or for an image."""
@@ -277,10 +322,14 @@ class Trainer:
     def epoch(self, epoch: int, optimizer: torch.optim.Optimizer, correct: Tensor) -> Iterator[Event]:
         """One pass of the bi-level problem over the clean images; adds to `correct` the clean images classified
         right."""
+        if self.cfg.refresh == "epoch":
+            self.universal = torch.zeros_like(self.universal)
         for step, chosen in enumerate(self.clean.shuffled()):
             where = chosen.to(self.device)
             y = self.clean.labels[where]
             result = self.losses(self.clean.x(chosen), self.clean.features(chosen), y)
+            if result.universal is not None:
+                self.universal = result.universal
             loss = objective.total(result.losses, self.weights)
             self.update(optimizer, loss)
             correct += result.correct
@@ -327,7 +376,13 @@ def _split(clean: ImageSet, cfg: NPDConfig) -> tuple[ImageSet, ImageSet | None]:
 
 
 def train_polarizer(
-    net: PolarizedNet, clean: ImageSet, cfg: NPDConfig, device: torch.device | None = None
+    net: PolarizedNet,
+    clean: ImageSet,
+    cfg: NPDConfig,
+    device: torch.device | None = None,
+    *,
+    variant: str = "npd",
+    known: Rule | None = None,
 ) -> Generator[Event, None, None]:
     """Algorithm 1. Changes only `net.polarizer`, which holds the kept state when the generator ends or is closed.
 
@@ -335,7 +390,11 @@ def train_polarizer(
         net: moved to `device`; in eval mode afterwards.
         clean: D_bn, the defender's clean images.
         device: where to train; None: where `net` is.
+        variant: what stands in for the trigger: a name in VARIANTS.
+        known: which class the attacker wants of an image, for the variants that know; the others do not ask. Images
+            that already have it are left out of the inner level, L_asr and L_bce, and stay in L_bn.
     Raises:
-        ConfigError: fewer than 2 clean images.
+        UnknownNameError: no such variant.
+        ConfigError: fewer than 2 clean images, or no target where one has to be known.
     """
-    return Trainer(net, clean, cfg, device or next(net.parameters()).device).events()
+    return Trainer(net, clean, cfg, device or next(net.parameters()).device, variant, known).events()

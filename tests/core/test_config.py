@@ -10,7 +10,7 @@ from dataclasses import FrozenInstanceError, fields, replace
 import pytest
 
 from npd_core.errors import ConfigError, UnknownNameError
-from npd_core.polarizer.config import REFERENCE, NPDConfig, preset
+from npd_core.polarizer.config import ADDED, REFERENCE, VARIANTS, NPDConfig, Variant, get_variant, preset
 from npd_core.request import DefenseRequest
 
 NAN, INF = float("nan"), float("inf")
@@ -73,12 +73,43 @@ def test_a_value_out_of_range_is_named_with_its_rule(name, value):
         ("bn_mode", "stats_folded", "stats_fold"),
         ("inner_step", "signs", "sign"),
         ("schedule", "cosin", "cosine"),
+        ("refresh", "epochs", "epoch"),
         ("precision", "bf32", "bf16|fp32"),
     ],
 )
 def test_an_unknown_choice_names_the_nearest(name, value, nearest):
     with pytest.raises(UnknownNameError, match=f"Unknown {name} '{value}'. Did you mean '({nearest})'"):
         NPDConfig(**{name: value})
+
+
+def test_a_variant_is_a_target_and_how_many_share_a_perturbation():
+    """Extension of Sec. 3, and Table 4."""
+    assert {name: (v.target, v.universal) for name, v in VARIANTS.items()} == {
+        "npd": ("surrogate", False),
+        "npd_tu": ("known", True),
+        "npd_tp": ("known", False),
+        "npd_uu": ("none", True),
+        "npd_up": ("none", False),
+    }
+    assert get_variant("npd_tp") is VARIANTS["npd_tp"]
+    with pytest.raises(UnknownNameError, match=r"Unknown variant 'npd_tt'\. Did you mean 'npd_t"):
+        get_variant("npd_tt")
+
+
+def test_variants_that_make_no_sense_are_refused():
+    with pytest.raises(UnknownNameError, match="Did you mean 'known'"):
+        Variant("knwon", universal=False)
+    with pytest.raises(ConfigError, match="one target for many images"):
+        Variant("surrogate", universal=True)
+
+
+@pytest.mark.parametrize(("variant", "weight"), [("npd", 0.4), ("npd_tu", 0.1), ("npd_tp", 0.1), ("npd_uu", 0.4)])
+def test_a_known_target_takes_the_paper_s_smaller_lambdas(variant, weight):
+    """Sec. 4.1: 1, 0.1, 0.1 for NPD-TU and NPD-TP; the settings of the data set stay."""
+    for live in (False, True):
+        config, plain = preset("signs", live=live, variant=variant), preset("signs", live=live)
+        assert config.weights == {"bn": 1.0, "asr": weight, "bce1": weight, "bce2": weight}
+        assert replace(config, lambda2=plain.lambda2, lambda3=plain.lambda3) == plain
 
 
 def test_a_config_survives_json():
@@ -142,6 +173,25 @@ def test_the_key_is_the_same_in_another_process():
     code = "from npd_core.request import DefenseRequest; print(DefenseRequest(model='m').key)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == DefenseRequest(model="m").key
+
+
+STORED = {"model": "m", "defense": "npd", "layer": None, "clean": 0.05, "watch": 0, "device": "auto"}
+
+
+def test_a_request_stored_before_a_setting_existed_is_still_the_same_request():
+    """Its key names the folder of its run."""
+    config = {name: value for name, value in NPDConfig().to_dict().items() if name not in ADDED}
+    assert len(config) == 29
+    request = DefenseRequest.from_dict({**STORED, "config": config})
+    assert request == DefenseRequest(model="m")
+    assert request.key == "b89038f8683dd8c3"
+    assert replace(request, config=NPDConfig(refresh="epoch")).key != request.key
+    assert replace(request, defense="npd_uu").key != request.key
+
+
+def test_the_added_settings_mean_what_was_done_before_unless_set():
+    defaults = NPDConfig().to_dict()
+    assert {name: defaults[name] for name in ADDED} == ADDED
 
 
 def test_an_unknown_field_of_a_request_names_the_nearest():

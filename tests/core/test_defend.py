@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from npd_core import evaluation
+from npd_core import defend, evaluation
 from npd_core.defend import run_defense
 from npd_core.errors import ConfigError, UnknownNameError
 from npd_core.evaluation import evaluate
 from npd_core.events import EpochEnd, Finished, Measured, StepEnd
 from npd_core.polarizer.artifact import load_polarizer
-from npd_core.polarizer.config import NPDConfig
+from npd_core.polarizer.config import VARIANTS, NPDConfig
 from npd_core.request import DefenseRequest
 from npd_core.zoo.weights import load_backdoored
 
@@ -78,11 +78,39 @@ def test_closing_the_run_leaves_nothing_half_written(request_, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variant_is_told_what_the_attack_wants_of_a_label_and_nothing_else(request_, monkeypatch, variant):
+    told = {}
+
+    def training(net, clean, cfg, device, **more):
+        told.update(more, images=clean.images)
+        yield Finished(0, 0.0)
+
+    monkeypatch.setattr(defend, "train_polarizer", training)
+    monkeypatch.setattr(defend, "evaluate", lambda *_: evaluation.Metrics(1.0, 0.0, 1.0))
+    *_, last = run_defense(replace(request_, defense=variant))
+    assert last.result["defense"] == last.result["config"]["defense"] == variant
+    assert set(told) == {"variant", "known", "images"}
+    assert told["variant"] == variant
+    assert told["known"](torch.tensor([3, 0, 5])).tolist() == [0, 0, 0]
+    assert len(told["images"]) == 60
+
+
+def test_a_variant_runs_as_the_method_does(request_, tmp_path, monkeypatch):
+    monkeypatch.setattr(defend, "test_sets", lambda dataset, attack: evaluation.test_sets(dataset, attack, 48))
+    config = replace(CFG, epochs=1, warmup_epochs=0)
+    *_, last = run_defense(replace(request_, defense="npd_tu", config=config), tmp_path)
+    assert isinstance(last, Finished)
+    assert json.loads((tmp_path / "polarizer.json").read_text())["config"]["defense"] == "npd_tu"
+    assert 0 <= last.result["after"]["asr"] <= 1
+
+
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
         ({"model": "signs-nothing"}, UnknownNameError, "Unknown model"),
         ({"defense": "ndp"}, UnknownNameError, "Did you mean 'npd'"),
+        ({"defense": "npd_t"}, UnknownNameError, "Unknown defense 'npd_t'. Did you mean 'npd_t"),
         ({"layer": "layer9"}, UnknownNameError, "Unknown layer"),
         ({"clean": 999_999}, ConfigError, "999999"),
         ({"device": "tpu"}, ConfigError, "auto"),

@@ -74,3 +74,33 @@ def test_total_is_the_weighted_sum_and_a_zero_weight_removes_its_term_exactly():
     assert torch.equal(alone, without)
     (nothing,) = torch.autograd.grad(objective.total(terms, {"bn": 0.0, "asr": 0.0}), z)
     assert not nothing.any()
+
+
+KEPT = torch.tensor([True, False, True, False])
+
+
+@pytest.mark.parametrize("form", ["exact", "mart"])
+def test_images_left_out_have_no_part_in_a_mean_and_get_no_gradient(form):
+    def terms(z, y, target, kept=None):
+        return torch.stack([
+            objective.loss_asr(z, target, form, kept),
+            objective.loss_bce1(z, y, kept),
+            objective.loss_bce2(z, y, form, kept),
+        ])  # fmt: skip
+
+    z = LOGITS.clone().requires_grad_()
+    found = terms(z, Y, TARGET, KEPT)
+    torch.testing.assert_close(found, terms(LOGITS[KEPT], Y[KEPT], TARGET[KEPT]))
+    (gradient,) = torch.autograd.grad(found.sum(), z)
+    assert not gradient[~KEPT].any()
+    assert gradient[KEPT].any(dim=1).all()
+    torch.testing.assert_close(terms(z, Y, TARGET, torch.ones(4, dtype=torch.bool)), terms(z, Y, TARGET))
+
+
+def test_a_batch_in_which_nothing_is_kept_costs_nothing():
+    z = LOGITS.clone().requires_grad_()
+    nothing = torch.zeros(4, dtype=torch.bool)
+    loss = objective.loss_asr(z, TARGET, kept=nothing) + objective.loss_bce1(z, Y, nothing)
+    (gradient,) = torch.autograd.grad(loss + objective.loss_bce2(z, Y, kept=nothing), z)
+    assert loss == 0
+    assert not gradient.any()

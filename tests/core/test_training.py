@@ -6,12 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from npd_core.attacks import AllToOne
 from npd_core.data.load import ImageSet
-from npd_core.errors import ConfigError
+from npd_core.errors import ConfigError, UnknownNameError
 from npd_core.events import EpochEnd, Failed, Finished, Started, StepEnd
 from npd_core.models import build_model
-from npd_core.polarizer.config import REFERENCE
+from npd_core.polarizer.config import REFERENCE, VARIANTS
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.polarizer.training import CleanBatches, Trainer, train_polarizer
 
@@ -84,6 +86,20 @@ def test_prefix_cached_and_plain_training_give_the_same_result(layer):
         list(train_polarizer(net, images(), replace(FAST, cache=cache)))
         results.append(theta(net))
     same(results[0], results[1], rtol=1e-5, atol=1e-6)
+
+
+def test_the_prefix_cache_changes_nothing_in_a_network_with_inner_pooling():
+    torch.manual_seed(0)
+    backdoored = build_model("vgg19_bn", 5, 4).eval()
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (10, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    data, results = ImageSet(pixels, torch.arange(10) % 5), []
+    for cache in (True, False):
+        net = PolarizedNet(backdoored, "features.46")
+        list(train_polarizer(net, data, replace(FAST, cache=cache)))
+        results.append(theta(net))
+    same(results[0], results[1], rtol=1e-5, atol=1e-6)
+    assert not torch.equal(results[0]["conv.weight"], torch.eye(32)[:, :, None, None])
 
 
 def naive_training(backdoored, data, cfg):
@@ -291,3 +307,206 @@ def test_bf16_follows_fp32_within_a_tolerance():
         results.append(theta(net)["conv.weight"])
     moved = (results[0] - torch.eye(32)[:, :, None, None]).norm()
     assert (results[0] - results[1]).norm() < 0.2 * moved
+
+
+# --- variants
+
+ONE = AllToOne(1).target
+VARIED = replace(FAST, warmup_epochs=0, inner_step="l2", inner_lr=0.3, rho=0.5, early_stop=None)
+
+
+def next_class(y):
+    """All-to-all: the class after its own."""
+    return (y + 1) % 5
+
+
+def naive_variant(backdoored, data, cfg, variant, known):
+    """A variant of Algorithm 1 by its definition, in float64, one image at a time; returns theta, losses, deltas."""
+    targeted, universal = variant in ("npd_tu", "npd_tp"), variant in ("npd_tu", "npd_uu")
+    batches = CleanBatches(PolarizedNet(backdoored, LAYER, 16), data, cfg, torch.device("cpu"))
+    net = PolarizedNet(backdoored, LAYER, 16).double()
+    params = list(net.polarizer.parameters())
+    optimizer = torch.optim.SGD(params, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
+    shared, seen = {}, []
+    for _ in range(cfg.epochs):
+        if cfg.refresh == "epoch":
+            shared = {}
+        for chosen in batches.shuffled():
+            x, y = data.images[chosen].double() / 255, data.labels[chosen].tolist()
+            target = known(data.labels[chosen]).tolist() if targeted else [None] * len(y)
+            kept = [i for i in range(len(y)) if target[i] != y[i]]
+            groups = {}
+            for i in kept:
+                groups.setdefault(target[i] if universal else i, []).append(i)
+            delta = shared if universal else {}
+            for name, members in groups.items():
+                d = delta.get(name, torch.zeros_like(x[0]))
+                for _ in range(cfg.inner_steps):
+                    d = d.clone().requires_grad_()
+                    loss = 0
+                    for i in members:
+                        z = net((x[i] + d).clamp(0, 1)[None])
+                        label = torch.tensor([target[i] if targeted else y[i]])
+                        loss = loss + (1 if targeted else -1) * F.cross_entropy(z, label) / len(members)
+                    (gradient,) = torch.autograd.grad(loss, d)
+                    d = (d - cfg.inner_lr * gradient / gradient.norm()).detach()
+                    d = d * min(1.0, cfg.rho / float(d.norm()))
+                delta[name] = d
+            bn = torch.stack([F.cross_entropy(net(x[i][None]), torch.tensor([y[i]])) for i in range(len(y))]).mean()
+            terms = {"asr": [], "bce1": [], "bce2": []}
+            for i in kept:
+                s = net((x[i] + delta[target[i] if universal else i]).clamp(0, 1)[None]).softmax(1)[0]
+                wrong = max((k for k in range(5) if k != y[i]), key=s.tolist().__getitem__)
+                terms["asr"].append(-torch.log(1 - s[target[i] if targeted else wrong]))
+                terms["bce1"].append(-torch.log(s[y[i]]))
+                terms["bce2"].append(-torch.log(1 - s[wrong]))
+            means = {name: torch.stack(values).mean() for name, values in terms.items()}
+            loss = cfg.lambda1 * bn + cfg.lambda2 * means["asr"] + cfg.lambda3 * (means["bce1"] + means["bce2"])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            seen.append({name: float(value.detach()) for name, value in ({"bn": bn} | means).items()})
+    return theta(net), seen, shared
+
+
+@pytest.mark.parametrize(
+    ("variant", "known", "refresh"),
+    [
+        ("npd_tu", ONE, "never"),
+        ("npd_tu", ONE, "epoch"),
+        ("npd_tu", next_class, "never"),
+        ("npd_tp", ONE, "never"),
+        ("npd_tp", next_class, "never"),
+        ("npd_uu", None, "never"),
+        ("npd_uu", None, "epoch"),
+        ("npd_up", None, "never"),
+    ],
+)
+def test_a_variant_is_its_definition(variant, known, refresh):
+    cfg, data = replace(VARIED, refresh=refresh), images(12)
+    assert (data.labels == 1).any(), "an image is left out"
+    net = PolarizedNet(network(), LAYER, 16)
+    trainer = Trainer(net, data, cfg, torch.device("cpu"), variant, known)
+    events = list(trainer.events())
+    expected, seen, shared = naive_variant(network(), data, cfg, variant, known)
+    steps = [e for e in events if isinstance(e, StepEnd)]
+    assert len(steps) == len(seen) == 4
+    for step, slow in zip(steps, seen, strict=True):
+        terms = {name: float(step.losses[name]) for name in slow}
+        assert terms == pytest.approx(slow, rel=1e-3)
+    same(theta(net), {name: value.float() for name, value in expected.items()}, rtol=1e-3, atol=1e-5, check_dtype=False)
+    for number, wanted in enumerate(trainer.wanted.tolist()):
+        if VARIANTS[variant].universal:
+            slow = shared[None if variant == "npd_uu" else wanted]
+            torch.testing.assert_close(trainer.universal[number].double(), slow, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize(("known", "count"), [(ONE, 1), (next_class, 5)])
+def test_npd_tu_keeps_one_perturbation_for_each_target_within_the_budget(known, count):
+    net = PolarizedNet(network(), LAYER, 16)
+    cfg = replace(FAST, epochs=3, rho=0.4, refresh="never")
+    trainer = Trainer(net, images(40), cfg, torch.device("cpu"), "npd_tu", known)
+    assert not trainer.universal.any()
+    found = []
+    for event in trainer.events():
+        if isinstance(event, EpochEnd):
+            found.append(trainer.universal)
+            assert found[-1].shape == (count, 3, 16, 16)
+            assert found[-1].flatten(1).norm(dim=1).max() <= 0.4 + 1e-5
+    assert not found[0].any(), "warm-up has no inner level"
+    assert all(delta.flatten(1).any(dim=1).all() for delta in found[1:])
+    assert not torch.equal(found[1], found[2])
+
+
+def test_images_of_the_target_class_count_in_l_bn_alone():
+    """All of them in one batch: the other terms are zero, theta still learns from L_bn."""
+    data = images(8)
+    trainer = Trainer(PolarizedNet(network(), LAYER, 16), data, FAST, torch.device("cpu"), "npd_tp", ONE)
+    x, h = trainer.clean.x(torch.arange(8)), trainer.clean.features(torch.arange(8))
+    step = trainer.losses(x, h, torch.ones(8, dtype=torch.int64))
+    assert step.losses["bn"] > 0
+    assert all(step.losses[name] == 0 for name in ("asr", "bce1", "bce2"))
+    gradients = torch.autograd.grad(sum(step.losses.values()), trainer.params)
+    assert all(torch.isfinite(g).all() and g.any() for g in gradients)
+
+
+@pytest.mark.parametrize("changes", [{"bn_mode": "train_clean_stats"}, {"attack_on": "base"}, {"bce1_label": "pred"},
+                                     {"inner_step": "raw"}, {"holdout": 0.25}], ids=str)  # fmt: skip
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "npd"])
+def test_the_options_of_npd_are_those_of_its_variants(variant, changes):
+    net = PolarizedNet(network(), LAYER, 16)
+    start = theta(net)["conv.weight"]
+    cfg = replace(FAST, epochs=1, warmup_epochs=0, **changes)
+    *_, last = train_polarizer(net, images(24), cfg, variant=variant, known=ONE)
+    assert isinstance(last, Finished)
+    assert torch.isfinite(theta(net)["conv.weight"]).all()
+    assert not torch.equal(theta(net)["conv.weight"], start)
+
+
+def test_measuring_on_held_out_images_does_not_move_the_universal_perturbation():
+    trainer = Trainer(
+        PolarizedNet(network(), LAYER, 16), images(40), replace(FAST, holdout=0.25), torch.device("cpu"), "npd_uu"
+    )
+    for event in trainer.events():
+        if isinstance(event, StepEnd) and event.epoch == 0:
+            before = trainer.universal.clone()
+            value = trainer.held_out_objective()
+            assert torch.equal(trainer.universal, before)
+            assert trainer.held_out_objective() == value
+            break
+    assert before.any()
+
+
+def test_untargeted_terms_coincide_where_the_class_that_was_hit_is_the_strongest_wrong_one():
+    events = train_polarizer(PolarizedNet(network(), LAYER, 16), images(), FAST, variant="npd_up")
+    steps = [event for event in events if isinstance(event, StepEnd) and event.epoch >= 0]
+    assert all(float(event.losses["asr"]) == float(event.losses["bce2"]) for event in steps)
+
+
+def test_plain_npd_does_not_ask_for_the_attacker_s_target():
+    def asked(y):
+        raise AssertionError("npd does not know the target")
+
+    results = []
+    for known in (None, asked):
+        net = PolarizedNet(network(), LAYER, 16)
+        list(train_polarizer(net, images(), FAST, known=known))
+        results.append(theta(net))
+    same(results[0], results[1], rtol=0, atol=0)
+
+
+def test_a_known_target_has_to_be_known_and_has_to_differ_from_some_label():
+    net, data = PolarizedNet(network(), LAYER, 16), images()
+    with pytest.raises(ConfigError, match="pass the rule of the attack as `known`"):
+        train_polarizer(net, data, FAST, variant="npd_tu")
+    with pytest.raises(ConfigError, match="wants no other class"):
+        train_polarizer(net, data, FAST, variant="npd_tp", known=lambda y: y)
+    with pytest.raises(UnknownNameError, match=r"Unknown variant 'ndp'\. Did you mean 'npd'"):
+        train_polarizer(net, data, FAST, variant="ndp")
+
+
+class HostReads(TorchDispatchMode):
+    """Notes every operation that makes the host wait for a number, or for a shape, of the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(word in str(func) for word in ("_local_scalar_dense", "nonzero", "unique", "masked_select")):
+            self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_variant_makes_the_host_wait_inside_a_step(variant):
+    reads = []
+    for early_stop in (None, 0.99):
+        cfg = replace(FAST, early_stop=early_stop)
+        trainer = Trainer(PolarizedNet(network(), LAYER, 16), images(8), cfg, torch.device("cpu"), variant, next_class)
+        x, h = trainer.clean.x(torch.arange(8)), trainer.clean.features(torch.arange(8))
+        with HostReads() as host:
+            trainer.losses(x, h, trainer.clean.labels)
+        reads.append(host.seen)
+    assert reads[0] == []
+    assert reads[1], "early stop is the one thing that reads, which shows that reading is seen"
