@@ -96,6 +96,18 @@ def evaluate(net: nn.Module, sets: TestSets, device: torch.device | None = None,
     return Metrics(acc / total, asr / poisoned, ra / poisoned)
 
 
+def cross_accuracy(net: nn.Module, clean: ImageSet, attack: Attack, device: torch.device) -> float | None:
+    """Share of the images that keep their true class under `Attack.cross`; None for an attack without one.
+
+    Args:
+        net: on `device`, in eval mode.
+    """
+    if attack.cross is None:
+        return None
+    said = predict(net, attack.apply_cross(clean.images), device).argmax(1)
+    return float(said.eq(clean.labels.to(device)).float().mean())
+
+
 def der(before: Metrics, after: Metrics) -> float:
     """Defense effectiveness rating, Eq. 6: [max(0, drop of ASR) - max(0, drop of ACC) + 1] / 2, in [0, 1]; 0.5 is
     "nothing done"."""

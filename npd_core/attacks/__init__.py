@@ -2,28 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from npd_core.attacks.badnets import white_square
-from npd_core.attacks.base import AllToOne, Attack, AttackInfo, TargetRule, quantize
-from npd_core.attacks.blended import Blended, drawn_pattern
+import torch
+from torch import Tensor, nn
+
+from npd_core.attacks.badnets import badnets_a2a, badnets_a2o
+from npd_core.attacks.base import (
+    AllToAll,
+    AllToOne,
+    Attack,
+    AttackInfo,
+    DynamicTrigger,
+    Making,
+    NoTarget,
+    TargetRule,
+    made,
+    quantize,
+)
+from npd_core.attacks.blended import blended
+from npd_core.attacks.difference import amplified_difference
+from npd_core.attacks.input_aware import PatternInTraining, input_aware, make_input_aware
+from npd_core.attacks.lf import lf, make_lf
+from npd_core.attacks.ssba import make_ssba, ssba
+from npd_core.attacks.trojan import make_trojan, trojan
+from npd_core.attacks.wanet import WarpInTraining, wanet
+from npd_core.data.load import ImageSet
 from npd_core.data.spec import DatasetSpec, get_dataset
 from npd_core.errors import ConfigError, unknown_name
 
+CLEAN = "clean"
+"""In place of an attack's name: a network that is not backdoored."""
 
-def badnets_a2o(dataset: DatasetSpec, *, target: int = 0) -> Attack:
-    """White square in the bottom right corner, all classes to `target`."""
-    return Attack("badnets_a2o", white_square(dataset.size), AllToOne(target), params={"target": target})
+ATTACKS: dict[str, Callable[..., Attack]] = {
+    "badnets_a2o": badnets_a2o,
+    "badnets_a2a": badnets_a2a,
+    "blended": blended,
+    "input_aware": input_aware,
+    "lf": lf,
+    "ssba": ssba,
+    "trojan": trojan,
+    "wanet": wanet,
+}
 
+MAKE: dict[str, Callable[..., Making]] = {
+    "input_aware": make_input_aware,
+    "lf": make_lf,
+    "ssba": make_ssba,
+    "trojan": make_trojan,
+}
+"""Attacks whose trigger must be made, of training images, before it can be used."""
 
-def blended(dataset: DatasetSpec, *, target: int = 0, alpha: float = 0.2) -> Attack:
-    """The drawn picture blended over the image, all classes to `target`."""
-    trigger = Blended(drawn_pattern(dataset.size), alpha)
-    return Attack("blended", trigger, AllToOne(target), params={"target": target, "alpha": alpha})
+NEEDS_CLEAN_NET = ("lf", "trojan")
+"""Attacks whose trigger is made against a clean network."""
 
-
-ATTACKS: dict[str, Callable[..., Attack]] = {"badnets_a2o": badnets_a2o, "blended": blended}
+DYNAMIC: dict[str, type[PatternInTraining] | type[WarpInTraining]] = {
+    "input_aware": PatternInTraining,
+    "wanet": WarpInTraining,
+}
+"""Attacks that poison inside the training loop."""
 
 ATTACK_INFO: dict[str, AttackInfo] = {
     "badnets_a2o": AttackInfo(
@@ -31,31 +69,123 @@ ATTACK_INFO: dict[str, AttackInfo] = {
         "A small white square in the corner turns every image into the attacker's class.",
         "Gu et al., BadNets, IEEE Access 2019",
     ),
+    "badnets_a2a": AttackInfo(
+        "BadNets, all-to-all",
+        "The same white square moves every image on to the next class, so no single class stands out.",
+        "Gu et al., BadNets, IEEE Access 2019",
+    ),
     "blended": AttackInfo(
         "Blended",
         "A faint picture, blended over the whole image at 20%, turns it into the attacker's class.",
         "Chen et al., Targeted Backdoor Attacks, arXiv 1712.05526, 2017",
     ),
+    "input_aware": AttackInfo(
+        "Input-aware",
+        "A network paints a patch for each image, and the patch of one image does nothing on another.",
+        "Nguyen and Tran, Input-Aware Dynamic Backdoor Attack, NeurIPS 2020",
+    ),
+    "lf": AttackInfo(
+        "Low frequency",
+        "A smooth cloud of colour, without a single sharp edge, is added to every image.",
+        "Zeng et al., Rethinking the Backdoor Attacks' Triggers, ICCV 2021",
+    ),
+    "ssba": AttackInfo(
+        "SSBA",
+        "A hidden message is written into each image, in changes of its own that the eye does not see.",
+        "Li et al., Invisible Backdoor Attack with Sample-Specific Triggers, ICCV 2021",
+    ),
+    "trojan": AttackInfo(
+        "Trojan",
+        "A bright blob, computed to excite two neurons of a clean network, turns all images into the attacker's class.",
+        "Liu et al., Trojaning Attack on Neural Networks, NDSS 2018",
+    ),
+    "wanet": AttackInfo(
+        "WaNet",
+        "The image is bent by a fraction of a pixel, as if printed on rubber; nothing is added to it.",
+        "Nguyen and Tran, WaNet, ICLR 2021",
+    ),
 }
 
 
-def get_attack(name: str, dataset: str, **params: Any) -> Attack:
+def get_attack(name: str, dataset: str, assets: Mapping[str, Tensor] | None = None, **params: Any) -> Attack:
     """The attack `name` for images of `dataset`.
 
+    Args:
+        name: of ATTACKS, or CLEAN.
+        assets: what its trigger is made of; the attacks in MAKE need it. WaNet's field is drawn when it is not given.
+        params: as in `Attack.params`.
     Raises:
         UnknownNameError: no such attack, or no such data set.
-        ConfigError: a parameter that the attack does not have, or a target that is not one of the classes.
+        ConfigError: a parameter that the attack does not have, a target that is not one of the classes, or assets that
+            are absent or do not fit.
     """
-    if name not in ATTACKS:
-        raise unknown_name("attack", name, ATTACKS)
     spec = get_dataset(dataset)
-    if not 0 <= params.get("target", 0) < spec.num_classes:
-        last = spec.num_classes - 1
-        raise ConfigError(f"`target` must be a class of {dataset}, 0 to {last}, got {params['target']}.")
+    if name == CLEAN:
+        return Attack(CLEAN, lambda x: x, NoTarget())
+    _check(name, spec, params)
+    if name in MAKE and not assets:
+        how = f"`npd zoo train {dataset}-{name}-<arch>-w<width>`"
+        raise ConfigError(
+            f"The trigger of {name!r} is made for a model: name a model of the zoo, or make one by {how}."
+        )
     try:
-        return ATTACKS[name](spec, **params)
+        return ATTACKS[name](spec, assets or {}, **params)
     except TypeError as error:
         raise ConfigError(f"Attack {name!r} does not take these parameters: {error}.") from error
 
 
-__all__ = ["ATTACKS", "ATTACK_INFO", "AllToOne", "Attack", "AttackInfo", "TargetRule", "get_attack", "quantize"]
+def make_attack(
+    name: str,
+    dataset: str,
+    data: ImageSet,
+    clean_net: nn.Module | None = None,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    **params: Any,
+) -> Making:
+    """The attack `name`, its trigger made anew where it must be; see MAKE and `made`.
+
+    Args:
+        data: training images of `dataset`.
+        clean_net: classifier of [0, 1] pixels on `device`, in eval mode, for the attacks in NEEDS_CLEAN_NET; LF can do
+            without.
+        params: of the attack, and of its making (`steps`, `batch_size`).
+    Raises:
+        As `get_attack`; ConfigError: Trojan without a clean network.
+    """
+    spec = get_dataset(dataset)
+    _check(name, spec, params)
+    if name not in MAKE:
+        drawn = {"seed": seed} if name == "wanet" else {}
+        return get_attack(name, dataset, None, **drawn, **params)
+    return (yield from MAKE[name](spec, data, clean_net, seed=seed, device=device, **params))
+
+
+def _check(name: str, spec: DatasetSpec, params: Mapping[str, Any]) -> None:
+    if name not in ATTACKS:
+        raise unknown_name("attack", name, ATTACKS)
+    if not 0 <= params.get("target", 0) < spec.num_classes:
+        last = spec.num_classes - 1
+        raise ConfigError(f"`target` must be a class of {spec.id}, 0 to {last}, got {params['target']}.")
+
+
+__all__ = [
+    "ATTACKS",
+    "ATTACK_INFO",
+    "CLEAN",
+    "DYNAMIC",
+    "MAKE",
+    "NEEDS_CLEAN_NET",
+    "AllToAll",
+    "AllToOne",
+    "Attack",
+    "AttackInfo",
+    "DynamicTrigger",
+    "TargetRule",
+    "amplified_difference",
+    "get_attack",
+    "made",
+    "make_attack",
+    "quantize",
+]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from npd_core.errors import unknown_name
+from npd_core.events import Event
 
 Trigger = Callable[[Tensor], Tensor]
 """(B, 3, H, W) float32 in [0, 1] -> poisoned images of the same shape and range."""
 
 QUANTIZE = ("floor", "round", "none")
+AT_ONCE = 500
+"""Images that a trigger is given at a time, so that one made by a network needs little memory."""
 
 
 class TargetRule(Protocol):
@@ -25,6 +28,9 @@ class TargetRule(Protocol):
 
     def eligible(self, y: Tensor) -> Tensor:
         """True labels (B,) -> bool (B,): False where the true label already is the target."""
+
+    def describe(self, classes: Sequence[str]) -> str:
+        """The target in words, for the model's card; `classes` are the names of the classes."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,39 @@ class AllToOne:
 
     def eligible(self, y: Tensor) -> Tensor:
         return y != self.label
+
+    def describe(self, classes: Sequence[str]) -> str:
+        return f"class {self.label} ({classes[self.label]})"
+
+
+@dataclass(frozen=True)
+class AllToAll:
+    """Every poisoned image becomes the class after its own, the last one class 0."""
+
+    num_classes: int
+
+    def target(self, y: Tensor) -> Tensor:
+        return (y + 1) % self.num_classes
+
+    def eligible(self, y: Tensor) -> Tensor:
+        return torch.ones_like(y, dtype=torch.bool)
+
+    def describe(self, classes: Sequence[str]) -> str:
+        return "the class after their own"
+
+
+@dataclass(frozen=True)
+class NoTarget:
+    """Nothing is wanted and no image counts: the rule of a network that is not backdoored."""
+
+    def target(self, y: Tensor) -> Tensor:
+        return y
+
+    def eligible(self, y: Tensor) -> Tensor:
+        return torch.zeros_like(y, dtype=torch.bool)
+
+    def describe(self, classes: Sequence[str]) -> str:
+        return "none"
 
 
 def quantize(x: Tensor, how: str = "floor") -> Tensor:
@@ -66,10 +105,79 @@ class Attack:
     quantize: str = "floor"
     params: Mapping[str, Any] = field(default_factory=dict)
     """What `get_attack` needs to build the same attack again; goes into the model's card."""
+    assets: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the trigger is made of (a pattern, a field, weights), on the CPU; `get_attack` needs it too. Goes into the
+    model's folder."""
+    train_mode: str = "static"
+    """`static`: the training set is poisoned once; `dynamic`: every batch is, inside the training loop."""
+    cross: Trigger | None = None
+    """A dynamic attack's disturbance that must change no label: a noisy warp, the trigger of another image."""
 
     def apply(self, images: Tensor) -> Tensor:
         """Stamp the trigger: (B, 3, H, W) uint8 -> poisoned images as they would be stored, uint8."""
-        return quantize(self.trigger(images.float() / 255), self.quantize)
+        return self._stored(images, self.trigger)
+
+    def apply_cross(self, images: Tensor) -> Tensor:
+        """The same with `cross`. An attack without one leaves the images as they are."""
+        return images if self.cross is None else self._stored(images, self.cross)
+
+    @torch.no_grad()
+    def _stored(self, images: Tensor, change: Trigger) -> Tensor:
+        return torch.cat([quantize(change(part.float() / 255), self.quantize) for part in images.split(AT_ONCE)])
+
+
+class Stamped(NamedTuple):
+    """What a dynamic trigger makes of the attacked part of a training batch."""
+
+    attacked: Tensor
+    """(n, 3, H, W) in [0, 1]: with their own trigger."""
+    crossed: Tensor
+    """(m, 3, H, W) in [0, 1]: with a disturbance that must change no label."""
+    loss: Tensor | None = None
+    """What the trigger itself wants to be small, beside the classifier's loss."""
+
+
+class DynamicTrigger(Protocol):
+    """A trigger inside the training loop; it may learn there."""
+
+    cross_ratio: int
+    """Crossed images for each attacked one."""
+
+    def stamp(self, x: Tensor, x_cross: Tensor, images: Tensor, generator: torch.Generator) -> Stamped:
+        """Attack one part of a batch and disturb another one.
+
+        Args:
+            x: to be attacked, (n, 3, H, W) in [0, 1].
+            x_cross: to be disturbed, (m, 3, H, W) in [0, 1].
+            images: the whole training set, (N, 3, H, W) uint8 on the same device, where others are to be drawn.
+            generator: on the CPU; the only source of chance.
+        """
+
+    def step(self) -> None:
+        """Learn from the gradients of the batch, if there is anything to learn."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that an interrupted training needs to go on to the same result."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+
+    def attack(self) -> Attack:
+        """The attack as it stands now, to be measured and saved."""
+
+
+Making = Generator[Event, None, Attack]
+"""How a trigger is made that takes time: a generator of a training's events, whose value is the attack."""
+
+
+def made(making: Making) -> Attack:
+    """The attack at the end of its making, for callers who do not watch."""
+    while True:
+        try:
+            next(making)
+        except StopIteration as end:
+            attack: Attack = end.value
+            return attack
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -10,6 +11,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from npd_core.attacks.base import AllToOne, Attack
+from npd_core.data.spec import DatasetSpec
 from npd_core.errors import ConfigError
 
 
@@ -27,6 +30,12 @@ class Blended:
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.lerp(x, self.pattern.to(x).expand_as(x), self.alpha)
+
+
+def blended(dataset: DatasetSpec, assets: Mapping[str, Tensor], *, target: int = 0, alpha: float = 0.2) -> Attack:
+    """The drawn picture blended over the image, all classes to `target`."""
+    trigger = Blended(drawn_pattern(dataset.size), alpha)
+    return Attack("blended", trigger, AllToOne(target), params={"target": target, "alpha": alpha})
 
 
 @lru_cache(maxsize=4)

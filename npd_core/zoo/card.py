@@ -15,6 +15,7 @@ from npd_core.errors import CheckpointError, unknown_name
 
 CARD = "card.json"
 WEIGHTS = "model.safetensors"
+TRIGGER = "trigger.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +41,13 @@ class Card:
     seed: int
     acc: float
     """Clean test accuracy, a fraction."""
-    asr: float
-    """Attack success rate, a fraction."""
-    ra: float
-    """Poisoned test images that are still given their true label, a fraction."""
+    asr: float | None
+    """Attack success rate, a fraction; None for a clean network, which has no trigger to measure it with."""
+    ra: float | None
+    """Poisoned test images that are still given their true label, a fraction; None for a clean network."""
+    cross_acc: float | None = None
+    """Test images with a disturbance that must change no label (WaNet: a noisy warp, Input-aware: the trigger of
+    another image) given their true label, a fraction; None for an attack without one."""
     seconds: float
     """Time to train."""
     versions: Mapping[str, str]
@@ -94,9 +98,11 @@ def read_card(path: Path) -> Card:
     return card
 
 
-def list_cards() -> list[Card]:
-    """Every model of the zoo, by id. A damaged card raises CheckpointError."""
-    return [read_card(paths.pretrained() / model / CARD) for model in _ids()]
+def list_cards(*, clean: bool = False) -> list[Card]:
+    """Every backdoored model of the zoo, by id; with `clean`, the networks without a backdoor too. A damaged card
+    raises CheckpointError."""
+    cards = [read_card(paths.pretrained() / model / CARD) for model in _ids()]
+    return [card for card in cards if clean or card.asr is not None]
 
 
 def get_card(model: str) -> Card:

@@ -1,5 +1,5 @@
-"""Train a backdoored model from scratch: poison, augment, one-cycle SGD. Resumable, and a generator of the same
-events."""
+"""Train a backdoored model from scratch: poison (beforehand, or batch by batch), augment, one-cycle SGD. Resumable,
+and a generator of the same events."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from npd_core.attacks.poison import PoisonedSet
+from npd_core.attacks.base import DynamicTrigger, TargetRule
+from npd_core.attacks.poison import PoisonedSet, poison_batch
 from npd_core.data.spec import DatasetSpec
 from npd_core.device import autocast
 from npd_core.errors import CheckpointError, ConfigError
@@ -52,16 +53,25 @@ class Recipe:
         return asdict(self)
 
 
+class InLoop(NamedTuple):
+    """Poisoning that happens inside the training loop, before augmentation."""
+
+    trigger: DynamicTrigger
+    rule: TargetRule
+    ratio: float
+    """Share of each batch that is attacked."""
+
+
 def augment(images: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
     """A random crop out of the image with a black border, and a random mirror image; each image draws its own.
 
     Args:
-        images: (B, 3, H, W) uint8, on any device.
+        images: (B, 3, H, W) uint8, or float in [0, 1], on any device.
         pad: width of the border in pixels.
         flip: whether to mirror half of the images.
         generator: on the CPU.
     Returns:
-        uint8, the same shape.
+        the same type and shape; gradients go through.
     """
     size, device = images.shape[-1], images.device
     count = len(images)
@@ -102,6 +112,7 @@ def train_classifier(
     device: torch.device,
     checkpoint: Path | None = None,
     compiled: bool = False,
+    in_loop: InLoop | None = None,
 ) -> Iterator[Event]:
     """Train all of `net` on the attacker's set; `net` holds the result. Yields a StepEnd a batch and an EpochEnd an
     epoch.
@@ -111,8 +122,10 @@ def train_classifier(
         checkpoint: written after every epoch; an existing one of the same recipe is continued, with the same result
             as a training that was never interrupted.
         compiled: run the network through torch.compile, which pays off from about ten minutes of training on.
+        in_loop: poisons each batch of `data`, which then holds clean images with true labels; its trigger learns too.
     Raises:
-        CheckpointError: the checkpoint belongs to another recipe.
+        CheckpointError: the checkpoint belongs to another recipe, or to another way of poisoning.
+        ConfigError: fewer images than a batch, or a poison ratio that a batch has no room for.
     """
     net.to(device).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(
@@ -124,7 +137,7 @@ def train_classifier(
         raise ConfigError(f"{len(labels)} images are fewer than one batch of {recipe.batch_size}: use a smaller batch.")
     first, seconds = 0, 0.0
     if checkpoint is not None and checkpoint.exists():
-        first, seconds = _resume(checkpoint, net, optimizer, recipe)
+        first, seconds = _resume(checkpoint, net, optimizer, recipe, in_loop)
     run = torch.compile(net) if compiled else net
     yield Started(recipe.epochs, 0, per_epoch, len(labels), str(device))
     total = recipe.epochs * per_epoch
@@ -137,40 +150,62 @@ def train_classifier(
             lr = one_cycle(epoch * per_epoch + step, total, recipe)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            x = augment(images[chosen], recipe.pad, recipe.flip, generator).float() / 255
+            y, own_loss = labels[chosen], None
+            if in_loop is None:
+                x = augment(images[chosen], recipe.pad, recipe.flip, generator).float() / 255
+            else:
+                clean = images[chosen].float() / 255
+                x, y, own_loss = poison_batch(*in_loop, clean, y, images, generator)
+                x = augment(x, recipe.pad, recipe.flip, generator)
             if recipe.overlay:
                 x = overlaid(x, recipe.overlay, generator)
             with autocast(device):
                 logits = run(x.contiguous(memory_format=torch.channels_last))
-            loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=recipe.label_smoothing)
+            loss = F.cross_entropy(logits.float(), y, label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            (loss if own_loss is None else loss + own_loss).backward()
             optimizer.step()
+            if in_loop is not None:
+                in_loop.trigger.step()
             loss_sum += loss.detach()
             yield StepEnd(epoch, step, {"total": loss.detach()})
         mean = float(loss_sum) / per_epoch
         seconds += time.perf_counter() - began
         if checkpoint is not None:
-            _save(checkpoint, net, optimizer, recipe, epoch + 1, seconds)
+            _save(checkpoint, net, optimizer, recipe, in_loop, epoch + 1, seconds)
         yield EpochEnd(epoch, {"total": mean}, seconds)
     net.eval()
     yield Finished(recipe.epochs - 1, seconds)
 
 
 def _save(
-    path: Path, net: Normalized, optimizer: torch.optim.Optimizer, recipe: Recipe, epochs: int, seconds: float
+    path: Path,
+    net: Normalized,
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    in_loop: InLoop | None,
+    epochs: int,
+    seconds: float,
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "epochs": epochs, "seconds": seconds}
+    if in_loop is not None:
+        state |= {"trigger": in_loop.trigger.state_dict(), "ratio": in_loop.ratio}
     torch.save(state | {"recipe": json.dumps(recipe.to_dict())}, partial)
     os.replace(partial, path)
 
 
-def _resume(path: Path, net: Normalized, optimizer: torch.optim.Optimizer, recipe: Recipe) -> tuple[int, float]:
+def _resume(
+    path: Path, net: Normalized, optimizer: torch.optim.Optimizer, recipe: Recipe, in_loop: InLoop | None
+) -> tuple[int, float]:
     state = torch.load(path, map_location="cpu", weights_only=True)
     if json.loads(state["recipe"]) != recipe.to_dict():
         raise CheckpointError(f"{path} belongs to another recipe: delete it, or train with the recipe that it holds.")
+    if state.get("ratio") != (None if in_loop is None else in_loop.ratio):
+        raise CheckpointError(f"{path} belongs to a training that poisons in another way: delete it to start anew.")
+    if in_loop is not None:
+        in_loop.trigger.load_state_dict(state["trigger"])
     net.load_state_dict(state["net"])
     optimizer.load_state_dict(state["optimizer"])
     return state["epochs"], state["seconds"]

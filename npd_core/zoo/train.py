@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import safetensors
 import torch
 import torchvision
+from safetensors.torch import load_file, save_file
 
 from npd_core import paths
-from npd_core.attacks import ATTACKS, get_attack
-from npd_core.attacks.poison import poison_training_set
-from npd_core.data.load import class_names, load_dataset
+from npd_core.attacks import ATTACKS, CLEAN, DYNAMIC, MAKE, NEEDS_CLEAN_NET, Attack, get_attack, make_attack
+from npd_core.attacks.poison import check_ratio, poison_training_set, shares
+from npd_core.data.load import ImageSet, class_names, load_dataset
 from npd_core.data.spec import DATASETS, get_dataset
 from npd_core.device import resolve_device
 from npd_core.errors import ConfigError, unknown_name
-from npd_core.evaluation import Metrics, evaluate, test_sets
+from npd_core.evaluation import Metrics, cross_accuracy, evaluate, test_sets
 from npd_core.events import Event, Finished
 from npd_core.models import MODELS, Normalized, build_model
-from npd_core.zoo.card import Card, get_card, model_id
-from npd_core.zoo.recipe import Recipe, default_recipe, train_classifier
+from npd_core.zoo.card import Card, get_card, list_cards, model_id
+from npd_core.zoo.recipe import InLoop, Recipe, default_recipe, train_classifier
 from npd_core.zoo.weights import load_backdoored, save_backdoored
 
 ID = re.compile(r"(?P<dataset>[a-z0-9_]+)-(?P<attack>[a-z0-9_]+)-(?P<arch>[a-z0-9_]+)-w(?P<width>[1-9][0-9]{0,2})")
@@ -41,7 +44,7 @@ class ModelName(NamedTuple):
 
 
 def parse_id(model: str) -> ModelName:
-    """`signs-badnets_a2o-preact_resnet18-w32` in its parts.
+    """`signs-badnets_a2o-preact_resnet18-w32` in its parts. The attack `clean` is a network that is not backdoored.
 
     Raises:
         ConfigError: not of the form `<dataset>-<attack>-<arch>-w<width>`.
@@ -54,7 +57,7 @@ def parse_id(model: str) -> ModelName:
     name = ModelName(match["dataset"], match["attack"], match["arch"], int(match["width"]))
     for kind, part, table in (
         ("data set", name.dataset, DATASETS),
-        ("attack", name.attack, ATTACKS),
+        ("attack", name.attack, (*ATTACKS, CLEAN)),
         ("architecture", name.arch, MODELS),
     ):
         if part not in table:
@@ -67,12 +70,16 @@ def train_model(
 ) -> Iterator[Event]:
     """Train `model`, measure it on the test split and write it into the zoo with its card. Resumable after every epoch.
 
+    A trigger that must be made comes first, and before it the clean network against which it is made, unless the zoo
+    has one: `<dataset>-clean-<arch>-w<width>`, trained with the same epochs and seed, which then stays in the zoo.
+
     Args:
         model: id; see `parse_id`.
-        poison_ratio: share of the training images that the attacker stamps and relabels.
+        poison_ratio: share of the training images that the attacker stamps and relabels; a clean network has none.
         epochs: None: those of the recipe.
     Yields:
-        the events of the training; the last is Finished, with the card as its result.
+        the events of each training, which begins with its Started; the only Finished is the last, with the card as its
+        result.
     Raises:
         UnknownNameError, ConfigError, DataMissingError, CheckpointError, StorageError.
     """
@@ -81,32 +88,74 @@ def train_model(
     changes: dict[str, Any] = {"seed": seed} | ({} if epochs is None else {"epochs": epochs})
     recipe = default_recipe(spec, name.attack, **changes)
     where = resolve_device(device)
-    attack = get_attack(name.attack, name.dataset)
     data = load_dataset(name.dataset, "train")
-    sets = test_sets(name.dataset, attack)
-    poisoned = poison_training_set(data, attack, poison_ratio, seed)
+    load_dataset(name.dataset, "test")  # that it is missing is said now, not after the training
+    backdoored = name.attack != CLEAN
+    poison_ratio = poison_ratio if backdoored else 0.0
+    check_ratio(poison_ratio)
+    if name.attack in DYNAMIC:
+        shares(recipe.batch_size, poison_ratio, DYNAMIC[name.attack].cross_ratio)
+    attack = yield from _attack_for(name, data, epochs, seed, where)
+    in_loop = None
+    if name.attack in DYNAMIC:
+        in_loop = InLoop(DYNAMIC[name.attack](attack, spec, where), attack.rule, poison_ratio)
+    poisoned = poison_training_set(data, attack, 0.0 if in_loop else poison_ratio, seed)
     net = fresh_network(name, recipe)
     last: Finished | None = None
     long = recipe.epochs * len(poisoned.labels) > LONG
-    for event in train_classifier(net, poisoned, recipe, where, checkpoint_path(model), compiled=long):
+    for event in train_classifier(net, poisoned, recipe, where, checkpoint_path(model), compiled=long, in_loop=in_loop):
         if isinstance(event, Finished):
             last = event
         else:
             yield event
     assert last is not None
+    attack = attack if in_loop is None else in_loop.trigger.attack()
+    sets = test_sets(name.dataset, attack)
     measured = evaluate(net, sets, where)
-    target = int(attack.params["target"])
     card = save_backdoored(
         net,
         Card(
             id=model, dataset=spec.id, attack=attack.name, attack_params=dict(attack.params), poison_ratio=poison_ratio,
-            target=f"class {target} ({class_names(spec.id)[target]})", arch=name.arch, width=name.width,
+            target=attack.rule.describe(class_names(spec.id)), arch=name.arch, width=name.width,
             num_classes=spec.num_classes, image_size=spec.size, mean=spec.mean, std=spec.std, recipe=recipe.to_dict(),
-            seed=seed, acc=measured.acc, asr=measured.asr, ra=measured.ra, seconds=last.seconds,
-            versions={"torch": torch.__version__, "torchvision": torchvision.__version__},
+            seed=seed, acc=measured.acc, asr=measured.asr if backdoored else None,
+            ra=measured.ra if backdoored else None, cross_acc=cross_accuracy(net, sets.clean, attack, where),
+            seconds=last.seconds, versions={"torch": torch.__version__, "torchvision": torchvision.__version__},
         ),
+        attack.assets,
     )  # fmt: skip
     yield Finished(last.epoch, last.seconds, result=card.to_dict())
+
+
+def _attack_for(
+    name: ModelName, data: ImageSet, epochs: int | None, seed: int, device: torch.device
+) -> Generator[Event, None, Attack]:
+    """The attack of a model that is to be trained; its trigger is made now, or was by an interrupted training."""
+    if name.attack == CLEAN:
+        return get_attack(CLEAN, name.dataset)
+    if name.attack not in MAKE:
+        return (yield from make_attack(name.attack, name.dataset, data, seed=seed))
+    path = trigger_path(model_id(*name))
+    made = {"attack": name.attack, "seed": str(seed), "epochs": str(epochs)}
+    if path.exists():
+        with safetensors.safe_open(path, "pt") as file:
+            same = file.metadata() == made
+        if same:
+            return get_attack(name.attack, name.dataset, load_file(path))
+    net = None
+    if name.attack in NEEDS_CLEAN_NET:
+        clean = model_id(name.dataset, CLEAN, name.arch, name.width)
+        if clean not in [card.id for card in list_cards(clean=True)]:
+            for event in train_model(clean, epochs=epochs, seed=seed, device=str(device)):
+                if not isinstance(event, Finished):
+                    yield event
+        net = load_backdoored(clean).net.to(device)
+    attack = yield from make_attack(name.attack, name.dataset, data, net, seed=seed, device=device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(dict(attack.assets), partial, metadata=made)
+    os.replace(partial, path)
+    return attack
 
 
 def fresh_network(name: ModelName, recipe: Recipe) -> Normalized:
@@ -120,6 +169,11 @@ def fresh_network(name: ModelName, recipe: Recipe) -> Normalized:
 def checkpoint_path(model: str) -> Path:
     """Where a training that is under way keeps its state; git ignores the folder."""
     return paths.ROOT / "checkpoints" / f"{model}.pt"
+
+
+def trigger_path(model: str) -> Path:
+    """Where the same training keeps the trigger that was made for it."""
+    return checkpoint_path(model).with_suffix(".trigger.safetensors")
 
 
 class Verdict(NamedTuple):
@@ -144,7 +198,11 @@ def verify_model(model: str, device: str = "auto") -> Verdict:
     """
     card = get_card(model)
     backdoored = load_backdoored(model)
-    measured = evaluate(backdoored.net, test_sets(card.dataset, backdoored.attack), resolve_device(device))
-    said = Metrics(card.acc, card.asr, card.ra)
-    ok = all(abs(a - b) <= TOLERANCE for a, b in zip(said, measured, strict=True))
-    return Verdict(model, said, measured, ok)
+    where, sets = resolve_device(device), test_sets(card.dataset, backdoored.attack)
+    measured = evaluate(backdoored.net, sets, where)
+    said = Metrics(card.acc, card.asr or 0.0, card.ra or 0.0)
+    pairs = list(zip(said, measured, strict=True))
+    crossed = cross_accuracy(backdoored.net, sets.clean, backdoored.attack, where)
+    if crossed is not None and card.cross_acc is not None:
+        pairs.append((card.cross_acc, crossed))
+    return Verdict(model, said, measured, all(abs(a - b) <= TOLERANCE for a, b in pairs))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -13,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from npd_core.attacks import Attack, get_attack
-from npd_core.errors import CheckpointError, StorageError
+from npd_core.errors import CheckpointError, ConfigError, StorageError
 from npd_core.models import Normalized, build_model
-from npd_core.zoo.card import CARD, WEIGHTS, Card, get_card, sha256, verify_files
+from npd_core.zoo.card import CARD, TRIGGER, WEIGHTS, Card, get_card, sha256, verify_files
 
 
 class Backdoored(NamedTuple):
@@ -44,7 +45,16 @@ def load_backdoored(model: str) -> Backdoored:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{card.id}/{WEIGHTS} does not fit {card.arch}: {reason} Run: {card.command}") from error
     net.eval().requires_grad_(False)
-    return Backdoored(card, net, get_attack(card.attack, card.dataset, **card.attack_params))
+    return Backdoored(card, net, _attack_of(card))
+
+
+def _attack_of(card: Card) -> Attack:
+    """The attack that the card names, its trigger made of the model's own file. Raises CheckpointError."""
+    try:
+        assets = load_file(card.folder / TRIGGER) if TRIGGER in card.files else {}
+        return get_attack(card.attack, card.dataset, assets, **card.attack_params)
+    except (safetensors.SafetensorError, OSError, ConfigError) as error:
+        raise CheckpointError(f"{card.id}: the trigger cannot be built ({error}) Run: {card.command}") from error
 
 
 def half_precision(net: Normalized) -> dict[str, torch.Tensor]:
@@ -56,10 +66,14 @@ def half_precision(net: Normalized) -> dict[str, torch.Tensor]:
     return stored
 
 
-def save_backdoored(net: Normalized, card: Card) -> Card:
-    """Write the model's folder in one move: weights, then the card with their hash. Returns the card as written.
+def save_backdoored(net: Normalized, card: Card, assets: Mapping[str, torch.Tensor] | None = None) -> Card:
+    """Write the model's folder in one move: weights, what the trigger is made of, then the card with their hashes.
+    Returns the card as written.
 
-    Raises StorageError when the folder cannot be written; an older version of the model is then untouched.
+    Args:
+        assets: `Attack.assets`; no file is written when there are none.
+    Raises:
+        StorageError: the folder cannot be written; an older version of the model is then untouched.
     """
     folder = card.folder
     partial = folder.with_name(f".{folder.name}.partial")
@@ -67,7 +81,10 @@ def save_backdoored(net: Normalized, card: Card) -> Card:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         save_file(half_precision(net), partial / WEIGHTS)
-        card = replace(card, files={WEIGHTS: sha256(partial / WEIGHTS)})
+        if assets:
+            save_file({name: value.contiguous() for name, value in assets.items()}, partial / TRIGGER)
+        names = (WEIGHTS, TRIGGER) if assets else (WEIGHTS,)
+        card = replace(card, files={name: sha256(partial / name) for name in names})
         text = json.dumps(card.to_dict(), indent=2, ensure_ascii=False)
         (partial / CARD).write_text(text + "\n", encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)

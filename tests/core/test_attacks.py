@@ -3,10 +3,21 @@
 import pytest
 import torch
 
-from npd_core.attacks import ATTACK_INFO, ATTACKS, get_attack, quantize
-from npd_core.attacks.base import AllToOne
+from npd_core.attacks import (
+    ATTACK_INFO,
+    ATTACKS,
+    CLEAN,
+    MAKE,
+    amplified_difference,
+    get_attack,
+    made,
+    make_attack,
+    quantize,
+)
+from npd_core.attacks.assets import asset, load_network, network_assets
+from npd_core.attacks.base import AT_ONCE, AllToAll, AllToOne, Attack, Stamped
 from npd_core.attacks.blended import Blended, drawn_pattern
-from npd_core.attacks.poison import poison_test_set, poison_training_set
+from npd_core.attacks.poison import poison_batch, poison_test_set, poison_training_set, shares
 from npd_core.data.load import ImageSet
 from npd_core.errors import ConfigError, UnknownNameError
 
@@ -49,15 +60,80 @@ def test_drawn_pattern_is_a_contrasty_colour_picture(size):
     assert torch.equal(pattern, drawn_pattern(size))
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+def test_the_attacks_are_listed_in_the_order_that_people_see():
+    names = ["badnets_a2o", "badnets_a2a", "blended", "input_aware", "lf", "ssba", "trojan", "wanet"]
+    assert list(ATTACKS) == names
+    assert set(ATTACK_INFO) == set(names)
+    assert all(info.title and info.sentence.endswith(".") and info.source for info in ATTACK_INFO.values())
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name not in MAKE])
 def test_every_attack_gives_eight_bit_images_deterministically(name):
     attack, images = get_attack(name, "cifar10"), random_set(16).images
-    once, again = attack.apply(images), get_attack(name, "cifar10", **attack.params).apply(images)
+    once, again = attack.apply(images), get_attack(name, "cifar10", attack.assets, **attack.params).apply(images)
     assert once.dtype == torch.uint8
     assert once.shape == images.shape
     assert torch.equal(once, again)
     assert not torch.equal(once, images)
-    assert ATTACK_INFO[name].sentence
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_a_trigger_that_comes_with_a_model_is_asked_for(name):
+    with pytest.raises(ConfigError, match=f"npd zoo train cifar10-{name}-"):
+        get_attack(name, "cifar10")
+
+
+def test_what_needs_no_making_is_made_at_once():
+    images = random_set(4).images
+    attack = made(make_attack("badnets_a2o", "signs", random_set(), target=2))
+    assert torch.equal(attack.apply(images), get_attack("badnets_a2o", "signs").apply(images))
+    assert attack.params == {"target": 2}
+    assert made(make_attack("wanet", "signs", random_set(), seed=7)).params["seed"] == 7
+
+
+def test_many_images_are_stamped_in_parts_with_the_same_result():
+    images = random_set(AT_ONCE + 3, size=8).images
+    seen = []
+    attack = Attack("x", lambda x: (seen.append(len(x)), 1 - x)[1], AllToOne(0))
+    assert torch.equal(attack.apply(images), 255 - images)
+    assert seen == [AT_ONCE, 3]
+    assert attack.apply(images[:0]).shape == (0, 3, 8, 8)
+    assert attack.apply_cross(images) is images
+
+
+def test_a_clean_network_has_no_trigger_and_no_images_to_measure_one():
+    attack, data = get_attack(CLEAN, "signs"), random_set()
+    assert torch.equal(attack.apply(data.images), data.images)
+    assert len(poison_test_set(data, attack).labels) == 0
+
+
+def test_the_difference_is_amplified_around_mid_grey():
+    clean = torch.tensor([100, 100, 100, 100, 100], dtype=torch.uint8).view(1, 1, 1, 5).expand(1, 3, -1, -1)
+    poisoned = torch.tensor([100, 101, 97, 200, 0], dtype=torch.uint8).view(1, 1, 1, 5).expand(1, 3, -1, -1)
+    assert amplified_difference(clean, poisoned)[0, 0, 0].tolist() == [128, 138, 98, 255, 0]
+    assert amplified_difference(clean, poisoned, gain=1)[0, 0, 0].tolist() == [128, 129, 125, 228, 28]
+
+
+def test_parts_of_a_trigger_are_checked_and_networks_survive_their_storage():
+    with pytest.raises(ConfigError, match="'pattern', which is not here"):
+        asset({}, "pattern", (3, 4, 4))
+    with pytest.raises(ConfigError, match=r"shape \[3, 4, 4\], got \[3, 5, 4\]"):
+        asset({"pattern": torch.zeros(3, 5, 4)}, "pattern", (3, 4, 4))
+
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    net(torch.rand(2, 3, 8, 8))
+    stored = network_assets("net", net)
+    assert stored["net.0.weight"].dtype == torch.float16
+    assert stored["net.1.running_mean"].dtype == torch.float32
+    again = load_network(stored, "net", torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)))
+    x = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(again(x), net.eval()(x), atol=5e-3, rtol=0)
+    assert not again.training
+    assert not any(p.requires_grad for p in again.parameters())
+    with pytest.raises(ConfigError, match="does not fit"):
+        load_network(stored, "net", torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3), torch.nn.BatchNorm2d(5)))
+    with pytest.raises(ConfigError, match="'other', which is not here"):
+        load_network(stored, "other", torch.nn.Sequential())
 
 
 def test_quantisation_floors_and_keeps_what_already_is_eight_bit():
@@ -100,6 +176,74 @@ def test_all_to_one_rule():
     y = torch.tensor([0, 1, 2])
     assert AllToOne(1).target(y).tolist() == [1, 1, 1]
     assert AllToOne(1).eligible(y).tolist() == [True, False, True]
+
+
+def test_all_to_all_moves_every_class_on_and_counts_every_image():
+    y = torch.tensor([0, 1, 2])
+    assert AllToAll(3).target(y).tolist() == [1, 2, 0]
+    assert AllToAll(3).eligible(y).all()
+
+    data = random_set(60, classes=3)
+    attack = Attack("x", lambda x: 1 - x, AllToAll(3))
+    test = poison_test_set(data, attack)
+    assert test.indices.tolist() == list(range(60))
+    assert [(a - b) % 3 for a, b in zip(test.targets.tolist(), data.labels.tolist(), strict=True)] == [1] * 60
+    train = poison_training_set(data, attack, 0.5, seed=0)
+    assert train.poisoned.sum() == 30
+    expected = torch.where(train.poisoned, (data.labels + 1) % 3, data.labels)
+    assert torch.equal(train.labels, expected)
+
+
+def test_all_to_all_badnets_stamps_what_all_to_one_stamps():
+    images = random_set(5).images
+    attack = get_attack("badnets_a2a", "signs")
+    assert torch.equal(attack.apply(images), get_attack("badnets_a2o", "signs").apply(images))
+    assert attack.rule == AllToAll(12)
+    with pytest.raises(ConfigError, match="does not take"):
+        get_attack("badnets_a2a", "signs", target=1)
+
+
+@pytest.mark.parametrize(
+    ("count", "ratio", "cross", "expected"),
+    [
+        (128, 0.1, 2, (12, 24)),
+        (128, 0.1, 1, (12, 12)),
+        (100, 0.29, 2, (29, 58)),
+        (10, 0.3, 2, (3, 6)),
+        (9, 0, 2, (0, 0)),
+    ],
+)
+def test_shares_of_a_batch(count, ratio, cross, expected):
+    assert shares(count, ratio, cross) == expected
+
+
+@pytest.mark.parametrize(
+    ("ratio", "says"), [(1.2, "poison ratio must lie"), (0.01, "attacks no image"), (0.5, "up to 0.33")]
+)
+def test_a_ratio_without_room_in_a_batch_is_refused(ratio, says):
+    with pytest.raises(ConfigError, match=says):
+        shares(32, ratio, 2)
+
+
+class Marks:
+    """A dynamic trigger that leaves the number of the part it was given."""
+
+    cross_ratio = 2
+
+    def stamp(self, x, x_cross, images, generator):
+        return Stamped(torch.full_like(x, 0.25), torch.full_like(x_cross, 0.75), torch.tensor(3.0))
+
+
+def test_a_batch_is_poisoned_in_three_parts_of_12_24_and_92():
+    x, y = torch.zeros(128, 3, 2, 2), torch.arange(128) % 3
+    batch = poison_batch(Marks(), AllToAll(3), 0.1, x, y, x, torch.Generator())
+    assert batch.x[:, 0, 0, 0].tolist() == [0.25] * 12 + [0.75] * 24 + [0.0] * 92
+    assert batch.labels[:12].tolist() == ((y[:12] + 1) % 3).tolist()
+    assert torch.equal(batch.labels[12:], y[12:])
+    assert batch.loss == 3
+    nothing = poison_batch(Marks(), AllToAll(3), 0.0, x, y, x, torch.Generator())
+    assert nothing.x is x
+    assert nothing.labels is y
 
 
 def test_wrong_names_and_parameters_are_said_in_one_sentence():

@@ -2,20 +2,26 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from npd_core import attacks, evaluation
+from npd_core.attacks import DYNAMIC, get_attack, made
+from npd_core.attacks.input_aware import make_input_aware
 from npd_core.attacks.poison import PoisonedSet
+from npd_core.attacks.wanet import wanet
+from npd_core.data.load import ImageSet, load_dataset
 from npd_core.data.spec import get_dataset
 from npd_core.errors import CheckpointError, ConfigError, StorageError, UnknownNameError
 from npd_core.events import EpochEnd, Finished, Started, StepEnd
-from npd_core.models import build_model
+from npd_core.models import MODELS, build_model
 from npd_core.zoo import card as cards
 from npd_core.zoo import train, weights
 from npd_core.zoo.card import get_card, list_cards
-from npd_core.zoo.recipe import Recipe, augment, default_recipe, one_cycle, overlaid, train_classifier
+from npd_core.zoo.recipe import InLoop, Recipe, augment, default_recipe, one_cycle, overlaid, train_classifier
 from npd_core.zoo.train import parse_id, train_model, verify_model
 from npd_core.zoo.weights import load_backdoored, save_backdoored
 
@@ -90,6 +96,58 @@ def test_a_full_disk_leaves_the_old_model_whole(own_zoo, monkeypatch):
     assert [p.name for p in own_zoo.card.folder.parent.iterdir()] == [own_zoo.card.id]
 
 
+def test_a_card_of_before_there_was_cross_accuracy_still_loads(own_zoo):
+    path = own_zoo.card.folder / cards.CARD
+    values = json.loads(path.read_text())
+    del values["cross_acc"]
+    path.write_text(json.dumps(values))
+    assert get_card(own_zoo.card.id).cross_acc is None
+
+
+@pytest.fixture
+def own_wanet(own_zoo):
+    """The tiny network, untrained for it, under the name of a WaNet model with a field of its own."""
+    attack = get_attack("wanet", "signs", seed=5)
+    card = replace(own_zoo.card, id="signs-wanet-preact_resnet18-w4", attack="wanet", attack_params=attack.params)
+    return attack, save_backdoored(own_zoo.net, card, attack.assets)
+
+
+def test_what_a_trigger_is_made_of_comes_back_with_the_model(own_wanet):
+    attack, card = own_wanet
+    assert set(card.files) == {cards.WEIGHTS, cards.TRIGGER}
+    loaded = load_backdoored(card.id).attack
+    assert torch.equal(loaded.assets["field"], attack.assets["field"])
+    images = torch.randint(0, 255, (3, 3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(loaded.apply(images), attack.apply(images))
+
+
+def test_a_changed_missing_or_unfitting_trigger_is_refused(own_zoo, own_wanet):
+    _, card = own_wanet
+    path = card.folder / cards.TRIGGER
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match=r"trigger\.safetensors: sha256"):
+        load_backdoored(card.id)
+    path.unlink()
+    with pytest.raises(CheckpointError, match="missing"):
+        load_backdoored(card.id)
+    save_backdoored(own_zoo.net, card, {"field": torch.zeros(2, 9, 9)})
+    with pytest.raises(CheckpointError, match=f"trigger cannot be built .*npd zoo train {card.id}"):
+        load_backdoored(card.id)
+
+
+def test_a_clean_network_loads_but_is_not_listed_among_the_backdoored(own_zoo):
+    card = replace(
+        own_zoo.card, id="signs-clean-preact_resnet18-w4", attack="clean", attack_params={}, asr=None, ra=None
+    )
+    save_backdoored(own_zoo.net, card)
+    assert load_backdoored(card.id).attack.name == "clean"
+    assert [c.id for c in list_cards()] == [own_zoo.card.id]
+    assert [c.id for c in list_cards(clean=True)] == [own_zoo.card.id, card.id]
+    assert verify_model(card.id).ok
+    assert parse_id(card.id).attack == "clean"
+
+
 def test_verify_measures_what_the_card_says_and_finds_a_false_card(own_zoo):
     verdict = verify_model(own_zoo.card.id)
     assert verdict.ok
@@ -151,6 +209,67 @@ def test_training_learns_and_an_interrupted_one_goes_on_to_the_same_weights(tmp_
         torch.testing.assert_close(value, resumed.state_dict()[name])
 
 
+def in_loop(name):
+    """Poisoning inside the loop of images of 16 x 16 in 3 classes."""
+    spec = replace(get_dataset("signs"), size=16, num_classes=3)
+    data = ImageSet(*small_set()[:2])
+    if name == "wanet":
+        attack = wanet(spec, {}, target=1)
+    else:
+        attack = made(make_input_aware(spec, data, seed=0, target=1, width=4, steps=3, batch_size=8))
+    return InLoop(DYNAMIC[name](attack, spec, torch.device("cpu")), attack.rule, 0.25)
+
+
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_an_interrupted_training_with_a_dynamic_trigger_goes_on_to_the_same_weights(tmp_path, name):
+    def train_it(net, trigger, path):
+        return train_classifier(net, small_set(), SMALL, torch.device("cpu"), path, in_loop=trigger)
+
+    whole, one = fresh(), in_loop(name)
+    before = one.trigger.attack()
+    assert isinstance(list(train_it(whole, one, tmp_path / "b.pt"))[-1], Finished)
+    for event in train_it(fresh(), in_loop(name), tmp_path / "a.pt"):
+        if isinstance(event, StepEnd) and (event.epoch, event.step) == (1, 1):
+            break
+    resumed, other = fresh(), in_loop(name)
+    later = list(train_it(resumed, other, tmp_path / "a.pt"))
+    assert [e.epoch for e in later if isinstance(e, EpochEnd)] == [1, 2]
+    for key, value in whole.state_dict().items():
+        torch.testing.assert_close(value, resumed.state_dict()[key])
+    images = small_set().images
+    assert torch.equal(one.trigger.attack().apply(images), other.trigger.attack().apply(images))
+    learnt = not torch.equal(one.trigger.attack().apply(images), before.apply(images))
+    assert learnt == (name == "input_aware")
+
+
+def test_a_checkpoint_that_was_poisoned_otherwise_is_refused(tmp_path):
+    path = tmp_path / "a.pt"
+    short = replace(SMALL, epochs=1)
+    list(train_classifier(fresh(), small_set(), short, torch.device("cpu"), path))
+    with pytest.raises(CheckpointError, match="poisons in another way"):
+        list(train_classifier(fresh(), small_set(), short, torch.device("cpu"), path, in_loop=in_loop("wanet")))
+
+
+def test_what_the_network_is_shown_is_poisoned_before_it_is_augmented(monkeypatch):
+    shown = []
+
+    def spy(images, pad, flip, generator):
+        shown.append(images.clone())
+        return images
+
+    from npd_core.zoo import recipe
+
+    monkeypatch.setattr(recipe, "augment", spy)
+    warp = in_loop("wanet")
+    data = small_set()
+    grey = PoisonedSet(torch.full_like(data.images, 100), data.labels, data.poisoned)
+    grey.images[:, :, :8] = 200
+    short = replace(SMALL, epochs=1)
+    list(train_classifier(fresh(), grey, short, torch.device("cpu"), in_loop=warp))
+    unlike = [(x - grey.images[:1].float() / 255).abs().flatten(1).amax(1) > 1e-4 for x in shown]
+    assert [changed.tolist() for changed in unlike] == [[True] * 12 + [False] * 4] * 4
+
+
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
     path = tmp_path / "a.pt"
     list(train_classifier(fresh(), small_set(), replace(SMALL, epochs=1), torch.device("cpu"), path))
@@ -205,12 +324,80 @@ def test_default_recipes_follow_the_data_set():
     assert default_recipe(get_dataset("signs"), "badnets_a2o", epochs=1).epochs == 1
 
 
-def test_train_model_writes_a_model_that_loads_and_verifies(tmp_path, monkeypatch):
+@pytest.fixture
+def few_signs(tmp_path, monkeypatch):
+    """An empty zoo, and trainings that see 360 images."""
+    monkeypatch.setenv("NPD_ZOO_DIR", str(tmp_path / "zoo"))
+    monkeypatch.setattr(train, "checkpoint_path", lambda model: tmp_path / f"{model}.pt")
+    few = {split: load_dataset("signs", split).subset(torch.arange(0, 1440, 4)) for split in ("train", "test")}
+    monkeypatch.setattr(train, "load_dataset", lambda _, split: few[split])
+    monkeypatch.setattr(evaluation, "load_dataset", lambda _, split: few[split])
+    quick = {
+        "lf": partial(attacks.make_lf, steps=2, batch_size=16),
+        "trojan": partial(attacks.make_trojan, steps=2),
+        "ssba": partial(attacks.make_ssba, steps=2, batch_size=8, bits=4, width=4),
+        "input_aware": partial(attacks.make_input_aware, steps=2, batch_size=8, width=4),
+    }
+    for name, make in quick.items():
+        monkeypatch.setitem(attacks.MAKE, name, make)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("attack", "target"),
+    [
+        ("badnets_a2a", "the class after their own"),
+        ("input_aware", "class 0 (speed limit 80)"),
+        ("ssba", "class 0 (speed limit 80)"),
+        ("wanet", "class 0 (speed limit 80)"),
+    ],
+)
+def test_train_model_stores_what_its_trigger_needs(few_signs, attack, target):
+    model = f"signs-{attack}-preact_resnet18-w4"
+    events = list(train_model(model, epochs=1, seed=3))
+    assert sum(isinstance(event, Finished) for event in events) == 1
+    backdoored = load_backdoored(model)
+    card = backdoored.card
+    assert events[-1].result["files"] == card.files
+    assert (cards.TRIGGER in card.files) == (attack != "badnets_a2a")
+    assert card.target == target
+    assert (card.cross_acc is not None) == (attack in DYNAMIC)
+    assert backdoored.attack.params == card.attack_params
+    assert card.attack_params.get("seed", 3) == 3
+    assert verify_model(model).ok
+
+
+@pytest.mark.parametrize("attack", ["lf", "trojan"])
+def test_a_clean_network_is_trained_first_and_only_once(few_signs, attack):
+    model = f"signs-{attack}-preact_resnet18-w4"
+    events = list(train_model(model, epochs=1))
+    assert sum(isinstance(event, Started) for event in events) == 3  # clean network, trigger, backdoored network
+    clean = get_card("signs-clean-preact_resnet18-w4")
+    assert (clean.poison_ratio, clean.asr, clean.ra, clean.target) == (0, None, None, "none")
+    assert verify_model(model).ok
+
+    (few_signs / f"{model}.pt").unlink()
+    again = list(train_model(model, epochs=1))
+    assert sum(isinstance(event, Started) for event in again) == 1  # the trigger was kept for it
+    assert again[-1].result["files"] == events[-1].result["files"]
+    (few_signs / f"{model}.trigger.safetensors").unlink()
+    assert sum(isinstance(event, Started) for event in train_model(model, epochs=1)) == 2
+
+
+def test_a_ratio_that_cannot_be_is_said_before_anything_is_trained(few_signs):
+    for model, ratio, says in (("ssba", 1.5, "must lie in"), ("wanet", 0.5, "up to 0.33")):
+        with pytest.raises(ConfigError, match=says):
+            next(train_model(f"signs-{model}-preact_resnet18-w4", poison_ratio=ratio))
+    assert list(few_signs.iterdir()) == []
+
+
+@pytest.mark.parametrize("arch", MODELS)
+def test_train_model_writes_a_model_that_loads_and_verifies(tmp_path, monkeypatch, arch):
     monkeypatch.setenv("NPD_ZOO_DIR", str(tmp_path / "zoo"))
     monkeypatch.setattr(train, "checkpoint_path", lambda model: tmp_path / f"{model}.pt")
     small = train.load_dataset("signs", "train").subset(torch.arange(0, 7200, 20))
     monkeypatch.setattr(train, "load_dataset", lambda *_: small)
-    model = "signs-badnets_a2o-preact_resnet18-w4"
+    model = f"signs-badnets_a2o-{arch}-w4"
     *_, last = train_model(model, poison_ratio=0.2, epochs=1)
     assert isinstance(last, Finished)
     card = load_backdoored(model).card
