@@ -91,7 +91,8 @@ class NPDConfig:
     bce1_label: str = "true"
     """Label in L_bce1: `true` (Eq. 3) or `pred`, the network's own clean prediction."""
     attack_on: str = "polarized"
-    """Network that the inner level attacks: `polarized` (Eq. 4) or `base`, the backdoored one."""
+    """Network that the inner level attacks: `polarized`, f_hat (Eq. 4 as a formula), in every batch anew, or `base`,
+    f_w (Eq. 4 in the paper's words), which never changes: y' and delta are found once per image, without early stop."""
     clip_grad: float | None = None
     """Bound on the norm of the gradient of theta; None: no bound."""
     ema: float | None = None

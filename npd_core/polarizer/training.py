@@ -82,6 +82,15 @@ def _batches(order: Tensor, size: int) -> list[Tensor]:
     return parts
 
 
+class Fixed(NamedTuple):
+    """What the inner level found for images where it attacks f_w. That network never changes, so neither does this."""
+
+    features: Tensor
+    """(B, C, h, w): the perturbed images in front of the segment with the polarizer."""
+    target: Tensor
+    """(B,) int64: the class that each was pulled to; where it was only pushed away, its true label."""
+
+
 class _Step(NamedTuple):
     losses: dict[str, Tensor]
     """Scalars with a graph to theta."""
@@ -120,6 +129,8 @@ class Trainer:
         self.kept = self.state()
         self.kept_epoch = -1
         self.average: list[Tensor] | None = None
+        self.fixed: Fixed | None = None
+        self.unknown = set(range(len(self.clean.labels)))
 
     def _wanted(self, variant: str, labels: Tensor) -> Tensor:
         """The classes that the attacker wants of these images, ascending; without a known target one that stands for
@@ -166,21 +177,79 @@ class Trainer:
         member = target[:, None].eq(self.wanted) & kept[:, None]
         return Shared(self.universal, member.to(self.universal.dtype))
 
-    def losses(self, x: Tensor, h: Tensor, y: Tensor, stop_early: bool = True) -> _Step:
+    @property
+    def adversarial(self) -> bool:
+        """Whether any term of the objective looks at perturbed images."""
+        return any(weight for name, weight in self.weights.items() if name != "bn")
+
+    @property
+    def attacks_base(self) -> bool:
+        """Whether the inner level has one answer per image, whatever theta is."""
+        return self.cfg.attack_on == "base" and not self.variant.universal and self.adversarial
+
+    def attack_base(self, x: Tensor, h: Tensor, y: Tensor) -> Fixed:
+        """The inner level on f_w: y' is its runner-up and delta* its perturbation. The batch has no say in it, so the
+        early stop, which asks a whole batch, does not apply. Arguments as for `losses`."""
+        cfg, variant = self.cfg, self.variant
+        seen = h
+
+        def logits(x_adv: Tensor) -> Tensor:
+            nonlocal seen
+            seen = self.clean.prefix(x_adv)
+            return self.suffix(seen)
+
+        with self.net.removed():
+            if variant.target == "surrogate":
+                with torch.no_grad():
+                    target = runner_up(self.suffix(h).float(), y)
+            else:
+                target = y if self.known is None or variant.target == "none" else self.known(y)
+            pgd(
+                logits, x, target, ball=self.ball, steps=cfg.inner_steps, step_size=cfg.inner_lr,
+                step=cfg.inner_step, away=variant.target == "none",
+            )  # fmt: skip
+        return Fixed(seen.detach(), target)
+
+    def fixed_of(self, chosen: Tensor, x: Tensor, h: Tensor, y: Tensor) -> Fixed:
+        """`attack_base` of the clean images with these indices: looked up, or found out and remembered for the epochs
+        to come. Without the cache it is found out every time."""
+        if self.clean.cached is None:
+            return self.attack_base(x, h, y)
+        where = chosen.to(self.device)
+        if self.fixed is None:
+            count = len(self.clean.labels)
+            features = torch.empty((count, *h.shape[1:]), dtype=h.dtype, device=self.device)
+            self.fixed = Fixed(features, torch.empty(count, dtype=torch.int64, device=self.device))
+        if not self.unknown.isdisjoint(chosen.tolist()):
+            found = self.attack_base(x, h, y)
+            self.fixed.features[where], self.fixed.target[where] = found
+            self.unknown.difference_update(chosen.tolist())
+        features = self.fixed.features[where].contiguous(memory_format=torch.channels_last)
+        return Fixed(features, self.fixed.target[where])
+
+    def losses(self, x: Tensor, h: Tensor, y: Tensor, stop_early: bool = True, fixed: Fixed | None = None) -> _Step:
         """Both levels of Eq. 5 for one batch: the loss terms, as functions of theta.
 
         Args:
             x: images, (B, 3, H, W) in [0, 1].
             h: their features in front of the polarizer.
             y: labels, (B,) int64.
+            stop_early: whether the early stop of the config applies.
+            fixed: what the inner level found, where it attacks f_w; None: it is solved here.
         Returns:
             the terms, and the universal perturbations that they were measured with; `self` stays as it is.
         """
         cfg, variant = self.cfg, self.variant
-        target = self.known(y) if variant.target == "known" and self.known is not None else None
+        if fixed is None and self.attacks_base:
+            fixed = self.attack_base(x, h, y)
+        target = None
+        if variant.target == "known" and self.known is not None:
+            target = self.known(y)
+        elif variant.target == "surrogate" and fixed is not None:
+            target = fixed.target
         batch_statistics = cfg.bn_mode == "train_clean_stats"
         if batch_statistics:
-            if variant.target == "surrogate":
+            if variant.target == "surrogate" and target is None:
                 with torch.no_grad():
                     target = runner_up(self.suffix(h).float(), y)
             self.polarizer.train()
@@ -188,34 +257,43 @@ class Trainer:
             self.polarizer.eval()
         else:
             z = self.suffix(h).float()
-            if variant.target == "surrogate":
+            if variant.target == "surrogate" and target is None:
                 target = runner_up(z.detach(), y)
         terms = {"bn": objective.loss_bn(z, y)}
         correct = z.detach().argmax(1).eq(y).sum()
-        if not any(weight for name, weight in self.weights.items() if name != "bn"):
+        if not self.adversarial:
             return _Step(terms, correct)
         kept = target.ne(y) if variant.target == "known" and target is not None else None
-        with self.net.removed() if cfg.attack_on == "base" else nullcontext():
-            perturbed = pgd(
-                self.logits, x, y if target is None else target, ball=self.ball, steps=cfg.inner_steps,
-                step_size=cfg.inner_lr, step=cfg.inner_step, early_stop=cfg.early_stop if stop_early else None,
-                away=target is None, kept=kept, shared=self.shared(len(y), target, kept),
-            )  # fmt: skip
-        z_adv = perturbed.logits
-        if batch_statistics:
-            self.polarizer.train()
-            momentum, self.polarizer.bn.momentum = self.polarizer.bn.momentum, 0.0
-            z_adv = self.logits(perturbed.x).float()
-            self.polarizer.bn.momentum = momentum
-            self.polarizer.eval()
-        elif cfg.attack_on == "base":
-            z_adv = self.logits(perturbed.x).float()
+        universal, h_adv = None, fixed.features if fixed is not None else None
+        if h_adv is None:
+            with self.net.removed() if cfg.attack_on == "base" else nullcontext():
+                perturbed = pgd(
+                    self.logits, x, y if target is None else target, ball=self.ball, steps=cfg.inner_steps,
+                    step_size=cfg.inner_lr, step=cfg.inner_step, early_stop=cfg.early_stop if stop_early else None,
+                    away=target is None, kept=kept, shared=self.shared(len(y), target, kept),
+                )  # fmt: skip
+            z_adv = perturbed.logits
+            universal = perturbed.delta if variant.universal else None
+            if batch_statistics or cfg.attack_on == "base":
+                with torch.no_grad():
+                    h_adv = self.clean.prefix(perturbed.x)
+        if h_adv is not None:
+            z_adv = self.on_batch_statistics(h_adv) if batch_statistics else self.suffix(h_adv).float()
         label = y if cfg.bce1_label == "true" else z.detach().argmax(1)
         hit = runner_up(z_adv.detach(), y) if target is None else target
         terms["asr"] = objective.loss_asr(z_adv, hit, cfg.log_form, kept)
         terms["bce1"] = objective.loss_bce1(z_adv, label, kept)
         terms["bce2"] = objective.loss_bce2(z_adv, y, cfg.log_form, kept)
-        return _Step(terms, correct, perturbed.delta if variant.universal else None)
+        return _Step(terms, correct, universal)
+
+    def on_batch_statistics(self, h: Tensor) -> Tensor:
+        """Logits with the batch's own BatchNorm statistics, the running ones untouched."""
+        self.polarizer.train()
+        momentum, self.polarizer.bn.momentum = self.polarizer.bn.momentum, 0.0
+        z = self.suffix(h).float()
+        self.polarizer.bn.momentum = momentum
+        self.polarizer.eval()
+        return z
 
     def update(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         """One SGD step on theta alone: no gradient is computed for a frozen weight or for an image."""
@@ -327,7 +405,8 @@ class Trainer:
         for step, chosen in enumerate(self.clean.shuffled()):
             where = chosen.to(self.device)
             y = self.clean.labels[where]
-            result = self.losses(self.clean.x(chosen), self.clean.features(chosen), y)
+            x, h = self.clean.x(chosen), self.clean.features(chosen)
+            result = self.losses(x, h, y, fixed=self.fixed_of(chosen, x, h, y) if self.attacks_base else None)
             if result.universal is not None:
                 self.universal = result.universal
             loss = objective.total(result.losses, self.weights)

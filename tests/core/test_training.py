@@ -13,6 +13,7 @@ from npd_core.data.load import ImageSet
 from npd_core.errors import ConfigError, UnknownNameError
 from npd_core.events import EpochEnd, Failed, Finished, Started, StepEnd
 from npd_core.models import build_model
+from npd_core.polarizer import training
 from npd_core.polarizer.config import REFERENCE, VARIANTS
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.polarizer.training import CleanBatches, Trainer, train_polarizer
@@ -172,6 +173,55 @@ def test_the_inner_level_attacks_the_network_asked_for():
         losses.append(trainer.losses(trainer.clean.x(chosen), trainer.clean.features(chosen), data.labels).losses)
     assert losses[0]["bn"] == losses[1]["bn"]
     assert losses[0]["asr"] != losses[1]["asr"]
+
+
+BASE = replace(FAST, attack_on="base", epochs=3)
+
+
+def test_the_answers_of_the_backdoored_network_are_found_once_per_image(monkeypatch):
+    asked = []
+    real = training.pgd
+    monkeypatch.setattr(training, "pgd", lambda f, x, *a, **k: asked.append(len(x)) or real(f, x, *a, **k))
+    list(train_polarizer(PolarizedNet(network(), LAYER, 16), images(), BASE))
+    assert sum(asked) == 20
+    asked.clear()
+    list(train_polarizer(PolarizedNet(network(), LAYER, 16), images(), replace(BASE, cache=False)))
+    assert sum(asked) == 20 * 3
+
+
+@pytest.mark.parametrize("changes", [{}, {"bn_mode": "train_clean_stats"}, {"early_stop": 0.0}], ids=str)
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if not VARIANTS[name].universal])
+def test_looked_up_and_found_anew_give_the_same_theta(variant, changes):
+    results = []
+    for cache in (True, False):
+        net = PolarizedNet(network(), LAYER, 16)
+        list(train_polarizer(net, images(), replace(BASE, cache=cache, **changes), variant=variant, known=ONE))
+        results.append(theta(net))
+    same(results[0], results[1], rtol=1e-5, atol=1e-6)
+
+
+def test_perturbing_the_backdoored_network_follows_its_definition_image_by_image():
+    """y' is the runner-up of f_w, delta* two projected sign steps on f_w from 0, whatever theta is."""
+    backdoored, data = network(), images(6)
+    net = PolarizedNet(backdoored, LAYER, 16)
+    with torch.no_grad():
+        net.polarizer.conv.weight.mul_(-3)
+    trainer = Trainer(net, data, BASE, torch.device("cpu"))
+    chosen = torch.arange(6)
+    found = trainer.attack_base(trainer.clean.x(chosen), trainer.clean.features(chosen), data.labels)
+    for i in range(6):
+        x, y = data.images[i : i + 1] / 255, int(data.labels[i])
+        ranked = backdoored(x)[0].argsort(descending=True).tolist()
+        target = next(k for k in ranked if k != y)
+        delta = torch.zeros_like(x)
+        for _ in range(BASE.inner_steps):
+            d = delta.clone().requires_grad_()
+            loss = F.cross_entropy(backdoored((x + d).clamp(0, 1)), torch.tensor([target]))
+            delta = delta - BASE.inner_lr * torch.autograd.grad(loss, d)[0].sign()
+            delta = delta * min(1.0, BASE.rho / float(delta.norm()))
+        assert int(found.target[i]) == target
+        expected = net.prefix((x + delta).clamp(0, 1))
+        torch.testing.assert_close(found.features[i : i + 1], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_bn_only_weights_make_no_inner_level():
