@@ -14,13 +14,14 @@ import contextlib
 import inspect
 import json
 import os
+import re
 import shutil
 import signal
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import Field, dataclass, fields, replace
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -28,13 +29,21 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import npd_core
 from npd_core import paths
 from npd_core.data.spec import DATASETS
+from npd_core.defenses import DEFENSES, PRESETS, DefenseConfig, preset_for
 from npd_core.errors import CheckpointError, ConfigError, DataMissingError, NPDError, StorageError, unknown_name
 from npd_core.events import EpochEnd, Event, Failed, Finished, Measured, Started, StepEnd, to_record
-from npd_core.polarizer.config import BN_MODES, INNER_STEPS, LOG_FORMS, NORMS, NPDConfig, preset
+from npd_core.polarizer.config import BN_MODES, INNER_STEPS, LOG_FORMS, NORMS, REFRESH, VARIANTS, NPDConfig, preset
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+    from torch.nn import Module
 
+    from npd_core.zoo.card import Card
+    from npd_core.zoo.weights import Backdoored
+
+ALL_DEFENSES = (*VARIANTS, *DEFENSES)
+SHARED_SETTINGS = ("epochs", "lr", "batch_size", "seed", "precision")
+"""Options of NPD that set the field of the same name in a baseline's config, where it has one."""
 PAPER_SETTINGS = ("lambda1", "lambda2", "lambda3", "lambda4", "rho", "norm", "epochs", "lr", "batch_size", "seed")
 CHOICES: dict[str, tuple[str, ...]] = {
     "norm": NORMS,
@@ -43,6 +52,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "log_form": LOG_FORMS,
     "bce1_label": ("true", "pred"),
     "attack_on": ("polarized", "base"),
+    "refresh": REFRESH,
     "schedule": ("constant", "cosine"),
     "precision": ("auto", "fp32", "bf16"),
 }
@@ -207,7 +217,7 @@ def defend(args: argparse.Namespace) -> Answer:
     from npd_core.request import DefenseRequest
     from npd_core.zoo.card import get_card
 
-    config = replace(preset(get_card(args.model).dataset), **_settings(args))
+    config = _config(args, get_card(args.model))
     request = DefenseRequest(
         model=args.model,
         defense=args.defense,
@@ -232,12 +242,56 @@ def defend(args: argparse.Namespace) -> Answer:
             write_record(folder, request, records, result)
     value = {name: part for name, part in result.items() if name != "clean_indices"}
     text = _before_after(result, request.defense) if result else ""
+    text += "".join(f"\n{note}" for note in _notes(result))
     if args.save is not None:
         text += f"\nSaved in {args.save}"
     if isinstance(last, Failed):
         _complain(f"the training failed: {last.reason}")
         return Answer(value | {"failed": last.reason}, text, code=1)
     return Answer(value, text)
+
+
+def compare(args: argparse.Namespace) -> Answer:
+    """`npd compare MODEL`"""
+    from npd_core.request import DefenseRequest
+    from npd_core.zoo.card import get_card
+
+    names = ALL_DEFENSES if args.defenses == "all" else tuple(dict.fromkeys(args.defenses.split(",")))
+    for name in names:
+        if name not in ALL_DEFENSES:
+            raise unknown_name("defense", name, ("all", *ALL_DEFENSES))
+    card = get_card(args.model)
+    seed = {} if args.seed is None else {"seed": args.seed}
+    common = {"model": card.id, "clean": args.clean, "device": args.device}
+    requests = [DefenseRequest(defense=name, config=_preset(name, card, seed), **common) for name in names]
+
+    import npd_core.evaluation as evaluation
+    from npd_core.data.clean import load_clean
+    from npd_core.defend import run_defense
+    from npd_core.device import environment, resolve_device
+    from npd_core.zoo.weights import load_backdoored
+
+    device = resolve_device(args.device)
+    backdoored = load_backdoored(card.id)
+    load_clean(card.dataset, args.clean, requests[0].config.seed)  # what ails all of them is said once, and now
+    before = evaluation.evaluate(backdoored.net, evaluation.test_sets(card.dataset, backdoored.attack), device)
+    rows: list[dict[str, Any]] = []
+    for request in requests:
+        row: dict[str, Any] = {"model": card.id, "defense": request.defense}
+        try:
+            *_, last = _shown(run_defense(request, before=before), f"{request.defense} on {card.id}")
+        except (NPDError, MemoryError, RuntimeError) as error:  # torch says RuntimeError when memory runs out
+            row |= {"config": request.to_dict(), "failed": " ".join(str(error).split()) or type(error).__name__}
+        else:
+            assert isinstance(last, Finished | Failed)
+            row |= {name: part for name, part in last.result.items() if name != "clean_indices"}
+            if isinstance(last, Failed):
+                row["failed"] = last.reason
+        rows.append(row)
+        print(f"{request.defense}: {row.get('failed') or 'done'}", file=sys.stderr, flush=True)
+    value = {"model": card.id, "before": _metrics(before), "defenses": rows, "environment": environment(device)}
+    code = 1 if any("failed" in row for row in rows) else 0
+    return Answer(value, _comparison(value), code)
 
 
 def evaluate(args: argparse.Namespace) -> Answer:
@@ -250,21 +304,20 @@ def evaluate(args: argparse.Namespace) -> Answer:
 
     import npd_core.evaluation as evaluation
     from npd_core.device import environment, resolve_device
-    from npd_core.polarizer.artifact import load_polarizer
     from npd_core.zoo.weights import load_backdoored
 
     device = resolve_device(args.device)
     backdoored = load_backdoored(args.model)
-    polarized = None if args.polarizer is None else load_polarizer(args.polarizer, backdoored.net, card)
+    defended = None if args.polarizer is None else _load_defended(args.polarizer, backdoored)
     sets = evaluation.test_sets(card.dataset, backdoored.attack, limit=args.images)
     began = time.perf_counter()
     before = evaluation.evaluate(backdoored.net, sets, device, args.precision)
-    after = None if polarized is None else evaluation.evaluate(polarized, sets, device, args.precision)
+    after = None if defended is None else evaluation.evaluate(defended, sets, device, args.precision)
     seconds = time.perf_counter() - began
     value: dict[str, Any] = {
         "model": card.id,
-        "defense": None if polarized is None else "npd",
-        "layer": None if polarized is None else str(polarized.layer),
+        "defense": None if args.polarizer is None else _defense_of(args.polarizer),
+        "layer": getattr(defended, "layer", None),
         "before": _metrics(before),
         "after": None if after is None else _metrics(after),
         "der": None if after is None else evaluation.der(before, after),
@@ -280,11 +333,86 @@ def evaluate(args: argparse.Namespace) -> Answer:
     return Answer(value, _before_after(value, value["defense"] or "no defense"))
 
 
+def _load_defended(folder: Path, backdoored: Backdoored) -> Module:
+    """The network that `npd defend --save` left in a folder: with a polarizer in it, or repaired by a baseline."""
+    from npd_core.defenses.artifact import is_repaired, load_repaired
+    from npd_core.polarizer.artifact import load_polarizer
+
+    if is_repaired(folder):
+        return load_repaired(folder, backdoored.card)
+    return load_polarizer(folder, backdoored.net, backdoored.card)
+
+
+def _defense_of(folder: Path) -> str:
+    """Which defense made what is saved; `npd` where its description does not say."""
+    from npd_core.defenses import artifact as repaired
+    from npd_core.polarizer import artifact as polarizer
+
+    read = repaired.read_description if repaired.is_repaired(folder) else polarizer.read_description
+    config = read(folder).get("config")
+    return str(config.get("defense", "npd")) if isinstance(config, dict) else "npd"
+
+
+PICTURES = ("clean", "poisoned", "difference")
+
+
+def attack(args: argparse.Namespace) -> Answer:
+    """`npd attack ID`"""
+    from npd_core.zoo.card import list_cards
+
+    card = next((card for card in list_cards() if card.id == args.attack), None)
+    dataset = args.dataset or (card.dataset if card else "signs")
+    if card is not None and dataset != card.dataset:
+        raise ConfigError(f"{card.id} is a model of {card.dataset}, not of {dataset}: leave --dataset out.")
+    folder = (args.out or Path(f"attack-{args.attack}")).resolve()
+    known = re.compile(rf"\d+-({'|'.join(PICTURES)})\.png")
+    if folder.exists() and not (folder.is_dir() and all(known.fullmatch(path.name) for path in folder.iterdir())):
+        raise ConfigError(f"--out {folder} holds something else than pictures of an attack: choose a new folder.")
+
+    from PIL import Image
+
+    from npd_core.attacks import ATTACKS, amplified_difference, get_attack
+    from npd_core.data.load import class_names, load_dataset
+    from npd_core.data.spec import get_dataset
+    from npd_core.evaluation import some
+
+    if card is not None:
+        from npd_core.zoo.weights import load_backdoored
+
+        chosen = load_backdoored(card.id).attack
+    elif args.attack in ATTACKS:
+        chosen = get_attack(args.attack, get_dataset(dataset).id)
+    else:
+        raise unknown_name("attack or model", args.attack, (*ATTACKS, *(card.id for card in list_cards())))
+    data = load_dataset(dataset, "test")
+    at = some(data.size, min(args.images, data.size))
+    clean, labels = data.images[at], data.labels[at]
+    poisoned = chosen.apply(clean)
+    sets = dict(zip(PICTURES, (clean, poisoned, amplified_difference(clean, poisoned)), strict=True))
+    names = class_names(dataset)
+    rows = []
+    with _replacing(folder) as stage:
+        for row, (index, label, target) in enumerate(
+            zip(at.tolist(), labels.tolist(), chosen.rule.target(labels).tolist(), strict=True)
+        ):
+            files = {kind: f"{index:05d}-{kind}.png" for kind in PICTURES}
+            for kind, name in files.items():
+                Image.fromarray(sets[kind][row].permute(1, 2, 0).numpy()).save(stage / name)
+            largest = int((poisoned[row].int() - clean[row].int()).abs().max())
+            rows.append(
+                {"index": index, "label": names[label], "target": names[target], "largest_change": largest} | files
+            )
+    value = {"attack": chosen.name, "dataset": dataset, "model": card.id if card else None, "folder": str(folder)}
+    lines = [(str(r["index"]), r["label"], r["target"], str(r["largest_change"])) for r in rows]
+    text = _table(("image", "true class", "wanted", "largest change of 255"), lines)
+    return Answer(value | {"images": rows}, f"{text}\nPictures in {folder}")
+
+
 def zoo_train(args: argparse.Namespace) -> Answer:
     """`npd zoo train ID`"""
     from npd_core.zoo.train import train_model
 
-    folder = paths.pretrained() / f"{args.model}.partial"
+    folder = paths.pretrained() / f".{args.model}.partial"
     _leaving.undo.append(lambda: shutil.rmtree(folder, ignore_errors=True))
     training = train_model(
         args.model, poison_ratio=args.poison_ratio, epochs=args.epochs, seed=args.seed, device=args.device
@@ -292,7 +420,8 @@ def zoo_train(args: argparse.Namespace) -> Answer:
     *_, last = _shown(training, f"training {args.model}")
     assert isinstance(last, Finished)
     card = dict(last.result)
-    numbers = " · ".join(f"{name.upper()} {_percent(card[name])} %" for name in ("acc", "asr", "ra"))
+    shares = (("ACC", "acc"), ("ASR", "asr"), ("RA", "ra"), ("cross ACC", "cross_acc"))
+    numbers = " · ".join(f"{said} {_percent(card[name])} %" for said, name in shares if card.get(name) is not None)
     return Answer(card, f"{card['id']}: {numbers} · trained in {card['seconds']:.0f} s")
 
 
@@ -300,7 +429,7 @@ def zoo_verify(args: argparse.Namespace) -> Answer:
     """`npd zoo verify [ID ...]`"""
     from npd_core.zoo.card import get_card, list_cards
 
-    names = [get_card(name).id for name in args.models] or [card.id for card in list_cards()]
+    names = [get_card(name).id for name in args.models] or [card.id for card in list_cards(clean=True)]
     if not names:
         raise ConfigError("The zoo is empty: `npd zoo train ID` makes a model.")
 
@@ -443,6 +572,31 @@ def _before_after(result: Mapping[str, Any], defense: str) -> str:
     return text + f"{trained}evaluated in {seconds['evaluate']:.1f} s"
 
 
+def _comparison(value: Mapping[str, Any]) -> str:
+    """One row a defense, in percent and seconds; why one failed, and what one saw that no defender has, below."""
+    lines = [("before", *(_percent(value["before"][name]) for name in ("acc", "asr", "ra")), "-", "-")]
+    notes = []
+    for row in value["defenses"]:
+        after, seconds = row.get("after") or {}, row.get("seconds")
+        shares = [_percent(after.get(name)) for name in ("acc", "asr", "ra")]
+        time_taken = "-" if seconds is None else f"{seconds['train']:.1f}"
+        lines.append((row["defense"], *shares, _percent(row.get("der")), time_taken))
+        notes += [f"{row['defense']} failed: {row['failed']}"] if "failed" in row else []
+        notes += _notes(row)
+    table = _table(("", "ACC %", "ASR %", "RA %", "DER %", "seconds"), lines)
+    return "\n".join([str(value["model"]), table, *notes])
+
+
+def _notes(result: Mapping[str, Any]) -> list[str]:
+    """What a defense was shown that a defender with clean images alone does not have."""
+    details = result.get("details") or {}
+    if details.get("batch") == "mixture":
+        return ["ep saw a batch of the poisoned training set; --set batch=clean shows it clean images instead."]
+    if details.get("select") == "oracle":
+        return ["anp chose its threshold by the ASR on test images, which no defender has."]
+    return []
+
+
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Columns of text, the first to the left, the others to the right where they hold numbers."""
     lines = [tuple(head), *(tuple(str(cell) for cell in row) for row in rows)]
@@ -505,7 +659,7 @@ def _check_writable(json_to: str | None) -> None:
 
 @contextlib.contextmanager
 def _staged(folder: Path | None) -> Iterator[Path | None]:
-    """A hidden folder beside `folder` that takes its place when the block ends well, and vanishes when it does not.
+    """As `_replacing`, for a saved run.
 
     Raises:
         ConfigError: `folder` holds something that is no saved run; a saved run is replaced.
@@ -517,6 +671,16 @@ def _staged(folder: Path | None) -> Iterator[Path | None]:
     folder = folder.resolve()
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "result.json").exists())):
         raise ConfigError(f"--save {folder} holds something else than a saved run: choose a new folder.")
+    with _replacing(folder) as stage:
+        yield stage
+
+
+@contextlib.contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A hidden folder beside `folder` that takes its place when the block ends well, and vanishes when it does not.
+
+    Raises StorageError when it cannot be made or moved.
+    """
     stage = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
 
     def clear() -> None:
@@ -595,20 +759,35 @@ def build_parser() -> Parser:
 
     _add_defend(add(commands, "defend", defend, "train a defense of one model and measure it before and after"))
 
-    measure = add(
-        commands, "evaluate", evaluate, "measure ACC, ASR and RA of a model, with or without a saved polarizer"
+    side_by_side = add(commands, "compare", compare, "run several defenses of one model, one after the other")
+    side_by_side.add_argument("model", metavar="MODEL", help="id of a model, see `npd models`")
+    side_by_side.add_argument(
+        "--defenses", metavar="A,B,C", default="all", help=f"all (default), or some of {', '.join(ALL_DEFENSES)}"
     )
+    _add_clean(side_by_side)
+    side_by_side.add_argument("--seed", metavar="N", type=_whole, help="of every defense, and of the clean images (0)")
+    side_by_side.add_argument("--device", default="auto", help="auto, cpu or cuda")
+
+    measure = add(commands, "evaluate", evaluate, "measure ACC, ASR and RA of a model, with or without a saved defense")
     measure.add_argument("model", metavar="MODEL", help="id of a model, see `npd models`")
     measure.add_argument("--polarizer", metavar="DIR", type=Path, help="folder that `npd defend --save` wrote")
     measure.add_argument("--images", metavar="N", type=_positive, help="measure on the first N test images only")
     measure.add_argument("--precision", choices=CHOICES["precision"], default="auto")
     measure.add_argument("--device", default="auto", help="auto, cpu or cuda")
 
+    show = add(commands, "attack", attack, "write pictures of an attack: clean, poisoned, and ten times the difference")
+    show.add_argument("attack", metavar="ID", help="an attack whose trigger needs no model, or the id of a model")
+    show.add_argument("--dataset", metavar="D", help="data set of the pictures (default: signs, or that of the model)")
+    show.add_argument("--images", metavar="N", type=_positive, default=8, help="how many test images (8)")
+    show.add_argument("--out", metavar="DIR", type=Path, help="folder for the PNG files (attack-ID)")
+
     zoo = commands.add_parser("zoo", help="make backdoored models, and check them")
     zoo.set_defaults(parser=zoo)
     actions = zoo.add_subparsers(metavar="ACTION", required=True, parser_class=Parser)
     train = add(actions, "train", zoo_train, "train a backdoored model; an interrupted training goes on where it was")
-    train.add_argument("model", metavar="ID", help="<dataset>-<attack>-<arch>-w<width>")
+    train.add_argument(
+        "model", metavar="ID", help="<dataset>-<attack>-<arch>-w<width>; the attack `clean` plants no backdoor"
+    )
     train.add_argument("--poison-ratio", metavar="X", type=_number, default=0.1, help="share of poisoned images (0.1)")
     train.add_argument("--epochs", metavar="N", type=_positive, help="default: those of the recipe of the data set")
     train.add_argument("--seed", metavar="N", type=_whole, default=0)
@@ -634,15 +813,9 @@ def _add_json(parser: Parser) -> None:
 
 def _add_defend(parser: Parser) -> None:
     parser.add_argument("model", metavar="MODEL", help="id of a model, see `npd models`")
-    parser.add_argument("--defense", default="npd", help="npd (default)")
+    parser.add_argument("--defense", default="npd", help=f"{', '.join(ALL_DEFENSES)} (default: npd)")
     parser.add_argument("--layer", help="insertion point, such as layer4.1.conv1 (default: that of the architecture)")
-    parser.add_argument(
-        "--clean",
-        metavar="SHARE|N",
-        type=_share_or_count,
-        default=0.05,
-        help="clean images of the defender: a share such as 0.05 (default), or a number of images",
-    )
+    _add_clean(parser)
     parser.add_argument(
         "--watch",
         metavar="N",
@@ -652,10 +825,21 @@ def _add_defend(parser: Parser) -> None:
     )
     parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     parser.add_argument(
-        "--save", metavar="DIR", type=Path, help="save the polarizer, its config and all numbers in DIR"
+        "--save",
+        metavar="DIR",
+        type=Path,
+        help="save the polarizer or the repaired network, its config and all numbers in DIR",
+    )
+    parser.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        dest="assignments",
+        action="append",
+        default=[],
+        help="a setting of the defense by its name in the config, those of the baselines are below; may be repeated",
     )
     paper = parser.add_argument_group(
-        "settings of the paper", "Unset ones come from the preset of the model's data set."
+        "settings of the paper", "Unset ones come from the preset of the model's data set and of the defense."
     )
     further = parser.add_argument_group("further settings")
     docs = _field_docs(NPDConfig)
@@ -664,11 +848,32 @@ def _add_defend(parser: Parser) -> None:
     ):
         _add_setting(paper if field.name in PAPER_SETTINGS else further, field, docs.get(field.name, ""))
 
+    for name, defense in DEFENSES.items():
+        values = defense.config().to_dict()
+        options = ", ".join(f"--{setting.replace('_', '-')}" for setting in SHARED_SETTINGS if setting in values)
+        special = {dataset: changes[name] for dataset, changes in PRESETS.items() if name in changes}
+        text = f"{options}, and --set NAME=VALUE. Defaults: {_assigned(values)}."
+        text += "".join(f" On {dataset}: {_assigned(changes)}." for dataset, changes in special.items())
+        if name == "ep":
+            text += " With mixture it sees a batch of the POISONED training set, with clean one of the clean images."
+        parser.add_argument_group(f"settings of {name} ({defense.title}, {defense.source})", text)
+
+
+def _add_clean(parser: Parser) -> None:
+    parser.add_argument(
+        "--clean",
+        metavar="SHARE|N",
+        type=_share_or_count,
+        default=0.05,
+        help="clean images of the defender: a share such as 0.05 (default), or a number of images",
+    )
+
 
 def _add_setting(group: argparse._ArgumentGroup, field: Field[Any], doc: str) -> None:
     """One option for one field of the config; absent from the arguments when it was not given."""
     option = "--" + field.name.replace("_", "-")
     presets = {name: getattr(preset(name), field.name) for name in DATASETS}
+    presets |= {name: getattr(preset("", variant=name), field.name) for name in VARIANTS}
     special = ", ".join(f"{value} for {name}" for name, value in presets.items() if value != field.default)
     default = f"{field.default} ({special})" if special else str(field.default)
     help = f"{doc} Default: {default}.".strip().replace("%", "%%")
@@ -685,6 +890,81 @@ def _add_setting(group: argparse._ArgumentGroup, field: Field[Any], doc: str) ->
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that were given, by field name."""
     return {name.removeprefix("set_"): value for name, value in vars(args).items() if name.startswith("set_")}
+
+
+def _preset(defense: str, card: Card, changes: Mapping[str, Any]) -> NPDConfig | DefenseConfig:
+    """The defaults of a defense for a model, with `changes` by field name. Raises UnknownNameError, ConfigError."""
+    if defense in DEFENSES:
+        return preset_for(defense, card, **changes)
+    return NPDConfig.from_dict(preset(card.dataset, variant=defense).to_dict() | dict(changes))
+
+
+def _config(args: argparse.Namespace, card: Card) -> NPDConfig | DefenseConfig:
+    """The config that was asked for.
+
+    Raises:
+        UnknownNameError: no such defense, or no such setting.
+        ConfigError: an option that does not go with the defense, a setting given twice, or a value out of its range.
+    """
+    defense, given = args.defense, _settings(args)
+    if defense not in ALL_DEFENSES:
+        raise unknown_name("defense", defense, ALL_DEFENSES)
+    kind = DEFENSES[defense].config if defense in DEFENSES else NPDConfig
+    known = {field.name: str(field.type) for field in fields(kind)}
+    if defense in DEFENSES:
+        if args.layer is not None:
+            raise ConfigError(f"--layer does not go with {defense}, which repairs the whole network: leave it out.")
+        for name in given:
+            if name not in SHARED_SETTINGS or name not in known:
+                remedy = f"write --set {name}=VALUE" if name in known else "leave it out"
+                option = f"--{name.replace('_', '-')}"
+                raise ConfigError(f"{option} is an option of NPD and does not go with {defense}: {remedy}.")
+    for assignment in args.assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"--set: write NAME=VALUE, got {assignment!r}.")
+        if name not in known:
+            raise unknown_name(f"setting of {defense}", name, known)
+        if name in given:
+            raise ConfigError(f"`{name}` was given twice: leave one of them out.")
+        try:
+            given[name] = _value(known[name], text)
+        except argparse.ArgumentTypeError as error:
+            raise ConfigError(f"--set {name}: {error}.") from None
+    return _preset(defense, card, given)
+
+
+def _value(kind: str, text: str) -> Any:
+    """The value that `text` says.
+
+    Args:
+        kind: annotation of the field, such as `int`, `float | None` or `tuple[float, ...]`; a tuple's parts are
+            separated by commas.
+    Raises:
+        ArgumentTypeError: not of this kind.
+    """
+    if kind.endswith(" | None") and text.lower() == "none":
+        return None
+    kind = kind.removesuffix(" | None")
+    readers: dict[str, Callable[[str], Any]] = {"int": _whole, "float": _number, "str": str}
+    if kind.startswith("tuple["):
+        return tuple(_value(re.split(r"[\[,]", kind)[1], part) for part in text.split(","))
+    if kind == "bool":
+        if text.lower() not in ("true", "false"):
+            raise argparse.ArgumentTypeError(f"must be true or false, got {text!r}")
+        return text.lower() == "true"
+    return readers[kind](text)
+
+
+def _assigned(values: Mapping[str, Any]) -> str:
+    """Settings as `--set` takes them."""
+
+    def shown(value: object) -> str:
+        if isinstance(value, list):
+            return ",".join(map(shown, value))
+        return f"{value:g}" if isinstance(value, float) else str(value).lower()
+
+    return ", ".join(f"{name}={shown(value)}" for name, value in values.items())
 
 
 def _field_docs(config: type) -> dict[str, str]:

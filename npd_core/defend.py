@@ -2,40 +2,53 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from npd_core.attacks.poison import poison_training_set
 from npd_core.data.clean import load_clean
-from npd_core.data.load import ImageSet
+from npd_core.data.load import ImageSet, load_dataset
+from npd_core.defenses import DEFENSES as BASELINES
+from npd_core.defenses.artifact import round_as_stored, save_repaired
+from npd_core.defenses.config import ANPConfig, EPConfig
 from npd_core.device import environment, resolve_device
 from npd_core.errors import unknown_name
-from npd_core.evaluation import Metrics, der, evaluate, test_sets
+from npd_core.evaluation import Metrics, TestSets, der, evaluate, test_sets
 from npd_core.events import EpochEnd, Event, Failed, Finished, Measured, StepEnd
+from npd_core.models import Normalized
 from npd_core.polarizer.artifact import save_polarizer, write_text
-from npd_core.polarizer.config import VARIANTS, default_layer
+from npd_core.polarizer.config import VARIANTS, NPDConfig, default_layer
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.polarizer.training import train_polarizer
 from npd_core.request import DefenseRequest
-from npd_core.zoo.weights import load_backdoored
+from npd_core.zoo.card import Card
+from npd_core.zoo.weights import Backdoored, load_backdoored
 
-DEFENSES = tuple(VARIANTS)
+DEFENSES = (*VARIANTS, *BASELINES)
 
 
 def run_defense(
-    request: DefenseRequest, out: Path | None = None, stop: Callable[[], bool] = lambda: False
+    request: DefenseRequest,
+    out: Path | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    *,
+    before: Metrics | None = None,
 ) -> Iterator[Event]:
     """Train, measure, save. Ends with Finished or Failed, whose `result` holds the measured numbers.
 
     Args:
         request: what to do.
-        out: folder for polarizer.safetensors, polarizer.json and result.json; None: nothing is written.
+        out: folder for result.json and what was made: polarizer.safetensors and polarizer.json, or of a baseline
+            model.safetensors and repaired.json; None: nothing is written.
         stop: asked after every step; once true, the training ends, its last good state is measured and saved.
+        before: of the backdoored network, where they are known; None: measured.
     Raises:
         UnknownNameError, ConfigError, DataMissingError, CheckpointError, StorageError: before or between the events.
     """
@@ -44,20 +57,19 @@ def run_defense(
     device = resolve_device(request.device)
     backdoored = load_backdoored(request.model)
     card = backdoored.card
-    cfg = request.config
     backdoored.net.to(device)
-    net = PolarizedNet(backdoored.net, request.layer or default_layer(card.arch), card.image_size)
-    clean = load_clean(card.dataset, request.clean, cfg.seed)
+    net: PolarizedNet | Normalized
+    if isinstance(request.config, NPDConfig):
+        net = PolarizedNet(backdoored.net, request.layer or default_layer(card.arch), card.image_size)
+    else:
+        net = copy.deepcopy(backdoored.net)
+    clean = load_clean(card.dataset, request.clean, request.config.seed)
     sets = test_sets(card.dataset, backdoored.attack)
     watched = test_sets(card.dataset, backdoored.attack, request.watch) if request.watch else None
 
-    # A variant that knows the target is told the attack's rule, labels to labels: no trigger and no test image.
-    training = train_polarizer(
-        net, ImageSet(clean.images, clean.labels), cfg, device,
-        variant=request.defense, known=backdoored.attack.rule.target,
-    )  # fmt: skip
+    training = _training(request, net, backdoored, ImageSet(clean.images, clean.labels), sets, device)
     end: Finished | Failed | None = None
-    last = EpochEnd(-1, {}, 0.0)
+    epoch, seconds = -1, 0.0
     try:
         for event in training:
             if isinstance(event, Finished | Failed):
@@ -65,23 +77,27 @@ def run_defense(
                 break
             yield event
             if isinstance(event, EpochEnd):
-                last = event if event.kept else last
+                seconds = event.seconds
+                if event.kept and (isinstance(net, PolarizedNet) or event.epoch >= 0):
+                    epoch = event.epoch
                 if watched is not None and event.epoch >= 0:
                     seen = evaluate(net, watched, device, "auto")
                     yield Measured(event.epoch, seen.acc, seen.asr, seen.ra, len(watched.clean.labels))
             if isinstance(event, StepEnd | EpochEnd) and stop():
-                end = Finished(last.epoch, last.seconds, stopped=True)
+                end = Finished(epoch, seconds, stopped=True)
                 break
     finally:
         training.close()
     assert end is not None
+    if isinstance(net, Normalized):
+        round_as_stored(net)
     start = time.perf_counter()
-    before = evaluate(backdoored.net, sets, device)
+    before = before or evaluate(backdoored.net, sets, device)
     after = evaluate(net, sets, device)
     result: dict[str, Any] = {
         "model": card.id,
         "defense": request.defense,
-        "layer": net.layer,
+        "layer": net.layer if isinstance(net, PolarizedNet) else None,
         "before": _named(before),
         "after": _named(after),
         "der": der(before, after),
@@ -90,15 +106,54 @@ def run_defense(
         "clean_indices": clean.indices.tolist(),
         "environment": environment(device),
     }
+    if isinstance(end, Finished) and end.details:
+        result["details"] = dict(end.details)
     if out is not None:
-        meta = {
-            "model": card.id, "model_sha256": card.files["model.safetensors"], "arch": card.arch, "width": card.width,
-            "num_classes": card.num_classes, "mean": card.mean, "std": card.std, "config": request.to_dict(),
-            "clean_indices": result["clean_indices"], "torch": torch.__version__,
-        }  # fmt: skip
-        save_polarizer(net, out, meta)
+        _save(net, out, request, card, result)
         write_text(out / "result.json", json.dumps(result, indent=2) + "\n")
     yield replace(end, result=result)
+
+
+def _training(
+    request: DefenseRequest,
+    net: PolarizedNet | Normalized,
+    backdoored: Backdoored,
+    clean: ImageSet,
+    sets: TestSets,
+    device: torch.device,
+) -> Generator[Event, None, None]:
+    """The events of the defense, which changes `net`.
+
+    A variant that knows the target is told the attack's rule, labels to labels: no trigger and no test image. A
+    baseline whose config asks for more than the clean images, the poisoned training set or an oracle, is given it.
+    """
+    cfg, card, attack = request.config, backdoored.card, backdoored.attack
+    if isinstance(net, PolarizedNet):
+        assert isinstance(cfg, NPDConfig)
+        return train_polarizer(net, clean, cfg, device, variant=request.defense, known=attack.rule.target)
+    assert not isinstance(cfg, NPDConfig)
+    more: dict[str, Any] = {}
+    if isinstance(cfg, EPConfig) and cfg.batch == "mixture":
+        data = load_dataset(card.dataset, "train")
+        poisoned = poison_training_set(data, attack, card.poison_ratio, card.seed)
+        more["mixture"] = ImageSet(poisoned.images, poisoned.labels)
+    if isinstance(cfg, ANPConfig) and cfg.select == "oracle":
+        more["oracle"] = lambda pruned: evaluate(pruned, sets, device)
+    return BASELINES[request.defense].run(net, clean, cfg, device, **more)
+
+
+def _save(
+    net: PolarizedNet | Normalized, out: Path, request: DefenseRequest, card: Card, result: dict[str, Any]
+) -> None:
+    meta = {
+        "model": card.id, "model_sha256": card.files["model.safetensors"], "arch": card.arch, "width": card.width,
+        "num_classes": card.num_classes, "mean": card.mean, "std": card.std, "config": request.to_dict(),
+        "clean_indices": result["clean_indices"], "torch": torch.__version__,
+    }  # fmt: skip
+    if isinstance(net, PolarizedNet):
+        save_polarizer(net, out, meta)
+    else:
+        save_repaired(net, out, {"defense": request.defense, **meta})
 
 
 def _named(metrics: Metrics) -> dict[str, float]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from npd_core.defenses.config import CONFIGS, DefenseConfig
 from npd_core.errors import ConfigError, unknown_name
-from npd_core.polarizer.config import ADDED, NPDConfig
+from npd_core.polarizer.config import ADDED, VARIANTS, NPDConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +20,13 @@ class DefenseRequest:
     model: str
     """Id of a zoo model."""
     defense: str = "npd"
-    """`npd` or one of its variants: a name in VARIANTS."""
+    """`npd` or one of its variants, a name in VARIANTS; or a baseline, a name in CONFIGS."""
     layer: str | None = None
-    """Insertion point; None: the default of the architecture."""
+    """Insertion point; None: the default of the architecture. A baseline repairs the whole network and has none."""
     clean: float | int = 0.05
     """Size of the clean subset: a share (float in (0, 1]) or a number of images (int of at least 1)."""
-    config: NPDConfig = field(default_factory=NPDConfig)
+    config: NPDConfig | DefenseConfig = field(default_factory=NPDConfig)
+    """Of the class that sets `defense`: NPDConfig, or the baseline's own."""
     watch: int = 0
     """Test images measured after every epoch for the viewer's curves; 0: none. They never reach the training."""
     device: str = "auto"
@@ -40,6 +42,14 @@ class DefenseRequest:
             raise ConfigError(f"`clean` must be a share in (0, 1] or a whole number of images, got {clean!r}.")
         if isinstance(self.watch, bool) or not isinstance(self.watch, int) or self.watch < 0:
             raise ConfigError(f"`watch` must be a whole number of at least 0, got {self.watch!r}.")
+        if self.defense in CONFIGS and self.layer is not None:
+            raise ConfigError(
+                f"`layer` is where a polarizer is inserted, and {self.defense} repairs the whole network: leave it out."
+            )
+        expected = config_class(self.defense)
+        if expected is not None and type(self.config) is not expected:
+            found = type(self.config).__name__
+            raise ConfigError(f"`config` of {self.defense} must be of the class {expected.__name__}, got {found}.")
 
     @property
     def key(self) -> str:
@@ -54,7 +64,8 @@ class DefenseRequest:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, one per field."""
-        return asdict(self)
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return values | {"config": self.config.to_dict()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DefenseRequest:
@@ -63,4 +74,10 @@ class DefenseRequest:
         for name in values:
             if name not in names:
                 raise unknown_name("field", name, names)
-        return cls(**{**values, "config": NPDConfig.from_dict(values.get("config", {}))})
+        config = config_class(values.get("defense", "npd")) or NPDConfig
+        return cls(**{**values, "config": config.from_dict(values.get("config", {}))})
+
+
+def config_class(defense: str) -> type[NPDConfig] | type[DefenseConfig] | None:
+    """What sets a defense; None for a name that is none."""
+    return NPDConfig if defense in VARIANTS else CONFIGS.get(defense)

@@ -22,9 +22,15 @@ def picked() -> None:
 def facts(card: Card) -> None:
     """The model card, in a few lines."""
     attack = frame.ATTACK_TITLES.get(card.attack, card.attack)
-    st.markdown(
-        f"Right on **{card.acc:.1%}** of clean test images; with the trigger, **{card.asr:.1%}** become {card.target}."
-    )
+    if card.asr is None or card.ra is None:
+        st.markdown(f"Right on **{card.acc:.1%}** of clean test images, and **not backdoored**: it has no trigger.")
+        measured = f"{card.acc:.1%}"
+    else:
+        st.markdown(
+            f"Right on **{card.acc:.1%}** of clean test images; with the trigger, **{card.asr:.1%}** become "
+            f"{card.target}."
+        )
+        measured = f"{card.acc:.1%} / {card.asr:.1%} / {card.ra:.1%}"
     with st.expander("Model card", icon=":material/badge:"):
         weights = card.files.get("model.safetensors", "")
         rows = {
@@ -33,7 +39,7 @@ def facts(card: Card) -> None:
             "poisoned training images": f"{card.poison_ratio:.0%}",
             "attacker's target": card.target,
             "architecture": f"{card.arch}, width {card.width}",
-            "ACC / ASR / RA": f"{card.acc:.1%} / {card.asr:.1%} / {card.ra:.1%}",
+            "ACC / ASR / RA": measured,
             "seed": card.seed,
             "size": f"{card.bytes / 1e6:.1f} MB",
             "sha256": f"{weights[:16]}…" if weights else "",

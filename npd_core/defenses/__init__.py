@@ -8,7 +8,9 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from npd_core.data.spec import get_dataset
 from npd_core.defenses.config import (
+    CONFIGS,
     PRESETS,
     ANPConfig,
     DefenseConfig,
@@ -20,6 +22,7 @@ from npd_core.defenses.config import (
 )
 from npd_core.errors import unknown_name
 from npd_core.events import Event
+from npd_core.zoo.card import Card
 
 if TYPE_CHECKING:
     import torch
@@ -87,8 +90,17 @@ def preset(name: str, dataset: str, **changes: Any) -> DefenseConfig:
     return get_defense(name).config.from_dict(PRESETS.get(dataset, {}).get(name, {}) | changes)
 
 
+def preset_for(name: str, card: Card, **changes: Any) -> DefenseConfig:
+    """The defaults of a defense for a model, with `changes`: those for its data set, and clean images cropped and
+    mirrored as they were in the model's own training. Raises as `preset`."""
+    seen = {setting: card.recipe[setting] for setting in ("flip", "pad") if setting in card.recipe}
+    return preset(name, card.dataset, **{"flip": get_dataset(card.dataset).flip} | seen | changes)
+
+
 __all__ = [
+    "CONFIGS",
     "DEFENSES",
+    "PRESETS",
     "ANPConfig",
     "Defense",
     "DefenseConfig",
@@ -99,4 +111,5 @@ __all__ = [
     "NCConfig",
     "get_defense",
     "preset",
+    "preset_for",
 ]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import cast
 
 from npd_core import paths
+from npd_core.defenses.config import CONFIGS
 from npd_core.errors import ConfigError, NPDError, StorageError
 from npd_core.events import Event, Failed, Finished
 from npd_core.jobs.store import RESULT, Owner, Run, RunStore, State, Thinner
@@ -183,7 +184,7 @@ class RunManager:
     def _check(self, request: DefenseRequest) -> str:
         """The device of the request. Raises ConfigError, UnknownNameError."""
         for name in ("epochs", "warmup_epochs"):
-            asked = getattr(request.config, name)
+            asked = getattr(request.config, name, 0)  # not every baseline has epochs
             if asked > self._max_epochs:
                 raise ConfigError(
                     f"`{name}` is limited to {self._max_epochs} in the app, got {asked}: ask for fewer, "
@@ -314,7 +315,8 @@ _frozen = False
 def _current(run: Run) -> bool:
     """Whether a finished run is about the model as it is now; False once the model of this name was trained anew."""
     try:
-        of_run = json.loads((run.folder / "polarizer.json").read_bytes())["model_sha256"]
+        name = "repaired.json" if run.request.defense in CONFIGS else "polarizer.json"
+        of_run = json.loads((run.folder / name).read_bytes())["model_sha256"]
         return bool(of_run == get_card(run.request.model).files["model.safetensors"])
     except (NPDError, OSError, ValueError, KeyError, TypeError):
         return True  # nothing says otherwise

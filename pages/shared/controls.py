@@ -88,6 +88,15 @@ TRAINING = (
         help="How the size of a perturbation is measured. The paper uses l2; try ρ near 0.1 for linf and 50 for l1.",
     ),
     Setting(
+        "attack_on",
+        "Network the imagined trigger is made for",
+        "choice",
+        choices=("base", "polarized"),
+        help="Eq. 4 of the paper in words: perturb the backdoored network f_w (`base`). It never changes, so each "
+        "image is perturbed once and training takes seconds. Eq. 4 as a formula: perturb the network with the "
+        "polarizer (`polarized`), in every batch anew; watch the backdoor come back when training goes on.",
+    ),
+    Setting(
         "epochs",
         "Epochs",
         "int",
@@ -130,7 +139,6 @@ ADVANCED = (
     Setting("schedule", "Learning-rate schedule", "choice", choices=("constant", "cosine")),
     Setting("holdout", "Share held out to choose the epoch", "float", high=0.5, step=0.05),
     Setting("log_form", "Form of the logarithms", "choice", choices=settings.LOG_FORMS),
-    Setting("attack_on", "Network the inner level attacks", "choice", choices=("polarized", "base")),
     Setting("bce1_label", "Label in L_bce1", "choice", choices=("true", "pred")),
 )
 ALL = {setting.key: setting for setting in (*LOSSES, *TRAINING, *ADVANCED)}

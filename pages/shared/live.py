@@ -124,7 +124,7 @@ def _show(run: Run, card: Card | None) -> None:
     measured = curves.read_metrics(records, before if before.get("acc") is not None else None)
     losses = curves.read_losses(records)
     done = curves.read_progress(records)
-    epochs = done.epochs or run.request.config.epochs
+    epochs = done.epochs or getattr(run.request.config, "epochs", 1)
     result = run.result or {}
     _status(run, done, epochs)
     after = (

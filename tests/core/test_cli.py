@@ -14,12 +14,16 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from npd_core import cli
+from npd_core.defenses import DEFENSES
+from npd_core.errors import ConfigError
 from npd_core.events import EpochEnd, Failed, Finished, Started, StepEnd
 from npd_core.jobs.store import read_record
-from npd_core.polarizer.config import NPDConfig
+from npd_core.polarizer.config import VARIANTS, NPDConfig
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 QUICK = ("--epochs", "1", "--warmup-epochs", "0", "--clean", "24", "--batch-size", "12")
@@ -94,7 +98,7 @@ def test_data_as_json(capsys, real_data):
     assert set(rows["tiny_imagenet"]["splits"]) == {"clean", "test"}
 
 
-@pytest.mark.parametrize("name", ["models", "data", "defend", "evaluate", "zoo", "bench"])
+@pytest.mark.parametrize("name", ["models", "data", "defend", "compare", "evaluate", "attack", "zoo", "bench"])
 def test_help_names_every_command(capsys, name):
     with pytest.raises(SystemExit) as done:
         cli.main(["--help"])
@@ -108,6 +112,18 @@ def test_help_of_defend_explains_every_setting(capsys):
     text = capsys.readouterr().out
     assert all(f"--{field.name.replace('_', '-')}" in text for field in fields(NPDConfig))
     assert "Eq. 2" in text
+
+
+@pytest.mark.parametrize("defense", DEFENSES)
+def test_help_of_defend_shows_the_settings_of_every_baseline(capsys, defense):
+    with pytest.raises(SystemExit):
+        cli.main(["defend", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert defense in text.split("--defense DEFENSE")[2].split("(default: npd)")[0]
+    about = text.split(f"settings of {defense} (")[1].split("settings of ")[0]
+    assert all(f"{name}=" in about for name in DEFENSES[defense].config().to_dict())
+    assert ("--epochs" in about) == (defense in ("fp", "nad", "nc"))
+    assert ("POISONED training set" in about) == (defense == "ep")
 
 
 # the main job
@@ -211,6 +227,203 @@ def test_evaluate_as_a_table(capsys, tiny_zoo):
     assert "triggered images given the attacker's class" in out
 
 
+# baselines
+
+BASELINE = ("--clean", "24", "--device", "cpu", "--batch-size", "12")
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Numbers are measured on 120 test images."""
+    import npd_core.defend
+    from npd_core import evaluation
+
+    real = evaluation.test_sets
+    for module in (npd_core.defend, evaluation):
+        monkeypatch.setattr(module, "test_sets", lambda dataset, attack, limit=120: real(dataset, attack, limit or 120))
+
+
+def test_a_baseline_is_saved_and_measures_the_same_again(capsys, tiny_zoo, few, tmp_path):
+    words = (*BASELINE, "--epochs", "1", "--set", "tolerance=0.2", "--watch", "24")
+    code, out, err = run(capsys, "defend", tiny_zoo, "--defense", "fp", *words, "--save", tmp_path / "run")
+    assert code == 0
+    assert out.splitlines()[0] == f"{tiny_zoo} · fp"
+    assert "on 24 test images" in err
+    record = read_record(tmp_path / "run")
+    assert (record.state, record.request.defense) == ("finished", "fp")
+    asked = {"epochs": 1, "batch_size": 12, "tolerance": 0.2, "flip": False}
+    assert {name: getattr(record.request.config, name) for name in asked} == asked
+
+    code, out, _ = run(capsys, "evaluate", tiny_zoo, "--polarizer", tmp_path / "run", "--device", "cpu", "--json", "-")
+    again = json.loads(out)
+    assert (code, again["defense"], again["layer"]) == (0, "fp", None)
+    assert (again["before"], again["after"]) == (record.result["before"], record.result["after"])
+
+    path = tmp_path / "run" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    assert "changed since it was saved" in refused(capsys, "evaluate", tiny_zoo, "--polarizer", tmp_path / "run")
+
+
+@pytest.fixture
+def asked(monkeypatch, saved_once):
+    """Requests that would have been run."""
+    import npd_core.defend
+
+    requests = []
+
+    def run_defense(request, out=None, stop=None, *, before=None):
+        requests.append(request)
+        if request.defense == "nad":
+            raise ConfigError("NAD needs more.")
+        if request.defense == "nc":
+            yield Failed("the loss became NaN.", -1, 0.5, result={**saved_once[1], "defense": "nc"})
+        else:
+            details = {"batch": "mixture"} if request.defense == "ep" else {}
+            yield Finished(0, 0.5, result={**saved_once[1], "defense": request.defense, "details": details})
+
+    monkeypatch.setattr(npd_core.defend, "run_defense", run_defense)
+    return requests
+
+
+@pytest.mark.parametrize(
+    ("defense", "words", "config"),
+    [
+        ("fp", ("--lr", "0.5", "--seed", "7"), {"lr": 0.5, "seed": 7, "epochs": 30}),
+        ("nc", ("--set", "classes=0,2,5", "--set", "trigger_betas=0.1,0.2"), {"classes": (0, 2, 5)}),
+        (
+            "nc",
+            (
+                "--set",
+                "classes=none",
+            ),
+            {"classes": None, "trigger_betas": (0.5, 0.9)},
+        ),
+        ("nad", ("--set", "betas=1,2,3.5", "--set", "flip=true"), {"betas": (1.0, 2.0, 3.5), "flip": True}),
+        ("anp", ("--set", "select=fixed", "--set", "iterations=5"), {"select": "fixed", "iterations": 5, "lr": 0.02}),
+        ("i_bau", ("--set", "lr=1e-3", "--precision", "fp32"), {"lr": 1e-3, "precision": "fp32"}),
+        (
+            "ep",
+            (
+                "--set",
+                "u=2",
+            ),
+            {"u": 2.0, "batch": "mixture"},
+        ),
+        ("npd", ("--set", "early_stop=none", "--set", "cache=false"), {"early_stop": None, "cache": False}),
+    ],
+)
+def test_settings_reach_the_config(capsys, tiny_zoo, asked, defense, words, config):
+    run(capsys, "defend", tiny_zoo, "--defense", defense, *words)
+    (request,) = asked
+    assert request.defense == defense
+    assert {name: getattr(request.config, name) for name in config} == config
+    assert all(type(getattr(request.config, name)) is type(value) for name, value in config.items())
+
+
+def test_ep_says_what_it_saw(capsys, tiny_zoo, asked):
+    code, out, _ = run(capsys, "defend", tiny_zoo, "--defense", "ep")
+    assert code == 0
+    assert "ep saw a batch of the poisoned training set" in out
+
+
+def test_compare_runs_each_and_one_that_fails_does_not_end_the_others(capsys, tiny_zoo, asked, saved_once):
+    names = ["nad", "fp", "nc", "npd_tp"]
+    words = ("compare", tiny_zoo, "--defenses", ",".join(names), "--clean", "24", "--seed", "5")
+    code, out, err = run(capsys, *words, "--json", "-")
+    value = json.loads(out)
+    assert code == 1
+    assert set(value) == {"model", "before", "defenses", "environment"}
+    assert [row["defense"] for row in value["defenses"]] == names
+    failed = {row["defense"]: row["failed"] for row in value["defenses"] if "failed" in row}
+    assert failed == {"nad": "NAD needs more.", "nc": "the loss became NaN."}
+    assert value["before"] == pytest.approx({"acc": 0.990278, "asr": 1.0, "ra": 0.0}, abs=2e-3)
+    assert value["defenses"][1]["after"] == saved_once[1]["after"]
+    assert err.splitlines() == ["nad: NAD needs more.", "fp: done", "nc: the loss became NaN.", "npd_tp: done"]
+    assert [(r.defense, r.config.seed, r.clean) for r in asked] == [(name, 5, 24) for name in names]
+    assert asked[3].config.lambda2 == 0.1, "the preset of the variant"
+
+    code, out, _ = run(capsys, *words)
+    lines = out.splitlines()
+    assert code == 1
+    assert lines[0] == tiny_zoo
+    assert lines[1].split() == ["ACC", "%", "ASR", "%", "RA", "%", "DER", "%", "seconds"]
+    assert [line.split()[0] for line in lines[2:7]] == ["before", *names]
+    assert lines[3].split() == ["nad", *"-----"]
+    after = saved_once[1]["after"]
+    assert lines[4].split()[1:4] == [f"{100 * after[name]:.2f}" for name in ("acc", "asr", "ra")]
+    assert lines[7:] == ["nad failed: NAD needs more.", "nc failed: the loss became NaN."]
+
+
+def test_compare_of_all_takes_every_defense_once(capsys, tiny_zoo, few, asked):
+    run(capsys, "compare", tiny_zoo)
+    assert [request.defense for request in asked] == [*VARIANTS, *DEFENSES]
+    asked.clear()
+    run(capsys, "compare", tiny_zoo, "--defenses", "fp,npd,fp")
+    assert [request.defense for request in asked] == ["fp", "npd"]
+
+
+def test_compare_measures_what_a_run_measures(capsys, tiny_zoo, few):
+    code, out, _ = run(
+        capsys, "compare", tiny_zoo, "--defenses", "ep", "--clean", "24", "--device", "cpu", "--json", "-"
+    )
+    (row,) = json.loads(out)["defenses"]
+    assert code == 0
+    assert row["before"] == json.loads(out)["before"]
+    assert {"model", "defense", "after", "der", "seconds", "config", "details", "environment"} <= set(row)
+    assert "clean_indices" not in row
+
+
+# pictures of an attack
+
+
+def picture(path):
+    with Image.open(path) as image:
+        return np.array(image).astype(int)
+
+
+def test_attack_writes_clean_poisoned_and_ten_times_the_difference(capsys, tmp_path):
+    out = tmp_path / "pictures"
+    words = ("attack", "blended", "--dataset", "signs", "--out", out)
+    code, text, err = run(capsys, *words, "--images", "2", "--json", "-")
+    value = json.loads(text)
+    assert (code, err) == (0, "")
+    assert (value["attack"], value["dataset"], value["model"], value["folder"]) == ("blended", "signs", None, str(out))
+    assert len(value["images"]) == 2
+    assert sorted(os.listdir(out)) == sorted(row[kind] for row in value["images"] for kind in cli.PICTURES)
+    for row in value["images"]:
+        clean, poisoned, difference = (picture(out / row[kind]) for kind in cli.PICTURES)
+        assert clean.shape == (32, 32, 3)
+        assert (difference == np.clip(128 + 10 * (poisoned - clean), 0, 255)).all()
+        assert row["largest_change"] == abs(poisoned - clean).max() > 0
+        assert row["target"] == "speed limit 80"
+
+    assert run(capsys, *words, "--images", "1")[0] == 0  # pictures are replaced
+    assert len(os.listdir(out)) == 3
+    assert os.listdir(tmp_path) == ["pictures"]
+
+
+def test_attack_of_a_model_uses_the_models_own_trigger(capsys, tiny_zoo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, text, _ = run(capsys, "attack", tiny_zoo, "--images", "3")
+    assert code == 0
+    assert text.splitlines()[0].split()[0] == "image"
+    assert text.splitlines()[-1] == f"Pictures in {tmp_path / f'attack-{tiny_zoo}'}"
+    (folder,) = tmp_path.iterdir()
+    stamped = list(folder.glob("*-poisoned.png"))
+    assert len(stamped) == 3
+    assert all((picture(path)[-3:, -3:] == 255).all() for path in stamped)
+
+
+def test_attack_refuses_what_it_cannot_show(capsys, tiny_zoo, tmp_path):
+    assert "Did you mean 'blended'" in refused(capsys, "attack", "blendd")
+    assert "npd zoo train signs-trojan-" in refused(capsys, "attack", "trojan")
+    assert "Unknown data set 'cifar'" in refused(capsys, "attack", "wanet", "--dataset", "cifar")
+    assert "is a model of signs, not of gtsrb" in refused(capsys, "attack", tiny_zoo, "--dataset", "gtsrb")
+    (tmp_path / "thesis.tex").write_text("mine")
+    assert "holds something else" in refused(capsys, "attack", "blended", "--out", tmp_path)
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
 # the zoo
 
 
@@ -257,8 +470,12 @@ def test_zoo_train_passes_on_what_was_asked_for(capsys, tiny_zoo, tiny_zoo_folde
     code, out, err = run(capsys, "zoo", "train", tiny_zoo, "--epochs", "2", "--seed", "3", "--poison-ratio", "0.05")
     assert code == 0
     assert asked == {"model": tiny_zoo, "poison_ratio": 0.05, "epochs": 2, "seed": 3, "device": "auto"}
-    assert f"{tiny_zoo}: ACC 99.03 % · ASR 100.00 %" in out
+    assert f"{tiny_zoo}: ACC 99.03 % · ASR 100.00 % · RA 0.00 % · trained in" in out
     assert err == "epoch 1/2 · loss 0.500 · 1.0 s\n"
+
+    card |= {"asr": None, "ra": None, "cross_acc": 0.5}
+    _, out, _ = run(capsys, "zoo", "train", tiny_zoo)
+    assert f"{tiny_zoo}: ACC 99.03 % · cross ACC 50.00 % · trained in" in out
 
 
 # speed
@@ -297,6 +514,38 @@ def test_bench_as_json(capsys, tiny_zoo):
         (("defend", "MODEL", "--layer", "layr4.1.conv1"), "Did you mean 'layer4.1.conv1'?"),
         (("defend", "MODEL", "--layer", "features.3"), "Unknown layer 'features.3'."),
         (("defend", "MODEL", "--defense", "npdd"), "Unknown defense 'npdd'. Did you mean 'npd'?"),
+        (("defend", "MODEL", "--defense", "npp"), "Unknown defense 'npp'."),
+        (("defend", "MODEL", "--defense", "ibau"), "Did you mean 'i_bau'?"),
+        (("defend", "MODEL", "--defense", "fp", "--rho", "2"), "--rho is an option of NPD and does not go with fp"),
+        (
+            ("defend", "MODEL", "--defense", "ep", "--epochs", "2"),
+            "--epochs is an option of NPD and does not go with ep",
+        ),
+        (("defend", "MODEL", "--defense", "fp", "--momentum", "0.5"), "with fp: write --set momentum=VALUE"),
+        (("defend", "MODEL", "--defense", "nc", "--no-cache"), "--cache is an option of NPD and does not go with nc"),
+        (("defend", "MODEL", "--defense", "anp", "--layer", "conv1"), "--layer does not go with anp"),
+        (
+            ("defend", "MODEL", "--defense", "fp", "--set", "tolerence=0.1"),
+            "of fp 'tolerence'. Did you mean 'tolerance'?",
+        ),
+        (("defend", "MODEL", "--defense", "fp", "--set", "tolerance"), "--set: write NAME=VALUE, got 'tolerance'"),
+        (
+            ("defend", "MODEL", "--defense", "fp", "--set", "tolerance=2"),
+            "`tolerance` must be a number in [0, 1], got 2",
+        ),
+        (("defend", "MODEL", "--defense", "fp", "--set", "flip=maybe"), "--set flip: must be true or false"),
+        (("defend", "MODEL", "--defense", "nc", "--set", "classes=0,x,2"), "--set classes: must be a whole number"),
+        (
+            ("defend", "MODEL", "--defense", "ep", "--set", "batch=cleen"),
+            "Unknown batch 'cleen'. Did you mean 'clean'?",
+        ),
+        (("defend", "MODEL", "--defense", "fp", "--lr", "1", "--set", "lr=2"), "`lr` was given twice"),
+        (("compare", "MODEL", "--defenses", "fp,npdd"), "Unknown defense 'npdd'. Did you mean 'npd'?"),
+        (("compare", "MODEL", "--defenses", ""), "Unknown defense ''."),
+        (("compare", "nobody"), "Unknown model 'nobody'."),
+        (("compare", "MODEL", "--clean", "0"), "`clean` must be"),
+        (("compare", "MODEL", "--clean", "9999999"), "9999999"),
+        (("compare", "MODEL", "--seed", "-1"), "`seed` must be"),
         (("defend", "MODEL", "--lambda2", "-0.4"), "`lambda2` must be a number of at least 0, got -0.4"),
         (("defend", "MODEL", "--lambda2", "nan"), "`lambda2` must be a number of at least 0, got nan"),
         (("defend", "MODEL", "--lambda2", "much"), "--lambda2: must be a number, got 'much'"),

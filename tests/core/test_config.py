@@ -9,6 +9,9 @@ from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 
+from npd_core import defenses
+from npd_core.defenses import CONFIGS
+from npd_core.defenses.config import FPConfig, NCConfig
 from npd_core.errors import ConfigError, UnknownNameError
 from npd_core.polarizer.config import ADDED, REFERENCE, VARIANTS, NPDConfig, Variant, get_variant, preset
 from npd_core.request import DefenseRequest
@@ -153,7 +156,7 @@ def test_a_request_survives_json():
 def test_every_field_of_a_request_is_part_of_its_key():
     other = {
         "model": "another",
-        "defense": "anp",
+        "defense": "npd_tu",
         "layer": None,
         "clean": 500,
         "config": replace(REQUEST.config, lambda2=0.5),
@@ -197,3 +200,56 @@ def test_the_added_settings_mean_what_was_done_before_unless_set():
 def test_an_unknown_field_of_a_request_names_the_nearest():
     with pytest.raises(UnknownNameError, match=r"Unknown field 'modle'\. Did you mean 'model'"):
         DefenseRequest.from_dict({"modle": "m"})
+
+
+# a baseline
+
+
+def test_the_configs_are_those_of_the_table_of_defenses():
+    assert {name: row.config for name, row in defenses.DEFENSES.items()} == CONFIGS
+
+
+@pytest.mark.parametrize("defense", CONFIGS)
+def test_a_request_of_a_baseline_survives_json(defense):
+    request = DefenseRequest(model="m", defense=defense, config=defenses.preset(defense, "signs", seed=3))
+    again = DefenseRequest.from_dict(json.loads(json.dumps(request.to_dict())))
+    assert again == request
+    assert type(again.config) is CONFIGS[defense]
+    assert again.key == request.key
+    assert replace(request, config=replace(request.config, seed=4)).key != request.key
+
+
+def test_a_baseline_without_a_config_takes_its_defaults():
+    assert DefenseRequest.from_dict({"model": "m", "defense": "nc"}).config == NCConfig()
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"defense": "fp"}, "`config` of fp must be of the class FPConfig, got NPDConfig"),
+        ({"defense": "fp", "config": NCConfig()}, "must be of the class FPConfig, got NCConfig"),
+        (
+            {"defense": "npd_tu", "config": FPConfig()},
+            "`config` of npd_tu must be of the class NPDConfig, got FPConfig",
+        ),
+        (
+            {"defense": "fp", "config": FPConfig(), "layer": "layer4.1.conv1"},
+            "`layer` is where a polarizer is inserted",
+        ),
+    ],
+)
+def test_a_baseline_is_set_by_its_own_config_and_has_no_layer(values, says):
+    with pytest.raises(ConfigError, match=says):
+        DefenseRequest(model="m", **values)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flip", "pad"),
+    [({}, False, 2), ({"flip": True, "pad": 3}, True, 3), ({"pad": 0, "epochs": 9}, False, 0)],
+)
+def test_a_baseline_augments_as_the_models_training_did(tiny_zoo, recipe, flip, pad):
+    from npd_core.zoo.card import get_card
+
+    config = defenses.preset_for("fp", replace(get_card(tiny_zoo), recipe=recipe), lr=0.5)
+    assert (config.flip, config.pad, config.lr) == (flip, pad, 0.5)
+    assert config.epochs == defenses.preset("fp", "signs").epochs < FPConfig().epochs

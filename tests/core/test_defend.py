@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from npd_core import defend, evaluation
+from npd_core.data.load import load_dataset
 from npd_core.defend import run_defense
+from npd_core.defenses import DEFENSES, preset
+from npd_core.defenses.artifact import load_repaired
 from npd_core.errors import ConfigError, UnknownNameError
 from npd_core.evaluation import evaluate
-from npd_core.events import EpochEnd, Finished, Measured, StepEnd
+from npd_core.events import EpochEnd, Failed, Finished, Measured, StepEnd
 from npd_core.polarizer.artifact import load_polarizer
 from npd_core.polarizer.config import VARIANTS, NPDConfig
 from npd_core.request import DefenseRequest
@@ -126,3 +129,138 @@ def test_the_run_never_touches_the_zoo_model(request_):
     list(run_defense(request_))
     after = load_backdoored(request_.model).net.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+# a baseline
+
+SHORT = {
+    "fp": {"epochs": 1, "batch_size": 24},
+    "nad": {"epochs": 1, "teacher_epochs": 1, "batch_size": 24},
+    "nc": {"epochs": 1, "trigger_epochs": 1, "batch_size": 24, "classes": (0, 1, 2), "outlier": 0.1},
+    "anp": {"iterations": 2, "batch_size": 24, "lr": 0.5},
+    "i_bau": {"rounds": 1, "batch_size": 24},
+    "ep": {"batch_size": 48, "u": 1.0},
+}
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Numbers are measured on 48 test images."""
+    monkeypatch.setattr(defend, "test_sets", lambda dataset, attack, *_: evaluation.test_sets(dataset, attack, 48))
+
+
+def baseline(request_, name, **changes):
+    config = preset(name, "", flip=False, precision="fp32", **SHORT[name] | changes)
+    return replace(request_, defense=name, clean=48, config=config)
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_a_baseline_measures_saves_and_comes_back(request_, few, tmp_path, name):
+    events = list(run_defense(baseline(request_, name), tmp_path))
+    last = events[-1]
+    assert isinstance(last, Finished)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "repaired.json", "result.json"]
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result == json.loads(json.dumps(dict(last.result)))
+    assert (result["defense"], result["layer"], len(result["clean_indices"])) == (name, None, 48)
+    assert result["details"] == json.loads(json.dumps(dict(last.details)))
+    assert result["details"]
+
+    backdoored = load_backdoored(request_.model)
+    sets = evaluation.test_sets("signs", backdoored.attack, 48)
+    net = load_repaired(tmp_path, backdoored.card)
+    assert evaluate(net, sets)._asdict() == result["after"]
+    assert evaluate(backdoored.net, sets)._asdict() == result["before"]
+    now, then = net.state_dict(), backdoored.net.state_dict()
+    assert not all(torch.equal(now[key], then[key]) for key in then), "the defense did something"
+    assert DefenseRequest.from_dict(json.loads((tmp_path / "repaired.json").read_text())["config"]).defense == name
+
+
+def test_watching_a_baseline_changes_nothing(request_, few):
+    asked = baseline(request_, "fp", epochs=2)
+    events = list(run_defense(replace(asked, watch=48)))
+    assert [e.epoch for e in events if isinstance(e, Measured)] == [0, 1]
+    assert events[-1].result["after"] == list(run_defense(asked))[-1].result["after"]
+
+
+def test_stopping_a_baseline_keeps_its_last_completed_epoch(request_, few, tmp_path):
+    long, short = (
+        baseline(request_, "fp", epochs=9, schedule="constant"),
+        baseline(request_, "fp", epochs=2, schedule="constant"),
+    )
+    wanted = itertools.chain([False] * 7, itertools.repeat(True))  # 2 steps and the end of an epoch: 3 questions each
+    events = list(run_defense(long, tmp_path / "long", stop=lambda: next(wanted)))
+    last = events[-1]
+    assert isinstance(last, Finished)
+    assert (last.stopped, last.epoch) == (True, 1)
+    assert last.seconds == [e.seconds for e in events if isinstance(e, EpochEnd)][-1]
+    list(run_defense(short, tmp_path / "short"))
+    card = load_backdoored(request_.model).card
+    one, two = (load_repaired(tmp_path / name, card).state_dict() for name in ("long", "short"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_stop_while_nads_teacher_learns_leaves_the_network_as_it_was(request_, few, tmp_path):
+    wanted = itertools.chain([False] * 3, itertools.repeat(True))
+    *_, last = run_defense(baseline(request_, "nad", teacher_epochs=5), tmp_path, stop=lambda: next(wanted))
+    assert (last.stopped, last.epoch) == (True, -1)
+    assert last.seconds > 0
+    backdoored = load_backdoored(request_.model)
+    now, then = load_repaired(tmp_path, backdoored.card).state_dict(), backdoored.net.state_dict()
+    assert all(torch.equal(now[key], then[key]) for key in then)
+
+
+def test_a_baseline_that_fails_leaves_its_last_good_state_and_numbers(request_, few):
+    *_, last = run_defense(baseline(request_, "fp", lr=1e30))
+    assert isinstance(last, Failed)
+    assert "lower the learning rate" in last.reason
+    assert last.result["after"]["acc"] > 0.9
+    assert "details" not in last.result
+
+
+def given(monkeypatch, request):
+    """What a baseline is run with beside the images; it is not run."""
+    told = {}
+
+    def run(self, net, clean, cfg, device, **more):
+        told.update(more, clean=clean, net=net)
+        yield Finished(-1, 0.0)
+
+    monkeypatch.setattr(defend.BASELINES[request.defense].__class__, "run", run)
+    list(run_defense(request))
+    return told
+
+
+def test_only_the_mixture_of_ep_sees_the_poisoned_training_set(request_, few, monkeypatch):
+    mixture = given(monkeypatch, baseline(request_, "ep"))["mixture"]
+    clean = load_dataset("signs", "train")
+    backdoored = load_backdoored(request_.model)
+    stamped = (mixture.images != clean.images).flatten(1).any(1)
+    ratio = backdoored.card.poison_ratio
+    assert mixture.size == clean.size
+    assert int(stamped.sum()) == round(ratio * clean.size)
+    assert torch.equal(mixture.images[stamped], backdoored.attack.apply(clean.images[stamped]))
+    assert (mixture.labels[stamped] == 0).all()
+
+
+@pytest.mark.parametrize(("name", "changes"), [("ep", {"batch": "clean"}), ("anp", {}), ("fp", {}), ("nc", {})])
+def test_other_baselines_see_the_clean_images_alone(request_, few, monkeypatch, name, changes):
+    told = given(monkeypatch, baseline(request_, name, **changes))
+    assert set(told) == {"clean", "net"}
+    assert told["clean"].size == 48
+
+
+def test_anps_oracle_measures_on_test_images(request_, few, monkeypatch):
+    told = given(monkeypatch, baseline(request_, "anp", select="oracle"))
+    backdoored = load_backdoored(request_.model)
+    sets = evaluation.test_sets("signs", backdoored.attack, 48)
+    assert set(told) == {"clean", "net", "oracle"}
+    assert told["oracle"](told["net"]) == evaluate(backdoored.net, sets)
+
+
+def test_numbers_known_before_are_not_measured_again(request_, few):
+    known = evaluation.Metrics(0.75, 0.5, 0.25)
+    *_, last = run_defense(baseline(request_, "ep"), before=known)
+    assert last.result["before"] == known._asdict()
+    after = evaluation.Metrics(**last.result["after"])
+    assert last.result["der"] == evaluation.der(known, after)

@@ -1,0 +1,98 @@
+"""A repaired network on disk, and back from there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from safetensors.torch import load_file, save_file
+
+from npd_core.errors import CheckpointError, StorageError
+from npd_core.models import Normalized, build_model
+from npd_core.polarizer.artifact import write_text
+from npd_core.zoo.card import Card, sha256
+from npd_core.zoo.weights import half_precision
+
+WEIGHTS = "model.safetensors"
+DESCRIPTION = "repaired.json"
+FORMAT = 1
+
+
+def round_as_stored(net: Normalized) -> None:
+    """Give `net` the values that it would have after it was saved and loaded, so that what is measured is what is
+    kept."""
+    net.load_state_dict(half_precision(net))
+
+
+def save_repaired(net: Normalized, folder: Path, meta: Mapping[str, Any]) -> None:
+    """Write `model.safetensors`, as the zoo stores its models, and `repaired.json`.
+
+    Args:
+        meta: what makes the folder self-describing: `model` (zoo id), `model_sha256`, `defense`, config, versions.
+    Raises:
+        StorageError: the folder cannot be written; files of an earlier save stay whole.
+    """
+    weights, partial = folder / WEIGHTS, folder / (WEIGHTS + ".partial")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(half_precision(net), partial)
+        os.replace(partial, weights)
+    except (OSError, safetensors.SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        reason = f"{weights} could not be written ({error}): free some space or choose another folder."
+        raise StorageError(reason) from error
+    description = {"format": FORMAT, "kind": "repaired network", "sha256": sha256(weights), **meta}
+    write_text(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+
+
+def is_repaired(folder: Path) -> bool:
+    """Whether a folder holds a repaired network, rather than a polarizer."""
+    return (folder / DESCRIPTION).is_file()
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """`repaired.json` as a dictionary. Raises CheckpointError when it is missing or damaged."""
+    path = folder / DESCRIPTION
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        reason = f"{folder} holds no {DESCRIPTION}: name the folder that `npd defend --save` wrote."
+        raise CheckpointError(reason) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): run the defense again.") from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise CheckpointError(f"{path} does not describe a repaired network of format {FORMAT}: run the defense again.")
+    return values
+
+
+def load_repaired(folder: Path, card: Card) -> Normalized:
+    """The repaired network, in eval mode, frozen, float32, on the CPU.
+
+    Args:
+        card: of the model that was repaired.
+    Raises:
+        CheckpointError: files missing or changed, made of another model or of other weights of this one, or weights
+            that do not fit its architecture.
+    """
+    description = read_description(folder)
+    weights = folder / WEIGHTS
+    if not weights.is_file() or sha256(weights) != description.get("sha256"):
+        raise CheckpointError(f"{weights} is missing or was changed since it was saved: run the defense again.")
+    if description.get("model") != card.id:
+        raise CheckpointError(f"{folder} is a repaired {description.get('model')}, not {card.id}: choose that model.")
+    if description.get("model_sha256") != card.files.get("model.safetensors"):
+        raise CheckpointError(f"{folder} was made of other weights of {card.id}: run the defense again.")
+    net = build_model(card.arch, card.num_classes, card.width, card.mean, card.std)
+    try:
+        state = load_file(weights)
+        net.load_state_dict({k: value.float() if value.is_floating_point() else value for k, value in state.items()})
+    except (safetensors.SafetensorError, RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{weights} does not fit {card.arch}: {reason} Run the defense again.") from error
+    return net.eval().requires_grad_(False)
