@@ -21,19 +21,19 @@ from npd_core.polarizer.training import train_polarizer
 from npd_core.zoo.weights import load_backdoored
 
 
-def rows(arch: str) -> dict[str, tuple[str, dict[str, object]]]:
+def rows(arch: str, dataset: str) -> dict[str, tuple[str, dict[str, object]]]:
     """Name of a row -> insertion point and what differs from the preset."""
-    default, paper = default_layer(arch), PAPER_LAYERS[arch]
-    reference = {"bn_mode": REFERENCE.bn_mode, "schedule": REFERENCE.schedule}
+    default, paper = default_layer(arch, dataset), PAPER_LAYERS[arch]
+    follows = {"attack_on": "polarized", "lambda2": 0.4, "lambda3": 0.4}
+    reference = follows | {"bn_mode": REFERENCE.bn_mode, "schedule": REFERENCE.schedule}
     return {
         "default": (default, {}),
-        "constant": (default, {"schedule": "constant"}),
+        "inner level on f_hat": (default, follows),
+        "lambdas 0.4": (default, {"lambda2": 0.4, "lambda3": 0.4}),
         "warm-up BN": (default, {"bn_mode": "warmup_frozen"}),
         "paper's point": (paper, {}),
         "paper": (paper, reference),
-        "one block earlier": ("stream:layer4.0", {}),
-        "two stages earlier": ("stream:layer2.1", {}),
-        "lambdas 1": (default, {"lambda2": 1.0, "lambda3": 1.0}),
+        **{f"before {block}": (f"stream:{block}", {}) for block in ("layer3.0", "layer4.0", "layer4.1")},
     }
 
 
@@ -53,7 +53,7 @@ def main() -> None:
     clean = load_clean(card.dataset, 0.05, 0)
     print(f"{args.model}, before: ACC {before.acc:.1%}, ASR {before.asr:.1%}, RA {before.ra:.1%}\n")
     print("| row | layer | epochs | ACC / ASR / RA in % by epoch | DER | s |\n| --- | --- | --- | --- | --- | --- |")
-    table = rows(card.arch)
+    table = rows(card.arch, card.dataset)
     for name in args.rows.split(",") if args.rows else table:
         layer, changes = table[name]
         cfg = replace(preset(card.dataset), **changes)  # type: ignore[arg-type]

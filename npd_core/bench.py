@@ -60,7 +60,7 @@ def bench_model(
     backdoored = load_backdoored(model)
     card = backdoored.card
     backdoored.net.to(where)
-    layer = layer or default_layer(card.arch)
+    layer = layer or default_layer(card.arch, card.dataset)
     wanted = preset(card.dataset)
     cfg = replace(wanted, epochs=3, warmup_epochs=0)
     subset = load_clean(card.dataset, clean, cfg.seed)

@@ -60,7 +60,7 @@ def run_defense(
     backdoored.net.to(device)
     net: PolarizedNet | Normalized
     if isinstance(request.config, NPDConfig):
-        net = PolarizedNet(backdoored.net, request.layer or default_layer(card.arch), card.image_size)
+        net = PolarizedNet(backdoored.net, request.layer or default_layer(card.arch, card.dataset), card.image_size)
     else:
         net = copy.deepcopy(backdoored.net)
     clean = load_clean(card.dataset, request.clean, request.config.seed)

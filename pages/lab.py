@@ -132,7 +132,7 @@ with right:
         network(
             plan,
             selected=layer,
-            default=default_layer(card.arch),
+            default=default_layer(card.arch, card.dataset),
             paper=PAPER_LAYERS.get(card.arch, ""),
             key="network",
             on_pick=picked,

@@ -146,8 +146,10 @@ ALL = {setting.key: setting for setting in (*LOSSES, *TRAINING, *ADVANCED)}
 
 def defaults(card: Card) -> DefenseRequest:
     """What the app proposes for a model: seconds rather than minutes on two CPU cores."""
-    config, clean = settings.preset(card.dataset, live=True), get_dataset(card.dataset).train_images // 20
-    return DefenseRequest(model=card.id, layer=default_layer(card.arch), clean=clean, config=config, watch=WATCH)
+    config, clean = settings.preset(card.dataset), get_dataset(card.dataset).train_images // 20
+    return DefenseRequest(
+        model=card.id, layer=default_layer(card.arch, card.dataset), clean=clean, config=config, watch=WATCH
+    )
 
 
 def layers(card: Card) -> list[str]:
@@ -172,7 +174,7 @@ def layer_select(card: Card) -> str:
         key="layer",
         bind="query-params",
         help="Where the polarizer, a 1×1 convolution with BatchNorm, is put. The paper puts it before layer4.1.conv1; "
-        "the default here stands on the residual stream of that block, so that its shortcut is filtered too.",
+        "the default here stands on the residual stream a little further forward, so that shortcuts are filtered too.",
     )
     return str(choice)
 

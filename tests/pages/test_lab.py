@@ -11,7 +11,7 @@ from streamlit.testing.v1 import AppTest
 from npd_core.errors import ConfigError, UnknownNameError
 from npd_core.jobs import queue
 from npd_core.jobs.store import Owner, Run, RunStore
-from npd_core.polarizer.config import default_layer
+from npd_core.polarizer.config import default_layer, preset
 from npd_core.request import DefenseRequest
 from npd_core.zoo.card import get_card
 from pages.shared import controls
@@ -53,16 +53,15 @@ def errors(page: AppTest) -> list[str]:
     return [element.value for element in page.error]
 
 
-def test_defaults_make_a_request_of_the_papers_weights(tiny_zoo: str, desk: Desk, open_page: Open) -> None:
+def test_defaults_make_a_request_of_the_preset(tiny_zoo: str, desk: Desk, open_page: Open) -> None:
     page = open_page("lab").run()
     assert errors(page) == []
     page.button(key="start").click().run()
     assert errors(page) == []
     (asked,) = desk.asked
     assert asked.model == tiny_zoo
-    assert asked.layer == default_layer("preact_resnet18")
-    assert (asked.config.lambda1, asked.config.lambda2, asked.config.lambda3) == (1.0, 0.4, 0.4)
-    assert asked.config.lambda4 is None
+    assert asked.layer == default_layer("preact_resnet18", "signs")
+    assert asked.config == preset("signs")
     assert asked.watch > 0
     assert page.query_params["run"] == asked.key
 
@@ -193,7 +192,7 @@ def test_another_model_starts_from_its_own_preset(tiny_zoo: str, desk: Desk, ope
     assert page.slider(key="lambda2").value == 1.5
     page.button(key="reset").click().run()
     assert errors(page) == []
-    assert page.slider(key="lambda2").value == 0.4
+    assert page.slider(key="lambda2").value == 0.1
 
 
 def test_every_setting_explains_itself() -> None:
