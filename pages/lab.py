@@ -137,9 +137,10 @@ with right:
             key="network",
             on_pick=picked,
         )
+        arcs = ", each arc a shortcut" if "stream" in plan.kinds() else ""
         st.caption(
-            "Each box is a convolution, each arc a shortcut. The violet lens is the polarizer: a 1×1 convolution with "
-            "BatchNorm, the only part that learns. Arrow keys move it."
+            f"Each box is a convolution{arcs}. The violet lens is the polarizer: a 1×1 convolution with BatchNorm, the "
+            "only part that learns. Arrow keys move it."
         )
 
 live.warm()

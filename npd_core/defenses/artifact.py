@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from npd_core.errors import CheckpointError, StorageError
+from npd_core.errors import CheckpointError
 from npd_core.models import Normalized, build_model
-from npd_core.polarizer.artifact import write_text
+from npd_core.polarizer.artifact import write_text, write_weights
 from npd_core.zoo.card import Card, sha256
 from npd_core.zoo.weights import half_precision
 
@@ -37,16 +35,8 @@ def save_repaired(net: Normalized, folder: Path, meta: Mapping[str, Any]) -> Non
     Raises:
         StorageError: the folder cannot be written; files of an earlier save stay whole.
     """
-    weights, partial = folder / WEIGHTS, folder / (WEIGHTS + ".partial")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(half_precision(net), partial)
-        os.replace(partial, weights)
-    except (OSError, safetensors.SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        reason = f"{weights} could not be written ({error}): free some space or choose another folder."
-        raise StorageError(reason) from error
+    weights = folder / WEIGHTS
+    write_weights(weights, half_precision(net))
     description = {"format": FORMAT, "kind": "repaired network", "sha256": sha256(weights), **meta}
     write_text(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -33,8 +34,23 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         reason = f"{path} could not be written ({error.strerror}): free some space or choose another folder."
+        raise StorageError(reason) from error
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file whole or not at all. Raises StorageError, and leaves no partial file."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, partial)
+        os.replace(partial, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        reason = f"{path} could not be written ({error}): free some space or choose another folder."
         raise StorageError(reason) from error
 
 
@@ -46,15 +62,8 @@ def save_polarizer(net: PolarizedNet, folder: Path, meta: Mapping[str, Any]) -> 
     Raises:
         StorageError: the folder cannot be written; files of an earlier save stay whole.
     """
-    weights, partial = folder / WEIGHTS, folder / (WEIGHTS + ".partial")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.cpu().contiguous() for name, value in net.polarizer.state_dict().items()}, partial)
-        os.replace(partial, weights)
-    except (OSError, safetensors.SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        reason = f"{weights} could not be written ({error}): free some space or choose another folder."
-        raise StorageError(reason) from error
+    weights = folder / WEIGHTS
+    write_weights(weights, net.polarizer.state_dict())
     description = {
         "format": FORMAT, "kind": "conv1x1+bn", "layer": net.layer, "channels": net.info.channels,
         "sha256": sha256(weights), **meta,

@@ -200,8 +200,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gtsrb": STEADY | {"epochs": 12},
     "tiny_imagenet": STEADY | {"epochs": 12, "rho": 6.0},
 }
-"""What differs from the defaults. `signs` has 360 clean images, a seventh of CIFAR-10's: smaller batches make up for it.
-The budget grows with the resolution: 3 at 32x32, 6 at 64x64. Settled on signs and CIFAR-10; the others were not tried."""
+"""What differs from the defaults. `signs` has 360 clean images, a seventh of CIFAR-10's: smaller batches make up for
+it. The budget grows with the resolution: 3 at 32x32, 6 at 64x64. Settled on signs and CIFAR-10; the others were not
+tried."""
 VARIANT_PRESETS: dict[str, dict[str, Any]] = {
     "npd_tu": {"attack_on": "polarized", "lambda2": 0.1, "lambda3": 0.1},
     "npd_tp": {"lambda2": 0.1, "lambda3": 0.1},
