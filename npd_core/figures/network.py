@@ -105,7 +105,7 @@ def _preact_resnet18(width: int, image_size: int, num_classes: int) -> Plan:
             inner = size // stride
             convs = (Conv(f"{name}.conv1", channels, out, size, stride), Conv(f"{name}.conv2", out, out, inner))
             changed = stride != 1 or channels != out
-            shortcut = Conv(f"{name}.shortcut", channels, out, size, stride) if changed else None
+            shortcut = Conv(f"{name}.shortcut", channels, out, inner) if changed else None
             blocks.append(Block(name, convs, shortcut))
             channels, size = out, inner
         stages.append(Stage(f"layer{number + 1}", out, size, tuple(blocks)))

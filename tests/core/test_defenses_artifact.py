@@ -51,7 +51,7 @@ def test_what_was_rounded_comes_back_bit_identical(card, tmp_path):
     round_as_stored(net)
     again = load_repaired(tmp_path, card)
     assert not torch.equal(net(X), exact)
-    torch.testing.assert_close(net(X), exact, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(net(X), exact, rtol=5e-2, atol=5e-2)
     assert torch.equal(again(X), net(X))
     assert not again.training
     assert not any(param.requires_grad for param in again.parameters())
