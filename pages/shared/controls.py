@@ -58,7 +58,8 @@ LOSSES = (
         "slider",
         high=2.0,
         help="Weight of the loss that pushes perturbed images away from the class they were pulled to, Eq. 2. "
-        "The paper uses 0.4; 0 shows what the other terms do alone.",
+        "The paper uses 0.4, and 0.1 where the perturbation does not follow the polarizer; 0 shows what the other "
+        "terms do alone.",
     ),
     Setting(
         "lambda3",
@@ -66,7 +67,7 @@ LOSSES = (
         "slider",
         high=2.0,
         help="Weight of the boosted cross entropy that gives perturbed images their true label back, Eq. 3. "
-        "The paper uses 0.4. It is what makes a purified picture right, not merely different.",
+        "The paper uses 0.4 and 0.1, as for λ₂. It is what makes a purified picture right, not merely different.",
     ),
 )
 TRAINING = (
