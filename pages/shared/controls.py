@@ -94,7 +94,7 @@ TRAINING = (
         "choice",
         choices=("base", "polarized"),
         help="Eq. 4 of the paper in words: perturb the backdoored network f_w (`base`). It never changes, so each "
-        "image is perturbed once and training takes seconds. Eq. 4 as a formula: perturb the network with the "
+        "image is perturbed once and later epochs are cheap. Eq. 4 as a formula: perturb the network with the "
         "polarizer (`polarized`), in every batch anew; watch the backdoor come back when training goes on.",
     ),
     Setting(
