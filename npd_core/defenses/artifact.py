@@ -12,13 +12,12 @@ from safetensors.torch import load_file
 
 from npd_core.errors import CheckpointError
 from npd_core.models import Normalized, build_model
-from npd_core.polarizer.artifact import write_text, write_weights
+from npd_core.polarizer.artifact import FORMAT, read_json, write_text, write_weights
 from npd_core.zoo.card import Card, sha256
 from npd_core.zoo.weights import half_precision
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "repaired.json"
-FORMAT = 1
 
 
 def round_as_stored(net: Normalized) -> None:
@@ -48,17 +47,7 @@ def is_repaired(folder: Path) -> bool:
 
 def read_description(folder: Path) -> dict[str, Any]:
     """`repaired.json` as a dictionary. Raises CheckpointError when it is missing or damaged."""
-    path = folder / DESCRIPTION
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        reason = f"{folder} holds no {DESCRIPTION}: name the folder that `npd defend --save` wrote."
-        raise CheckpointError(reason) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): run the defense again.") from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise CheckpointError(f"{path} does not describe a repaired network of format {FORMAT}: run the defense again.")
-    return values
+    return read_json(folder / DESCRIPTION, "repaired network", "run the defense again")
 
 
 def load_repaired(folder: Path, card: Card) -> Normalized:

@@ -71,18 +71,28 @@ def save_polarizer(net: PolarizedNet, folder: Path, meta: Mapping[str, Any]) -> 
     write_text(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
 
 
-def read_description(folder: Path) -> dict[str, Any]:
-    """`polarizer.json` as a dictionary. Raises CheckpointError when it is missing or damaged."""
-    path = folder / DESCRIPTION
+def read_json(path: Path, kind: str, again: str) -> dict[str, Any]:
+    """The description beside saved weights, as a dictionary. Raises CheckpointError when it is missing, damaged, or of
+    another format than FORMAT; `kind` says what it should describe, `again` what makes it anew."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        reason = f"{folder} holds no {DESCRIPTION}: name the folder that `npd defend --save` wrote."
+        reason = f"{path.parent} holds no {path.name}: name the folder that `npd defend --save` wrote."
         raise CheckpointError(reason) from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): train the polarizer again.") from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT or "layer" not in values:
-        raise CheckpointError(f"{path} is not a polarizer of format {FORMAT}: train the polarizer again.")
+        raise CheckpointError(f"{path} cannot be read ({error}): {again}.") from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a {kind} of format {FORMAT}: {again}.")
+    return values
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """`polarizer.json` as a dictionary. Raises CheckpointError when it is missing or damaged."""
+    values = read_json(folder / DESCRIPTION, "polarizer", "train the polarizer again")
+    if "layer" not in values:
+        raise CheckpointError(
+            f"{folder / DESCRIPTION} is not a polarizer, it names no layer: train the polarizer again."
+        )
     return values
 
 
