@@ -47,41 +47,47 @@ class Selection(NamedTuple):
     run: Run | None
 
 
-def pages() -> list[st.Page]:
-    """The pages in the order of the menu."""
-    return [
-        st.Page(
-            "pages/home.py",
-            title="Start",
-            icon=":material/wb_twilight:",
-            default=True,
-            help="What a backdoor is, and one recorded run of the filter that removes it.",
-        ),
-        st.Page(
-            "pages/lab.py",
-            title="Lab",
-            icon=":material/science:",
-            help="Choose a backdoored model and a layer, then train a neural polarizer live.",
-        ),
-        st.Page(
-            "pages/predictions.py",
-            title="Predictions",
-            icon=":material/image_search:",
-            help="Clean, triggered and purified images side by side, with what the network says.",
-        ),
-        st.Page(
-            "pages/attributions.py",
-            title="Attributions",
-            icon=":material/center_focus_strong:",
-            help="Which pixels decide, before and after the polarizer, on one scale.",
-        ),
-        st.Page(
-            "pages/runs.py",
-            title="Runs",
-            icon=":material/history:",
-            help="Every run on this machine: compare, download, open again.",
-        ),
-    ]
+def pages() -> dict[str, list[st.Page]]:
+    """The pages by section of the menu, in their order; those of the section without a name stand in the bar itself."""
+    return {
+        "": [
+            st.Page(
+                "pages/home.py",
+                title="Start",
+                icon=":material/wb_twilight:",
+                default=True,
+                help="What a backdoor is, and one recorded run of the filter that removes it.",
+            ),
+            st.Page(
+                "pages/lab.py",
+                title="Lab",
+                icon=":material/science:",
+                help="Choose a backdoored model and a layer, then train a neural polarizer live.",
+            ),
+        ],
+        "Look": [
+            st.Page(
+                "pages/predictions.py",
+                title="Predictions",
+                icon=":material/image_search:",
+                help="Clean, triggered and purified images side by side, with what the network says.",
+            ),
+            st.Page(
+                "pages/attributions.py",
+                title="Attributions",
+                icon=":material/center_focus_strong:",
+                help="Which pixels decide, before and after the polarizer, on one scale.",
+            ),
+        ],
+        "Yours": [
+            st.Page(
+                "pages/runs.py",
+                title="Runs",
+                icon=":material/history:",
+                help="Every run on this machine: compare, download, open again.",
+            ),
+        ],
+    }
 
 
 def dress() -> None:
