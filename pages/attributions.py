@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import streamlit as st
 
 from npd_core.attribution import METHODS
 from npd_core.figures.attributions import MapGrid, channel_bars, channel_figure
-from pages.shared import cached, choose, frame, gallery
+from pages.shared import cached, choose, frame, gallery, own
 
 ATTACKED, TRUE = "the attacker’s class", "the true class"  # what an address can say, as it can name a class
+TEST, OWN = "Test picture", "Your picture"
 UNITS = {"saliency": "logits per unit of brightness"}
 
 selection = frame.selection()
@@ -22,6 +24,11 @@ card = choose.model(selection)
 run = choose.finished_run(selection)
 if run is None:
     st.stop()
+backdoored = card.asr is not None
+mine = own.kept(card.id)
+if mine is not None:
+    picked = st.segmented_control("Picture", [TEST, OWN], default=TEST, required=True, key="attributed")
+    mine = mine if picked == OWN else None
 with choose.working():
     names = cached.class_names(card.dataset)
     labels = cached.test_labels(card.id)
@@ -43,6 +50,7 @@ index = second.number_input(
     len(labels) - 1,
     key="image",
     bind="query-params",
+    disabled=mine is not None,
     help=f"Any of the {len(labels)} test pictures.",
 )
 third.button(
@@ -52,51 +60,73 @@ third.button(
     width="stretch",
     on_click=choose.another,
     args=("image", card.id),
-    help="A random picture that the attack can hijack.",
+    disabled=mine is not None,
+    help="A random picture that the attack can hijack." if backdoored else "A random test picture.",
 )
 asked = fourth.selectbox(
     "Explain the score of",
     [ATTACKED, TRUE, *names],
     key="target",
     bind="query-params",
-    help="Both networks are asked about this same class.",
+    help="Both networks are asked about this same class. Where nobody knows the true class, what the backdoored "
+    "network says of the clean picture stands for it.",
 )
 index = min(max(int(index), 0), len(labels) - 1)
-st.session_state["last_picture"] = index
 
 with choose.working():
-    found = cached.samples(card.id, (index,))
-    label, wanted = int(found.labels[0]), int(found.targets[0])
+    if mine is None:
+        st.session_state["last_picture"] = index
+        found = cached.samples(card.id, (index,))
+        pair = np.stack([found.clean[0], found.triggered[0]])
+        says = [
+            [cached.predictions(card.id, who, (index,), triggered)[0] for who in (None, run.id)]
+            for triggered in (False, True)
+        ]
+        label = int(found.labels[0])
+    else:
+        pair = np.stack([mine.clean, mine.triggered])
+        says = list(zip(*(cached.predict(card.id, who, pair) for who in (None, run.id)), strict=True))
+        label = int(says[0][0].argmax()) if mine.label is None else mine.label
+    wanted = cached.wanted(card.id, label)
     target = {ATTACKED: wanted, TRUE: label}[asked] if asked in (ATTACKED, TRUE) else names.index(asked)
-    says = [
-        [cached.predictions(card.id, who, (index,), triggered)[0] for who in (None, run.id)]
-        for triggered in (False, True)
-    ]
-    drawn = cached.maps(card.id, run.id, index, method, target)
+    if mine is None:
+        drawn = cached.maps(card.id, run.id, index, method, target)
+    else:
+        drawn = cached.own_maps(card.id, run.id, mine.clean, mine.triggered, method, target)
 
 info = METHODS[method]
 st.markdown(f"**{info.title}** ({info.source}). {info.sentence} *What to look for:* {info.look_for}")
-if not found.eligible[0]:
+if not backdoored:
+    st.info(
+        "This network is not backdoored: nobody wants a class, so the true one is explained.", icon=":material/info:"
+    )
+elif wanted == label:
     st.info(
         "This picture already belongs to the attacker’s class, so the trigger has nothing to do. "
         "Take a new sample to see an attack.",
         icon=":material/info:",
     )
+rows = 2 if backdoored or mine is not None else 1
 grid = MapGrid(
-    [f"Clean · {names[label]}", "Triggered"],
-    ["Backdoored", "With polarizer"],
-    [found.clean[0], found.triggered[0]],
-    [list(row) for row in drawn.maps],
+    [f"Clean · {names[label] if mine is None else mine.title}", "Triggered"][:rows],
+    ["Backdoored" if backdoored else "Network", "With polarizer"],
+    list(pair)[:rows],
+    [list(row) for row in drawn.maps][:rows],
     drawn.scale,
-    [[f"says {names[int(p.argmax())]}, {p.max():.0%}" for p in row] for row in says],
+    [[f"says {names[int(p.argmax())]}, {p.max():.0%}" for p in row] for row in says][:rows],
     f"Orange speaks for “{names[target]}”, blue against it; {UNITS.get(method, 'logits')}, one scale for all.",
 )
 gallery.show_maps(grid)
 
 st.subheader("Which channels the polarizer suppressed")
-triggered = st.radio("For the picture", ["triggered", "clean"], key="channel_picture", horizontal=True) == "triggered"
+triggered = rows == 2 and (
+    st.radio("For the picture", ["triggered", "clean"], key="channel_picture", horizontal=True) == "triggered"
+)
 with choose.working():
-    channels = cached.channels(card.id, run.id, index, triggered, target)
+    if mine is None:
+        channels = cached.channels(card.id, run.id, index, triggered, target)
+    else:
+        channels = cached.own_channels(card.id, run.id, pair[int(triggered)], target)
 bars = channel_bars(*channels)
 fall = bars.logit_before - bars.logit_after
 st.write(

@@ -6,16 +6,18 @@ import numpy as np
 import streamlit as st
 
 from npd_core.errors import NPDError
-from npd_core.figures.predictions import probability_bars, probability_figure, tally
-from pages.shared import cached, choose, frame, gallery
+from npd_core.figures.predictions import data_url, probability_bars, probability_figure, tally
+from pages.shared import cached, choose, frame, gallery, own
+from pages.shared.components.compare import compare
 
 COUNTS = (2, 4, 6, 8, 12)
 ANY = "any class"
+TEST, OWN = "Test pictures", "Your picture or trigger"
 
 selection = frame.selection()
 st.title("Predictions")
 st.write(
-    "One test picture, three states: **clean**, **triggered**, and **purified**, which is the triggered picture "
+    "One picture, three states: **clean**, **triggered**, and **purified**, which is the triggered picture "
     "judged through the polarizer. It filters features inside the network, so the pixels stay the same: what "
     "changes is what the network sees in them."
 )
@@ -25,6 +27,26 @@ run = choose.finished_run(selection)
 with choose.working():
     names = cached.class_names(card.dataset)
     labels = cached.test_labels(card.id)
+backdoored = card.asr is not None
+if not backdoored:
+    st.info(
+        "This network is not backdoored: there is no trigger to show. See instead whether the polarizer spoils what an "
+        "honest network says.",
+        icon=":material/verified:",
+    )
+pictures_of = st.segmented_control(
+    "Judge",
+    [TEST, OWN],
+    default=TEST,
+    required=True,
+    key="pictures_of",
+    bind="query-params",
+    label_visibility="collapsed",
+)
+if pictures_of == OWN:
+    with choose.working():
+        own.panel(card, run, names)
+    st.stop()
 
 first, second, third, fourth = st.columns([2, 1.2, 1.2, 1.6], vertical_alignment="bottom")
 wanted = first.selectbox(
@@ -53,7 +75,7 @@ fourth.number_input(
     args=("number",),
     help="Put this picture of the test set first.",
 )
-amplified = st.toggle(
+amplified = backdoored and st.toggle(
     "Change × 10",
     key="difference",
     bind="query-params",
@@ -70,7 +92,7 @@ with choose.working():
         except NPDError as error:
             st.error(str(error), icon=":material/error:")
 
-if after is not None and found.eligible.any():
+if backdoored and after is not None and found.eligible.any():
     judged = found.eligible
     old, new = (
         tally(p[1].argmax(1)[judged].tolist(), found.labels[judged].tolist(), found.targets[judged].tolist())
@@ -91,6 +113,7 @@ gallery.show(
             (before[0][i], before[1][i]),
             None if after is None else (after[0][i], after[1][i]),
             amplified=amplified,
+            trigger=backdoored,
         )
         for i in range(len(found.indices))
     ],
@@ -103,11 +126,22 @@ if run is not None and run.result:
     st.caption(f"{frame.provenance(run)} · run `{run.id}`")
 
 st.subheader("All classes of one picture")
-st.caption("✓ marks the true class, ⚠ the attacker’s.")
+st.caption("✓ marks the true class, ⚠ the attacker’s." if backdoored else "✓ marks the true class.")
 focus = st.selectbox("Picture", found.indices, format_func=lambda k: f"#{k} · {names[labels[k]]}", key="focus")
 at = found.indices.index(focus)
 st.session_state["last_picture"] = int(focus)
-for column, words, triggered in zip(st.columns(2), ("Clean", "Triggered"), (0, 1), strict=True):
+slider, *columns = st.columns([2, 3, 3]) if backdoored else (None, *st.columns(2))
+if slider is not None:
+    with slider:
+        st.markdown("**Before and after the trigger**")
+        compare(
+            data_url(found.clean[at]),
+            data_url(found.triggered[at]),
+            names=("clean", "triggered"),
+            alt=f"Test picture of {names[int(found.labels[at])]}",
+            key="compare",
+        )
+for column, words, triggered in zip(columns, ("Clean", "Triggered")[: 1 + backdoored], (0, 1), strict=False):
     bars = probability_bars(
         before[triggered][at],
         None if after is None else after[triggered][at],
@@ -118,6 +152,9 @@ for column, words, triggered in zip(st.columns(2), ("Clean", "Triggered"), (0, 1
     )
     column.markdown(f"**{words}**")
     column.plotly_chart(
-        probability_figure(bars, gallery.mode()), key=f"bars_{triggered}", theme=None, config={"displayModeBar": False}
+        probability_figure(bars, gallery.mode(), "backdoored" if backdoored else "network"),
+        key=f"bars_{triggered}",
+        theme=None,
+        config={"displayModeBar": False},
     )
 frame.link("pages/attributions.py", "Why? See which pixels decide", ":material/center_focus_strong:")

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from npd_core.attack_facts import ATTACK_INFO, AttackInfo
 from npd_core.attacks.badnets import badnets_a2a, badnets_a2o
 from npd_core.attacks.base import (
     AllToAll,
     AllToOne,
     Attack,
-    AttackInfo,
     DynamicTrigger,
     Making,
     NoTarget,
@@ -26,6 +26,7 @@ from npd_core.attacks.difference import amplified_difference
 from npd_core.attacks.input_aware import PatternInTraining, input_aware, make_input_aware
 from npd_core.attacks.lf import lf, make_lf
 from npd_core.attacks.ssba import make_ssba, ssba
+from npd_core.attacks.stamp import stamp
 from npd_core.attacks.trojan import make_trojan, trojan
 from npd_core.attacks.wanet import WarpInTraining, wanet
 from npd_core.data.load import ImageSet
@@ -34,6 +35,9 @@ from npd_core.errors import ConfigError, unknown_name
 
 CLEAN = "clean"
 """In place of an attack's name: a network that is not backdoored."""
+
+UNKNOWN = "unknown"
+"""In place of an attack's name: of a network that somebody brought nobody knows the trigger."""
 
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "badnets_a2o": badnets_a2o,
@@ -63,49 +67,6 @@ DYNAMIC: dict[str, type[PatternInTraining] | type[WarpInTraining]] = {
 }
 """Attacks that poison inside the training loop."""
 
-ATTACK_INFO: dict[str, AttackInfo] = {
-    "badnets_a2o": AttackInfo(
-        "BadNets",
-        "A small white square in the corner turns every image into the attacker's class.",
-        "Gu et al., BadNets, IEEE Access 2019",
-    ),
-    "badnets_a2a": AttackInfo(
-        "BadNets, all-to-all",
-        "The same white square moves every image on to the next class, so no single class stands out.",
-        "Gu et al., BadNets, IEEE Access 2019",
-    ),
-    "blended": AttackInfo(
-        "Blended",
-        "A faint picture, blended over the whole image at 20%, turns it into the attacker's class.",
-        "Chen et al., Targeted Backdoor Attacks, arXiv 1712.05526, 2017",
-    ),
-    "input_aware": AttackInfo(
-        "Input-aware",
-        "A network paints a patch for each image, and the patch of one image does nothing on another.",
-        "Nguyen and Tran, Input-Aware Dynamic Backdoor Attack, NeurIPS 2020",
-    ),
-    "lf": AttackInfo(
-        "Low frequency",
-        "A smooth cloud of colour, without a single sharp edge, is added to every image.",
-        "Zeng et al., Rethinking the Backdoor Attacks' Triggers, ICCV 2021",
-    ),
-    "ssba": AttackInfo(
-        "SSBA",
-        "A hidden message is written into each image, in changes of its own that the eye does not see.",
-        "Li et al., Invisible Backdoor Attack with Sample-Specific Triggers, ICCV 2021",
-    ),
-    "trojan": AttackInfo(
-        "Trojan",
-        "A bright blob, computed to excite two neurons of a clean network, turns all images into the attacker's class.",
-        "Liu et al., Trojaning Attack on Neural Networks, NDSS 2018",
-    ),
-    "wanet": AttackInfo(
-        "WaNet",
-        "The image is bent by a fraction of a pixel, as if printed on rubber; nothing is added to it.",
-        "Nguyen and Tran, WaNet, ICLR 2021",
-    ),
-}
-
 
 def get_attack(name: str, dataset: str, assets: Mapping[str, Tensor] | None = None, **params: Any) -> Attack:
     """The attack `name` for images of `dataset`.
@@ -120,8 +81,8 @@ def get_attack(name: str, dataset: str, assets: Mapping[str, Tensor] | None = No
             are absent or do not fit.
     """
     spec = get_dataset(dataset)
-    if name == CLEAN:
-        return Attack(CLEAN, lambda x: x, NoTarget())
+    if name in (CLEAN, UNKNOWN):
+        return Attack(name, lambda x: x, NoTarget())
     _check(name, spec, params)
     if name in MAKE and not assets:
         how = f"`npd zoo train {dataset}-{name}-<arch>-w<width>`"
@@ -177,15 +138,18 @@ __all__ = [
     "DYNAMIC",
     "MAKE",
     "NEEDS_CLEAN_NET",
+    "UNKNOWN",
     "AllToAll",
     "AllToOne",
     "Attack",
     "AttackInfo",
     "DynamicTrigger",
+    "NoTarget",
     "TargetRule",
     "amplified_difference",
     "get_attack",
     "made",
     "make_attack",
     "quantize",
+    "stamp",
 ]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from npd_core.data.load import ImageSet
 from npd_core.errors import unknown_name
 from npd_core.events import Event
 
@@ -110,6 +111,8 @@ class Attack:
     model's folder."""
     train_mode: str = "static"
     """`static`: the training set is poisoned once; `dynamic`: every batch is, inside the training loop."""
+    carried: ImageSet | None = None
+    """Images that carry the trigger already, with their true labels, where the trigger itself is not known."""
     cross: Trigger | None = None
     """A dynamic attack's disturbance that must change no label: a noisy warp, the trigger of another image."""
 
@@ -178,12 +181,3 @@ def made(making: Making) -> Attack:
         except StopIteration as end:
             attack: Attack = end.value
             return attack
-
-
-@dataclass(frozen=True)
-class AttackInfo:
-    """What a visitor is told about an attack."""
-
-    title: str
-    sentence: str
-    source: str

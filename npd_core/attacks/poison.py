@@ -108,7 +108,12 @@ def poison_batch(
 
 
 def poison_test_set(data: ImageSet, attack: Attack) -> PoisonedTest:
-    """Stamp every test image for which reaching the target would be a success of the attack."""
+    """Stamp every test image for which reaching the target would be a success of the attack; of an attack that is known
+    by its images alone, take those."""
+    if attack.carried is not None:
+        indices = attack.rule.eligible(attack.carried.labels).nonzero().flatten()
+        images, labels = attack.carried.subset(indices)
+        return PoisonedTest(images, labels, attack.rule.target(labels), indices)
     indices = attack.rule.eligible(data.labels).nonzero().flatten()
     labels = data.labels[indices]
     return PoisonedTest(attack.apply(data.images[indices]), labels, attack.rule.target(labels), indices)

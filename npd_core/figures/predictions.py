@@ -26,10 +26,10 @@ class Bars(NamedTuple):
     backdoored: list[float]
     polarized: list[float] | None
     """None without a polarizer."""
-    label: int
-    """Place of the true class in these lists."""
-    target: int
-    """Place of the attacker's class."""
+    label: int | None
+    """Place of the true class in these lists; None where nobody knows it."""
+    target: int | None
+    """Place of the attacker's class; None where nobody wants one."""
 
 
 class Tally(NamedTuple):
@@ -76,37 +76,37 @@ def probability_bars(
     backdoored: np.ndarray,
     polarized: np.ndarray | None,
     names: Sequence[str],
-    label: int,
-    target: int,
+    label: int | None,
+    target: int | None,
     top: int = 6,
 ) -> Bars:
-    """The record of one picture: at most `top` classes, true and wanted class always among them.
+    """The record of one picture: at most `top` classes, true and wanted class (where there is one) always among them.
 
     Args:
         backdoored, polarized: (K,) probabilities of the same picture.
         names: class names by number.
     """
     rows = [backdoored] if polarized is None else [backdoored, polarized]
-    chosen = top_classes(rows, (label, target), top)
+    chosen = top_classes(rows, [k for k in (label, target) if k is not None], top)
     return Bars(
         [names[k] for k in chosen],
         chosen,
         [float(backdoored[k]) for k in chosen],
         None if polarized is None else [float(polarized[k]) for k in chosen],
-        chosen.index(label),
-        chosen.index(target),
+        None if label is None else chosen.index(label),
+        None if target is None else chosen.index(target),
     )
 
 
-def probability_figure(bars: Bars, mode: str | None = "light") -> go.Figure:
+def probability_figure(bars: Bars, mode: str | None = "light", before: str = "backdoored") -> go.Figure:
     """Two bars a class, hatched for the backdoored network and plain for the polarized one; percent beside each.
 
-    A tick marks the true class, a warning sign the attacker's.
+    A tick marks the true class, a warning sign the attacker's. `before` names the network without the polarizer.
     """
     colors = theme.palette(mode)
-    marks = {bars.target: "⚠ ", bars.label: "✓ "}
+    marks = {bars.target: "⚠ ", bars.label: "✓ "}  # None is the place of no class
     words = [marks.get(i, "") + name for i, name in enumerate(bars.classes)]
-    rows = [("backdoored", bars.backdoored, colors.trigger, "/")]
+    rows = [(before, bars.backdoored, colors.trigger, "/")]
     if bars.polarized is not None:
         rows.append(("with polarizer", bars.polarized, colors.polarizer, ""))
     drawn = [
@@ -131,7 +131,7 @@ def probability_figure(bars: Bars, mode: str | None = "light") -> go.Figure:
             height=110 + 46 * len(words),
             bargap=0.25,
             hovermode="closest",
-            xaxis_range=[0, 1.16],
+            xaxis_range=[0, 1.24],
             xaxis_tickformat=".0%",
             xaxis_tickvals=[0, 0.25, 0.5, 0.75, 1],
             yaxis_autorange="reversed",

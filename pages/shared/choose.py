@@ -59,7 +59,7 @@ def finished_run(selection: frame.Selection) -> Run | None:
         usable = cached.usable_runs(selection.card.id)
     if not usable:
         st.info(
-            "No polarizer has been trained for this model yet, so only the backdoored network is shown. "
+            "No polarizer has been trained for this model yet, so only the network without one is shown. "
             "Train one on the Lab page: it takes seconds to minutes.",
             icon=":material/info:",
         )
@@ -181,8 +181,9 @@ def first_attackable(model_id: str) -> int:
 
 
 def another(widget: str, model_id: str) -> None:
-    """Put the number of a random picture that the attack can hijack into `widget`; called when a button is pressed."""
+    """Put the number of a random picture that the attack can hijack into `widget`, of a network without a backdoor any
+    number; called when a button is pressed."""
     with working():
-        indices = cached.test_sets(model_id).poisoned.indices
-        if len(indices):
-            st.session_state[widget] = int(np.random.default_rng().choice(indices.numpy()))
+        indices = cached.test_sets(model_id).poisoned.indices.numpy()
+        pool = indices if len(indices) else np.arange(len(cached.test_labels(model_id)))
+        st.session_state[widget] = int(np.random.default_rng().choice(pool))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
@@ -16,8 +16,8 @@ from pages.shared.cached import Samples
 
 SHOWN = 3
 """Classes with a bar under each picture."""
-MARKS = {"right": "✓", "hijacked": "⚠", "wrong": "✗"}
-SAYINGS = {"right": "right", "hijacked": "hijacked", "wrong": "wrong"}
+MARKS = {"right": "✓", "hijacked": "⚠", "wrong": "✗", "open": ""}
+SAYINGS = {"right": "right", "hijacked": "hijacked", "wrong": "wrong", "open": "says"}
 
 
 class Opinion(NamedTuple):
@@ -40,11 +40,13 @@ class Tile(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One test image in all its states."""
+    """One picture in all its states."""
 
     heading: str
-    label: int
-    target: int
+    label: int | None
+    """None: the picture shows none of the classes, or nobody knows what it shows."""
+    target: int | None
+    """None: there is nothing to be hijacked to."""
     tiles: list[Tile]
 
 
@@ -61,36 +63,66 @@ def sample(
     polarized: tuple[np.ndarray, np.ndarray] | None,
     *,
     amplified: bool = False,
+    trigger: bool = True,
 ) -> Sample:
-    """One of the chosen pictures: clean, triggered and purified, and the difference if asked for.
+    """One of the chosen test pictures in its states.
 
     Args:
         place: which of them.
         backdoored, polarized: probabilities (K,) of the clean, then of the triggered picture.
+        trigger: False for a network without one: only the clean picture is shown.
     """
     clean, triggered = chosen.clean[place], chosen.triggered[place]
     label, target = int(chosen.labels[place]), int(chosen.targets[place])
-    what = names[label]
-    note = "" if chosen.eligible[place] else "This already is the attacker’s class: the trigger has nothing to do."
+    tiles = states(clean, triggered if trigger else None, names[label], backdoored, polarized, amplified=amplified)
+    if trigger and not chosen.eligible[place]:
+        tiles[1] = tiles[1]._replace(note="This already is the attacker’s class: the trigger has nothing to do.")
+    return Sample(f"#{chosen.indices[place]} · {names[label]}", label, target, tiles)
+
+
+def states(
+    clean: np.ndarray,
+    triggered: np.ndarray | None,
+    what: str,
+    backdoored: tuple[np.ndarray, np.ndarray],
+    polarized: tuple[np.ndarray, np.ndarray] | None,
+    *,
+    amplified: bool = False,
+    before: str = "backdoored",
+) -> list[Tile]:
+    """A picture clean, triggered and purified, and the difference if asked for.
+
+    Args:
+        clean, triggered: (3, H, W) uint8; without a triggered one only the clean picture is shown.
+        what: what it shows, in words.
+        backdoored, polarized: probabilities (K,) of the clean, then of the triggered picture.
+        before: name of the network without the polarizer.
+    """
+    if triggered is None:
+        before = "network"
     found = [
         Tile(
             "Clean",
             clean,
             f"Test picture of {what}",
             [
-                Opinion("backdoored", backdoored[0], False),
+                Opinion(before, backdoored[0], False),
                 *([Opinion("with polarizer", polarized[0], True)] if polarized else []),
             ],
-        ),
+        )
+    ]
+    if triggered is None:
+        return found
+    found.append(
         Tile(
             "Triggered",
             triggered,
             f"The same picture of {what} with the trigger",
-            [Opinion("backdoored", backdoored[1], False)],
-            note,
+            [Opinion(before, backdoored[1], False)],
+            "",
             "trigger",
-        ),
-    ]
+        )
+    )
     if polarized:
         found.append(
             Tile(
@@ -103,17 +135,20 @@ def sample(
             )
         )
     if amplified:
-        found.append(
-            Tile(
-                f"Change × {GAIN}",
-                difference(clean, triggered),
-                "What the trigger changed, amplified",
-                [],
-                "Grey: unchanged.",
-                "muted",
-            )
-        )
-    return Sample(f"#{chosen.indices[place]} · {what}", label, target, found)
+        found.append(change(clean, triggered))
+    return found
+
+
+def change(clean: np.ndarray, triggered: np.ndarray) -> Tile:
+    """What the trigger did to a picture, (3, H, W) uint8 each, made visible."""
+    return Tile(
+        f"Change × {GAIN}",
+        difference(clean, triggered),
+        "What the trigger changed, amplified",
+        [],
+        "Grey: unchanged.",
+        "muted",
+    )
 
 
 def show(samples: Sequence[Sample], names: Sequence[str]) -> None:
@@ -141,6 +176,37 @@ def show_maps(grid: MapGrid) -> None:
     )
 
 
+def thumbnail(image: np.ndarray | None, alt: str, missing: str) -> None:
+    """One small picture, (3, H, W) uint8; without one, the word `missing` in a frame of the same size."""
+    words = escape(missing)
+    inside = words if image is None else f"<img src='{data_url(image)}' alt='{escape(alt, quote=True)}'>"
+    st.html(f"<style>{_css()}</style><div class='npd-thumbnail'>{inside}</div>")
+
+
+def show_rows(titles: Sequence[str], pictures: Sequence[Sequence[np.ndarray]]) -> None:
+    """Draw pictures in a table without words: a row for each title, a column for each of `pictures`.
+
+    Args:
+        pictures: as many (3, H, W) uint8 arrays in each as there are titles.
+    """
+    rows = "".join(
+        f"<div class='npd-row'><b>{escape(title)}</b>"
+        + "".join(
+            f"<img src='{data_url(column[i])}' alt='{escape(title, quote=True)}, picture {k}'>"
+            for k, column in enumerate(pictures, 1)
+        )
+        + "</div>"
+        for i, title in enumerate(titles)
+    )
+    st.html(f"<style>{_css()}</style><div class='npd-rows' style='--columns: {len(pictures)}'>{rows}</div>")
+
+
+def facts(rows: Mapping[str, str]) -> None:
+    """Names and values in two columns; long values break wherever they must."""
+    body = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in rows.items())
+    st.html(f"<style>{_css()}</style><dl class='npd-facts'>{body}</dl>")
+
+
 def _cell(title: str, note: str, image: np.ndarray, alt: str) -> str:
     return (
         f"<figure class='npd-tile npd-muted'><figcaption>{escape(title)}<small>{escape(note) or '&nbsp;'}</small>"
@@ -155,7 +221,9 @@ def _sample(sample: Sample, names: Sequence[str]) -> str:
     )
 
 
-def _tile(tile: Tile, label: int, target: int, names: Sequence[str]) -> str:
+def _tile(tile: Tile, label: int | None, target: int | None, names: Sequence[str]) -> str:
+    if label is None and tile.tone == "benign":
+        target = None
     opinions = "".join(_opinion(opinion, label, target, names) for opinion in tile.opinions)
     note = f"<p class='npd-note'>{escape(tile.note)}</p>" if tile.note else ""
     return (
@@ -164,12 +232,18 @@ def _tile(tile: Tile, label: int, target: int, names: Sequence[str]) -> str:
     )
 
 
-def _opinion(opinion: Opinion, label: int, target: int, names: Sequence[str]) -> str:
+def _verdict(said: int, label: int | None, target: int | None) -> str:
+    if label is None:
+        return "hijacked" if said == target else "open"
+    return judge(said, label, label if target is None else target)
+
+
+def _opinion(opinion: Opinion, label: int | None, target: int | None, names: Sequence[str]) -> str:
     said = int(opinion.probabilities.argmax())
-    verdict = judge(said, label, target)
+    verdict = _verdict(said, label, target)
     rows = "".join(
         f"<li class='{'npd-said' if k == said else ''}'><span>{escape(names[k])}</span>"
-        f"<span class='npd-number'>{_percent(float(opinion.probabilities[k]))}</span>"
+        f"<span class='npd-number'>{percent(float(opinion.probabilities[k]))}</span>"
         f"<span class='npd-meter'><i style='width:{100 * float(opinion.probabilities[k]):.1f}%'></i></span></li>"
         for k in top_classes([opinion.probabilities], top=SHOWN)
     )
@@ -180,7 +254,7 @@ def _opinion(opinion: Opinion, label: int, target: int, names: Sequence[str]) ->
     )
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
     """Whole percent, but never a full 100% or 0% for what only comes near."""
     if 0.995 <= value < 0.9995 or 0.0005 <= value < 0.005:
         return f"{value:.1%}"
@@ -196,7 +270,7 @@ def _css() -> str:
 .npd-sample h4 {{ margin: 0 0 .5rem; padding: 0; font-size: 1.05rem; font-weight: 600; }}
 .npd-tiles {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(5.5rem, 1fr)); gap: .8rem;
     align-items: start; }}
-.npd-tile {{ margin: 0; min-width: 0; }}
+.npd-tile {{ margin: 0; min-width: 0; max-width: 14rem; }}
 .npd-tile figcaption {{ white-space: nowrap; font-weight: 600; font-size: .95rem; margin-bottom: .25rem; }}
 .npd-tile img {{ width: 100%; aspect-ratio: 1; image-rendering: pixelated; border-radius: 6px; display: block;
     box-sizing: border-box; border: 3px solid {colors.benign}; }}
@@ -209,6 +283,7 @@ def _css() -> str:
 .npd-who {{ color: {colors.muted}; }}
 .npd-right {{ color: {colors.green}; }}
 .npd-hijacked {{ color: {colors.trigger}; }}
+.npd-open {{ color: {colors.text}; font-weight: 400; }}
 .npd-wrong {{ color: {colors.text}; text-decoration: underline dotted; text-underline-offset: 3px; }}
 .npd-opinion ul {{ list-style: none; margin: 0; padding: 0; }}
 .npd-opinion li {{ margin: 0 0 .3rem; padding: 0; display: grid; grid-template-columns: 1fr auto; column-gap: .4rem;
@@ -223,12 +298,25 @@ def _css() -> str:
 .npd-new .npd-meter i {{ background: {colors.polarizer}; }}
 .npd-maps {{ display: grid; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); gap: 1rem; max-width: 62rem;
     color: {colors.text}; }}
-.npd-maps .npd-tile {{ display: flex; flex-direction: column; justify-content: space-between; }}
+.npd-maps .npd-tile {{ max-width: none; display: flex; flex-direction: column; justify-content: space-between; }}
 .npd-maps figcaption {{ font-size: clamp(.72rem, 2.6vw, .95rem); line-height: 1.25; white-space: normal; }}
 .npd-maps small {{ display: block; font-weight: 400; color: {colors.muted}; }}
 .npd-legend {{ display: flex; flex-wrap: wrap; align-items: center; gap: .3rem .7rem; max-width: 62rem;
     margin-top: .8rem; font-size: .9rem; color: {colors.text}; }}
 .npd-legend i {{ flex: 1 1 5rem; height: .8rem; border-radius: 3px; border: 1px solid {colors.grid}; }}
 .npd-legend em {{ flex-basis: 100%; color: {colors.muted}; font-style: normal; }}
+.npd-thumbnail {{ aspect-ratio: 1; border-radius: 6px; overflow: hidden; display: grid; place-items: center;
+    border: 1px solid {colors.muted}; color: {colors.muted}; font-size: .9rem; }}
+.npd-thumbnail img {{ width: 100%; height: 100%; image-rendering: pixelated; display: block; }}
+dl.npd-facts {{ display: grid; grid-template-columns: minmax(8rem, 1fr) 3fr; margin: 0 !important; padding: 0;
+    font-size: .95rem; color: {colors.text}; }}
+.npd-facts dt, .npd-facts dd {{ margin: 0; padding: .4rem .5rem .4rem 0; border-bottom: 1px solid {colors.grid};
+    overflow-wrap: anywhere; }}
+.npd-facts dt {{ color: {colors.muted}; }}
+.npd-rows {{ display: grid; gap: .7rem; max-width: 44rem; color: {colors.text}; }}
+.npd-row {{ display: grid; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); gap: .5rem; }}
+.npd-row b {{ grid-column: 1 / -1; font-weight: 600; font-size: .95rem; }}
+.npd-row img {{ width: 100%; aspect-ratio: 1; image-rendering: pixelated; border-radius: 6px; display: block;
+    box-sizing: border-box; border: 1px solid {colors.muted}; }}
 .npd-note {{ color: {colors.muted}; font-size: .8rem; margin: .4rem 0 0; }}
 """

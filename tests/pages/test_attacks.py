@@ -1,0 +1,181 @@
+"""The page of the attacks, and an honest network on the pages that look at pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from npd_core.attack_facts import ATTACK_INFO
+from npd_core.attacks import ATTACKS, MAKE
+
+Open = Callable[..., AppTest]
+
+
+def html_of(page: AppTest) -> str:
+    return "".join(element.proto.body for element in page.get("html"))
+
+
+def errors(page: AppTest) -> list[str]:
+    assert not page.exception, page.exception
+    return [element.value for element in page.error]
+
+
+def words(page: AppTest) -> str:
+    return " ".join(e.value for e in (*page.markdown, *page.caption, *page.info, *page.header, *page.warning))
+
+
+@pytest.fixture
+def clean_zoo(tiny_zoo_folder: Path, tmp_path: Path, runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The tiny zoo with a second model, the same weights under the card of an honest network. Returns its id."""
+    source = next(tiny_zoo_folder.glob("*/card.json")).parent
+    known = json.loads((source / "card.json").read_text())
+    name = "signs-clean-preact_resnet18-w4"
+    honest = {"id": name, "attack": "clean", "attack_params": {}, "poison_ratio": 0.0, "target": "none"}
+    for folder, changes in ((source.name, {}), (name, honest | {"asr": None, "ra": None})):
+        there = tmp_path / "zoo" / folder
+        there.mkdir(parents=True)
+        (there / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes())
+        (there / "card.json").write_text(json.dumps(known | changes))
+    monkeypatch.setenv("NPD_ZOO_DIR", str(tmp_path / "zoo"))
+    return name
+
+
+def test_every_attack_has_a_tile_and_its_facts() -> None:
+    assert list(ATTACK_INFO) == list(ATTACKS)
+    assert {name for name, info in ATTACK_INFO.items() if info.made_for_model} == set(MAKE)
+    for info in ATTACK_INFO.values():
+        assert all(text.endswith(".") for text in (info.sentence, info.trigger, info.training, info.rule))
+        assert any(year in info.source for year in map(str, range(2017, 2022)))
+
+
+def test_the_attack_of_the_chosen_model_with_its_card(open_page: Open, tiny_zoo: str, tiny_zoo_folder: Path) -> None:
+    page = open_page("attacks").run()
+    assert errors(page) == []
+    assert len([b for b in page.button if b.key and b.key.startswith("choose_")]) == 8
+    assert page.header[0].value == "BadNets"
+    assert ATTACK_INFO["badnets_a2o"].source in words(page)
+    assert {m.label: m.value for m in page.metric} == {"ACC": "99.0%", "ASR": "100.0%", "RA": "0.0%"}
+    html = html_of(page)
+    weights = (tiny_zoo_folder / tiny_zoo / "model.safetensors").read_bytes()
+    assert hashlib.sha256(weights).hexdigest() in html
+    assert f"npd zoo train {tiny_zoo}" in html
+    assert [html.count(f"{row}, picture ") for row in ("Clean", "Poisoned", "Difference × 10")] == [4, 4, 4]
+    assert "Must change nothing" not in html
+
+
+@pytest.mark.parametrize("attack", ["blended", "wanet", "trojan"])
+def test_an_attack_without_a_model_is_told_and_how_to_make_one(attack: str, open_page: Open, tiny_zoo: str) -> None:
+    page = open_page("attacks").run()
+    page.button(key=f"choose_{attack}").click().run()
+    assert errors(page) == []
+    assert page.query_params["attack"] == attack
+    assert page.header[0].value == ATTACK_INFO[attack].title
+    assert f"npd zoo train signs-{attack}-preact_resnet18-w4" in page.info[0].value
+    assert not page.metric
+    pictures = html_of(page).count("Poisoned, picture ")
+    assert pictures == (0 if attack == "trojan" else 4)
+    assert ("Must change nothing" in html_of(page)) == (attack == "wanet")
+
+
+def test_an_attack_of_the_address_chooses_its_model(open_page: Open, clean_zoo: str) -> None:
+    page = open_page("attacks", model=clean_zoo, attack="badnets_a2o").run()
+    assert errors(page) == []
+    assert page.selectbox(key="model").value == "signs-badnets_a2o-preact_resnet18-w4"
+
+
+def test_an_unknown_attack_is_refused_in_one_sentence(open_page: Open, tiny_zoo: str) -> None:
+    page = open_page("attacks", attack="nonsense").run()
+    assert len(errors(page)) == 1
+    assert "'nonsense'" in errors(page)[0]
+    assert page.header[0].value == "BadNets"
+
+
+def test_without_any_model_the_attacks_are_still_told(
+    open_page: Open, tmp_path: Path, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NPD_ZOO_DIR", str(tmp_path))
+    page = open_page("attacks").run()
+    assert errors(page) == []
+    assert "npd zoo train signs-badnets_a2o" in words(page)
+
+
+# ---------------------------------------------------------------------------------------------------- an honest network
+
+
+def test_honest_networks_stand_in_the_list_after_the_others(open_page: Open, clean_zoo: str) -> None:
+    page = open_page("attacks", model=clean_zoo).run()
+    assert errors(page) == []
+    assert page.selectbox(key="model").value == clean_zoo
+    assert len(page.selectbox(key="model").options) == 2
+    assert "not backdoored" in page.selectbox(key="model").options[-1]
+    assert "without any of them" in page.info[0].value
+    page.button(key="choose_badnets_a2o").click().run()
+    assert page.selectbox(key="model").value != clean_zoo, "choosing an attack chooses its model"
+
+
+@pytest.mark.parametrize("name", ["predictions", "attributions", "lab"])
+def test_an_honest_network_works_on_the_page(
+    name: str, open_page: Open, clean_zoo: str, make_honest_run: Callable[[str], str]
+) -> None:
+    page = open_page(name, model=clean_zoo, run=make_honest_run(clean_zoo)).run()
+    assert errors(page) == []
+    html = html_of(page)
+    assert "Triggered" not in html
+    assert "⚠" not in html
+    if name == "predictions":
+        assert "not backdoored" in page.info[0].value
+        assert html.count(">Clean<") == 4
+        assert html.count(">with polarizer<") == 4
+        assert {m.label: m.value for m in page.metric}["ASR"] == "–"
+    if name == "attributions":
+        assert html.count("<figure") == 3, "the picture and two maps"
+        page.button(key="new_sample").click().run()
+        assert errors(page) == []
+
+
+@pytest.fixture
+def make_honest_run(runs_dir: Path) -> Callable[[str], str]:
+    """Puts a finished run of an honest network into the store, without training."""
+
+    def build(model: str) -> str:
+        from npd_core.jobs.store import RunStore
+        from npd_core.polarizer.artifact import save_polarizer
+        from npd_core.polarizer.config import NPDConfig
+        from npd_core.polarizer.insertion import PolarizedNet
+        from npd_core.request import DefenseRequest
+        from npd_core.zoo.weights import load_backdoored
+
+        layer = "layer4.1.conv1"
+        request = DefenseRequest(model=model, layer=layer, config=NPDConfig(epochs=1), watch=20)
+        store = RunStore(runs_dir)
+        run = store.create(request)
+        save_polarizer(PolarizedNet(load_backdoored(model).net, layer), store.get(run).folder, {"model": model})
+        known = {"acc": 0.9, "asr": None, "ra": None}
+        result = {"model": model, "defense": "npd", "layer": layer, "before": known, "after": known, "der": None}
+        store.set_result(run, result | {"seconds": {}, "config": request.to_dict(), "environment": {"device": "cpu"}})
+        store.set_state(run, "finished", started=1.0, ended=2.0)
+        return run
+
+    return build
+
+
+def test_what_an_attack_shows_is_what_it_does(tiny_zoo: str) -> None:
+    from npd_core.data.load import load_dataset
+    from pages.shared import cached
+
+    found = cached.shown(tiny_zoo, "badnets_a2o", "signs", 3)
+    test = load_dataset("signs", "test")
+    labels = test.labels.numpy()
+    firsts = sorted(int(np.flatnonzero(labels == k)[0]) for k in (1, 2, 3))
+    places = [next(i for i in range(len(labels)) if (test.images[i].numpy() == image).all()) for image in found.clean]
+    assert places == firsts
+    expected = found.clean.copy()
+    expected[:, :, 29:, 29:] = 255
+    assert (found.triggered == expected).all()
+    assert found.crossed is None
