@@ -96,6 +96,12 @@ def evaluate(net: nn.Module, sets: TestSets, device: torch.device | None = None,
     return Metrics(acc / total, asr / poisoned, ra / poisoned)
 
 
+def named(metrics: Metrics, sets: TestSets) -> dict[str, float | None]:
+    """The metrics by name; ASR and RA are None where there were no images with a trigger to measure them on."""
+    values: dict[str, float | None] = dict(metrics._asdict())
+    return values if len(sets.poisoned.labels) else values | {"asr": None, "ra": None}
+
+
 def cross_accuracy(net: nn.Module, clean: ImageSet, attack: Attack, device: torch.device) -> float | None:
     """Share of the images that keep their true class under `Attack.cross`; None for an attack without one.
 

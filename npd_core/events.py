@@ -62,8 +62,9 @@ class Measured:
 
     epoch: int
     acc: float
-    asr: float
-    ra: float
+    asr: float | None
+    """None, as is `ra`, where there are no images with a trigger."""
+    ra: float | None
     images: int
     """How many test images each of the three was measured on, at most."""
 

@@ -6,11 +6,13 @@ import json
 
 import streamlit as st
 
+from npd_core import paths
 from npd_core.errors import NPDError
 from npd_core.figures.curves import read_metrics
 from npd_core.figures.runs import comparison_figure, differing, outcome_figure, read_row
+from npd_core.jobs.export import POLARIZER, has_network
 from npd_core.jobs.store import Run
-from pages.shared import cached, choose, frame, gallery
+from pages.shared import cached, choose, frame, gallery, takehome
 
 MOST = 6  # runs compared at once
 COLUMNS = {
@@ -45,6 +47,12 @@ def short(run: Run) -> str:
     return f"{run.id[:6]}{run.id[16:]} · {run.request.layer or 'default layer'}"
 
 
+def visible() -> list[Run]:
+    """Every run, but for those of networks that somebody else brought: these show where their own page was opened."""
+    known = st.session_state.get("_own", set())
+    return [run for run in cached.all_runs() if paths.own(run.request.model) is None or run.request.model in known]
+
+
 def table(runs: list[Run]) -> None:
     rows = []
     for run in runs:
@@ -58,7 +66,7 @@ def table(runs: list[Run]) -> None:
 
 def refresh() -> None:
     """Draw the history; while something runs, again every two seconds, and the whole page once all is done."""
-    runs = cached.all_runs()
+    runs = visible()
     table(runs)
     if not any(run.active for run in runs):
         st.rerun()
@@ -74,7 +82,11 @@ def details(run: Run) -> None:
     if run.result:
         choose.outcome(run)
     first, second, third = st.columns(3)
-    if first.button(
+    own = paths.own(run.request.model) is not None
+    if own:
+        with first:
+            frame.link("pages/your_model.py", "Your model", ":material/upload_file:")
+    elif first.button(
         "Open in the Lab",
         key="open",
         icon=":material/science:",
@@ -91,7 +103,7 @@ def details(run: Run) -> None:
             help="Ends the run. A running one keeps the best polarizer so far.",
         ):
             cancel(run)
-    elif (run.folder / "polarizer.safetensors").is_file():
+    elif has_network(run.folder):
         with choose.working():
             second.download_button(
                 "Download",
@@ -102,16 +114,28 @@ def details(run: Run) -> None:
                 icon=":material/download:",
                 width="stretch",
                 on_click="ignore",
-                help="Polarizer (safetensors), every setting, metrics and events in one zip file.",
+                help="Polarizer or repaired weights (safetensors), every setting, metrics and events in one zip file.",
             )
     else:
         second.button(
             "Download", key="download", disabled=True, width="stretch", help="This run left no polarizer behind."
         )
-    if run.result and third.button(
-        "See its predictions", key="predictions", icon=":material/image_search:", width="stretch"
+    if (
+        run.result
+        and (run.folder / POLARIZER).is_file()
+        and third.button("See its predictions", key="predictions", icon=":material/image_search:", width="stretch")
     ):
         choose.go("pages/predictions.py", run.id)
+    if run.result and not run.active:
+        with st.expander("Take it home", icon=":material/home:"):
+            takehome.downloads(run)
+    with st.expander("Share", icon=":material/qr_code_2:"):
+        if own:
+            st.write("This link opens the network that you brought, with its runs.")
+            takehome.share("your_model", own=run.request.model)
+        else:
+            st.write("This link opens the run in the Lab, with its model, settings, curves and result.")
+            takehome.share("lab", model=run.request.model, run=run.id)
     with st.expander("Every setting, and what was measured"):
         left, right = st.columns(2)
         left.json(run.request.to_dict())
@@ -173,7 +197,7 @@ st.write(
     "test split with the model’s own trigger."
 )
 with choose.working():
-    runs = cached.all_runs()
+    runs = visible()
     unreadable = {name: reason for store in cached.stores() for name, reason in store.unreadable().items()}
 for reason in unreadable.values():
     st.warning(reason, icon=":material/warning:")

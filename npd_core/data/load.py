@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from npd_core import paths
 from npd_core.data import archives, parquet
-from npd_core.data.spec import DATASETS, DatasetSpec, get_dataset
+from npd_core.data.spec import DatasetSpec, get_dataset
 from npd_core.errors import DataMissingError, StorageError, unknown_name
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ class _Source(NamedTuple):
 
 
 def _folder(spec: DatasetSpec) -> Path:
+    if (brought := paths.own(spec.id)) is not None:
+        return brought.absolute()
     return paths.assets() / "signs" if spec.id == "signs" else paths.data().absolute() / spec.id
 
 
@@ -97,6 +99,9 @@ def _missing(spec: DatasetSpec, *splits: str) -> DataMissingError:
             f"The built-in signs ({', '.join(splits)}) are not in {folder}; "
             f"draw them again with `python -m npd_core.data.signs --out {folder}`."
         )
+    if paths.own(spec.id) is not None:
+        gone = ", ".join(splits)
+        return DataMissingError(f"The images of {spec.id} ({gone}) are gone from {folder}: bring them again.")
     return DataMissingError(
         f"{spec.title} ({', '.join(splits)}) is not on this machine: "
         f"put {' and '.join(FILES[split] for split in splits)} into {folder}, "
@@ -149,7 +154,7 @@ _READING = threading.Lock()
 
 @lru_cache(maxsize=6)
 def _read(name: str, split: str, source: _Source, stamp: tuple[str, int, int]) -> archives.Arrays:
-    spec = DATASETS[name]
+    spec = get_dataset(name)
     if source.kind == "parquet":
         return parquet.read_images(source.path, spec.num_classes, spec.size)
     images, labels = archives.read(name, split, spec.size)

@@ -24,6 +24,8 @@ from npd_core.errors import DataMissingError, StorageError
 
 MAX_PIXELS = 4096 * 4096
 """Largest image that is decoded; a bigger one is taken for an attack on memory and refused."""
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "GIF")
+"""Codings that are decoded. Others are refused: some are programs for an interpreter, such as EPS."""
 ROWS_PER_GROUP = 2048
 CHUNK = 512
 """Images decoded by one task of the thread pool."""
@@ -170,7 +172,7 @@ def _decode(coded: bytes | None, size: int, where: str) -> NDArray[np.uint8]:
     if not coded:
         raise StorageError(f"{where}: the image has no bytes; export the data set with the images embedded.")
     try:
-        with Image.open(io.BytesIO(coded)) as image:
+        with Image.open(io.BytesIO(coded), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 found = f"{image.width} x {image.height}"
                 raise StorageError(f"{where}: an image of {found} pixels is refused as too large.")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from npd_core.errors import unknown_name
+from npd_core import paths
+from npd_core.errors import DataMissingError, unknown_name
 
 Colour = tuple[float, float, float]
 
@@ -156,8 +159,33 @@ DATASETS: dict[str, DatasetSpec] = {
 }
 
 
+NORMALISATIONS: dict[str, tuple[Colour, Colour]] = {
+    "none: pixels in [0, 1]": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "from -1 to 1": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    **{spec.title: (spec.mean, spec.std) for spec in DATASETS.values() if any(spec.mean)},
+}
+"""Mean and deviation that networks are usually trained with, by name; for those that somebody brings."""
+
+OWN_SPEC = "data.json"
+
+
+def spec_text(spec: DatasetSpec) -> str:
+    """The facts as JSON text, the content of OWN_SPEC."""
+    return json.dumps(asdict(spec), indent=2, ensure_ascii=False) + "\n"
+
+
 def get_dataset(name: str) -> DatasetSpec:
-    """The facts of one data set; UnknownNameError with the nearest name otherwise."""
+    """The facts of one data set; UnknownNameError with the nearest name otherwise. Images that somebody brought (see
+    `paths.own`) have theirs beside them; DataMissingError when these cannot be read."""
+    folder = paths.own(name)
+    if folder is not None:
+        try:
+            values: dict[str, Any] = json.loads((folder / OWN_SPEC).read_text(encoding="utf-8"))
+            values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+            return DatasetSpec(**values)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise DataMissingError(f"The images of {name} are not on this machine: bring them again.") from error
     if name not in DATASETS:
         raise unknown_name("data set", name, DATASETS)
     return DATASETS[name]

@@ -14,14 +14,47 @@ from npd_core.models.vgg import VGG19BN
 MODELS: dict[str, Callable[..., nn.Module]] = {"preact_resnet18": PreActResNet18, "vgg19_bn": VGG19BN}
 
 
+TORCHVISION = "torchvision:"
+"""In front of the name of one of torchvision's classifiers, which somebody brought. It has no width: 0 stands there."""
+
+
+def torchvision_names() -> list[str]:
+    """The classifiers that torchvision knows."""
+    import torchvision
+
+    return list(torchvision.models.list_models(module=torchvision.models))
+
+
+def torchvision_classifier(name: str, num_classes: int) -> nn.Module:
+    """One of torchvision's classifiers, freshly initialised. Raises UnknownNameError."""
+    import torchvision
+
+    if name not in torchvision_names():
+        raise unknown_name("classifier of torchvision", name, torchvision_names())
+    more = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    net: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **more)
+    return net
+
+
 def build_model(
     arch: str, num_classes: int, width: int, mean: Sequence[float] = (0.0,) * 3, std: Sequence[float] = (1.0,) * 3
 ) -> Normalized:
-    """A freshly initialised classifier of [0, 1] pixels. Raises UnknownNameError for an architecture that is not in
-    MODELS."""
+    """A freshly initialised classifier of [0, 1] pixels. Raises UnknownNameError for an architecture that is neither in
+    MODELS nor, behind TORCHVISION, one of torchvision's."""
+    if arch.startswith(TORCHVISION):
+        return Normalized(torchvision_classifier(arch.removeprefix(TORCHVISION), num_classes), mean, std)
     if arch not in MODELS:
         raise unknown_name("architecture", arch, MODELS)
     return Normalized(MODELS[arch](num_classes=num_classes, width=width), mean, std)
 
 
-__all__ = ["MODELS", "VGG19BN", "Normalized", "PreActResNet18", "build_model"]
+__all__ = [
+    "MODELS",
+    "TORCHVISION",
+    "VGG19BN",
+    "Normalized",
+    "PreActResNet18",
+    "build_model",
+    "torchvision_classifier",
+    "torchvision_names",
+]

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from npd_core import paths
-from npd_core.errors import CheckpointError, unknown_name
+from npd_core.errors import CheckpointError, UnknownNameError, unknown_name
 
 CARD = "card.json"
 WEIGHTS = "model.safetensors"
 TRIGGER = "trigger.safetensors"
+TRIGGERED = "triggered.parquet"
+"""Of a model that somebody brought: images that carry its trigger."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,7 @@ class Card:
 
     @property
     def folder(self) -> Path:
-        return paths.pretrained() / self.id
+        return paths.own(self.id) or paths.pretrained() / self.id
 
     @cached_property
     def bytes(self) -> int:
@@ -106,7 +108,13 @@ def list_cards(*, clean: bool = False) -> list[Card]:
 
 
 def get_card(model: str) -> Card:
-    """The card of one model. Raises UnknownNameError, with the nearest valid id."""
+    """The card of one model, of the zoo or brought by somebody (see `paths.own`). Raises UnknownNameError, with the
+    nearest valid id."""
+    brought = paths.own(model)
+    if brought is not None:
+        if not (brought / CARD).is_file():
+            raise UnknownNameError(f"Model {model} is not on this machine: bring it again on the page Your model.")
+        return read_card(brought / CARD)
     choices = _ids()
     if model not in choices:
         raise unknown_name("model", model, choices)

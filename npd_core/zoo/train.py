@@ -168,7 +168,7 @@ def fresh_network(name: ModelName, recipe: Recipe) -> Normalized:
 
 def checkpoint_path(model: str) -> Path:
     """Where a training that is under way keeps its state; git ignores the folder."""
-    return paths.ROOT / "checkpoints" / f"{model}.pt"
+    return paths.checkpoints() / f"{model}.pt"
 
 
 def trigger_path(model: str) -> Path:

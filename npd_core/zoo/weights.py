@@ -13,10 +13,12 @@ import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 
-from npd_core.attacks import Attack, get_attack
+from npd_core.attacks import UNKNOWN, AllToOne, Attack, get_attack
+from npd_core.data.load import ImageSet
+from npd_core.data.parquet import read_images
 from npd_core.errors import CheckpointError, ConfigError, StorageError
 from npd_core.models import Normalized, build_model
-from npd_core.zoo.card import CARD, TRIGGER, WEIGHTS, Card, get_card, sha256, verify_files
+from npd_core.zoo.card import CARD, TRIGGER, TRIGGERED, WEIGHTS, Card, get_card, sha256, verify_files
 
 
 class Backdoored(NamedTuple):
@@ -50,6 +52,10 @@ def load_backdoored(model: str) -> Backdoored:
 
 def _attack_of(card: Card) -> Attack:
     """The attack that the card names, its trigger made of the model's own file. Raises CheckpointError."""
+    if TRIGGERED in card.files:
+        images = read_images(card.folder / TRIGGERED, card.num_classes, card.image_size)
+        rule = AllToOne(int(card.attack_params["target"]))
+        return Attack(UNKNOWN, lambda x: x, rule, carried=ImageSet(*map(torch.from_numpy, images)))
     try:
         assets = load_file(card.folder / TRIGGER) if TRIGGER in card.files else {}
         return get_attack(card.attack, card.dataset, assets, **card.attack_params)
