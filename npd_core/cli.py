@@ -27,11 +27,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import npd_core
-from npd_core import paths
+from npd_core import cli_export, paths
 from npd_core.data.spec import DATASETS
-from npd_core.defenses import DEFENSES, PRESETS, DefenseConfig, preset_for
+from npd_core.defenses import DEFENSES, PRESETS, DefenseConfig
 from npd_core.errors import CheckpointError, ConfigError, DataMissingError, NPDError, StorageError, unknown_name
 from npd_core.events import EpochEnd, Event, Failed, Finished, Measured, Started, StepEnd, to_record
+from npd_core.experiments.grid import config_for
 from npd_core.polarizer.config import BN_MODES, INNER_STEPS, LOG_FORMS, NORMS, REFRESH, VARIANTS, NPDConfig, preset
 
 if TYPE_CHECKING:
@@ -274,7 +275,8 @@ def compare(args: argparse.Namespace) -> Answer:
     device = resolve_device(args.device)
     backdoored = load_backdoored(card.id)
     load_clean(card.dataset, args.clean, requests[0].config.seed)  # what ails all of them is said once, and now
-    before = evaluation.evaluate(backdoored.net, evaluation.test_sets(card.dataset, backdoored.attack), device)
+    sets = evaluation.test_sets(card.dataset, backdoored.attack)
+    before = evaluation.evaluate(backdoored.net, sets, device)
     rows: list[dict[str, Any]] = []
     for request in requests:
         row: dict[str, Any] = {"model": card.id, "defense": request.defense}
@@ -289,7 +291,8 @@ def compare(args: argparse.Namespace) -> Answer:
                 row["failed"] = last.reason
         rows.append(row)
         print(f"{request.defense}: {row.get('failed') or 'done'}", file=sys.stderr, flush=True)
-    value = {"model": card.id, "before": _metrics(before), "defenses": rows, "environment": environment(device)}
+    named = evaluation.named(before, sets)
+    value = {"model": card.id, "before": named, "defenses": rows, "environment": environment(device)}
     code = 1 if any("failed" in row for row in rows) else 0
     return Answer(value, _comparison(value), code)
 
@@ -318,9 +321,9 @@ def evaluate(args: argparse.Namespace) -> Answer:
         "model": card.id,
         "defense": None if args.polarizer is None else _defense_of(args.polarizer),
         "layer": getattr(defended, "layer", None),
-        "before": _metrics(before),
-        "after": None if after is None else _metrics(after),
-        "der": None if after is None else evaluation.der(before, after),
+        "before": evaluation.named(before, sets),
+        "after": None if after is None else evaluation.named(after, sets),
+        "der": None if after is None or not len(sets.poisoned.labels) else evaluation.der(before, after),
         "seconds": {"train": 0.0, "evaluate": seconds},
         "config": {
             "polarizer": None if args.polarizer is None else str(args.polarizer),
@@ -781,6 +784,12 @@ def build_parser() -> Parser:
     show.add_argument("--images", metavar="N", type=_positive, default=8, help="how many test images (8)")
     show.add_argument("--out", metavar="DIR", type=Path, help="folder for the PNG files (attack-ID)")
 
+    cli_export.add_commands(add, commands, Answer)
+
+    from npd_core.cli_experiments import add_commands  # here, as it uses what is above
+
+    add_commands(lambda name, command, help: add(commands, name, command, help))
+
     zoo = commands.add_parser("zoo", help="make backdoored models, and check them")
     zoo.set_defaults(parser=zoo)
     actions = zoo.add_subparsers(metavar="ACTION", required=True, parser_class=Parser)
@@ -894,9 +903,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def _preset(defense: str, card: Card, changes: Mapping[str, Any]) -> NPDConfig | DefenseConfig:
     """The defaults of a defense for a model, with `changes` by field name. Raises UnknownNameError, ConfigError."""
-    if defense in DEFENSES:
-        return preset_for(defense, card, **changes)
-    return NPDConfig.from_dict(preset(card.dataset, variant=defense).to_dict() | dict(changes))
+    return config_for(defense, card, **changes)
 
 
 def _config(args: argparse.Namespace, card: Card) -> NPDConfig | DefenseConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +29,27 @@ def runs() -> Path:
     return Path(os.environ.get("NPD_RUNS_DIR") or ROOT / "runs")
 
 
+def own(name: str) -> Path | None:
+    """Folder of the model and the images called `name` that somebody brought, whether or not it is there: hidden beside
+    the runs. None for the name of anything else."""
+    return runs() / ".own" / name if re.fullmatch(r"own-[0-9a-f]{16}", name) else None
+
+
 def recorded() -> Path:
     """Recorded runs of shipped models, in the layout of the run store; read-only."""
     return assets() / "recorded"
+
+
+def tables() -> Path:
+    """Recorded tables of the paper, made by `npd table`. `$NPD_TABLES_DIR`, otherwise with the recorded runs."""
+    return Path(os.environ.get("NPD_TABLES_DIR") or recorded() / "tables")
+
+
+def sweeps() -> Path:
+    """Results of sweeps and tables, one file a run. `$NPD_SWEEPS_DIR`, otherwise `sweeps/` (git ignores it)."""
+    return Path(os.environ.get("NPD_SWEEPS_DIR") or ROOT / "sweeps")
+
+
+def checkpoints() -> Path:
+    """Trainings of zoo models that are under way. `$NPD_CHECKPOINTS_DIR`, otherwise `checkpoints/` (git ignores it)."""
+    return Path(os.environ.get("NPD_CHECKPOINTS_DIR") or ROOT / "checkpoints")

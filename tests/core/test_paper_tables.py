@@ -9,7 +9,8 @@ import pytest
 
 from npd_core.evaluation import Metrics, der
 
-TABLES = json.loads((Path(__file__).parent.parent / "golden" / "paper_tables.json").read_text(encoding="utf-8"))
+ROOT = Path(__file__).resolve().parent.parent.parent
+TABLES = json.loads((ROOT / "assets" / "paper_tables.json").read_text(encoding="utf-8"))
 
 ROWS = [
     (table, dataset, attack, defense)

@@ -1,0 +1,110 @@
+"""A grid of runs of one model: every combination of what was named, as a list of requests. No torch until the names of
+layers are looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import product
+from typing import Any
+
+from npd_core.defenses import DEFENSES, DefenseConfig, preset_for
+from npd_core.errors import ConfigError, unknown_name
+from npd_core.polarizer.config import VARIANTS, NPDConfig, default_layer, preset
+from npd_core.request import DefenseRequest
+from npd_core.zoo.card import Card, get_card
+
+ALL_LAYERS = "all"
+"""In place of a layer: every insertion point of the network."""
+MAIN_LAYERS = "main"
+"""In place of a layer: after every main-path convolution, the points of Figure 3."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """What is to be combined. A baseline has neither layer nor settings of NPD, so it is run once for each `clean` and
+    seed."""
+
+    model: str
+    defenses: tuple[str, ...] = ("npd",)
+    layers: tuple[str | None, ...] = (None,)
+    """Names of insertion points, ALL_LAYERS or MAIN_LAYERS; None: the default of the architecture."""
+    clean: tuple[float | int, ...] = (0.05,)
+    """Shares or numbers, as in DefenseRequest."""
+    settings: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Field of NPDConfig -> values; the others come from the preset."""
+    seeds: tuple[int, ...] = (0,)
+    device: str = "auto"
+
+
+def config_for(defense: str, card: Card, **changes: Any) -> NPDConfig | DefenseConfig:
+    """The defaults of a defense for a model, with `changes` by field name. Raises UnknownNameError, ConfigError."""
+    if defense in DEFENSES:
+        return preset_for(defense, card, **changes)
+    if defense not in VARIANTS:
+        raise unknown_name("defense", defense, (*VARIANTS, *DEFENSES))
+    return NPDConfig.from_dict(preset(card.dataset, variant=defense).to_dict() | changes)
+
+
+def requests(grid: Grid) -> list[DefenseRequest]:
+    """Every run of a grid, each once.
+
+    Raises:
+        UnknownNameError: a model, defense, layer or setting that does not exist.
+        ConfigError: a value out of its range, or layers and settings of NPD for baselines alone.
+    """
+    card = get_card(grid.model)
+    names = [f.name for f in fields(NPDConfig)]
+    for name in grid.settings:
+        if name not in names:
+            raise unknown_name("setting", name, names)
+    known = [config_for(defense, card) for defense in grid.defenses]
+    special = [f"`{name}`" for name in grid.settings] + ["`layers`"] * (grid.layers != (None,))
+    if special and not any(isinstance(config, NPDConfig) for config in known):
+        raise ConfigError(f"{special[0]} belongs to NPD, and no variant of it is among the defenses: add npd.")
+    found: dict[str, DefenseRequest] = {}
+    layers: Sequence[str | None] = (None,) if grid.layers == (None,) else layer_names(card, grid.layers)
+    for defense in grid.defenses:
+        own = defense in VARIANTS
+        settings = grid.settings if own else {}
+        for layer, clean, seed in product(layers if own else (None,), grid.clean, grid.seeds):
+            for values in product(*settings.values()):
+                config = config_for(defense, card, seed=seed, **dict(zip(settings, values, strict=True)))
+                where = None if layer == default_layer(card.arch, card.dataset) else layer  # one run, not two
+                request = DefenseRequest(
+                    model=card.id, defense=defense, layer=where, clean=clean, config=config, device=grid.device
+                )
+                found.setdefault(request.key, request)
+    return list(found.values())
+
+
+def layer_names(card: Card, layers: Sequence[str | None]) -> list[str | None]:
+    """Layers in their canonical spelling, each once, ALL_LAYERS and MAIN_LAYERS replaced by what they stand for, in the
+    order of the forward pass. Raises UnknownNameError."""
+    from npd_core.models import build_model
+    from npd_core.polarizer.insertion import find_point, insertion_points
+
+    net = build_model(card.arch, card.num_classes, card.width)
+    names: dict[str | None, None] = {}
+    for layer in layers:
+        if layer == ALL_LAYERS:
+            names |= dict.fromkeys(info.name for info in insertion_points(net, card.image_size))
+        elif layer == MAIN_LAYERS:
+            names |= dict.fromkeys(main_path(card.arch, card.image_size))
+        else:
+            names[layer if layer is None else find_point(net, layer, card.image_size).name] = None
+    return list(names)
+
+
+def main_path(arch: str, size: int = 32) -> list[str]:
+    """`after:conv1`, ...: the point after each convolution of the main path in the order of the forward pass, the
+    x-axis of Figure 3; 1x1 convolutions are shortcuts and left out. Args: size: height and width of the images."""
+    from torch import nn
+
+    from npd_core.models import build_model
+    from npd_core.polarizer.insertion import insertion_points
+
+    net = build_model(arch, num_classes=2, width=4)  # names are the same at every width
+    shortcuts = [name for name, m in net.net.named_modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
+    points = [info for info in insertion_points(net, size) if info.point.kind == "after"]
+    return [info.name for info in points if info.point.module not in shortcuts]

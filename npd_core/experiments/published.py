@@ -1,0 +1,81 @@
+"""The numbers that the paper prints, `assets/paper_tables.json`, as fractions, by our names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from npd_core import paths
+from npd_core.errors import StorageError
+from npd_core.experiments.record import Published
+
+ATTACKS = {
+    "badnets_a2o": "BadNets-A2O",
+    "badnets_a2a": "BadNets-A2A",
+    "blended": "Blended",
+    "input_aware": "Input-Aware",
+    "lf": "LF",
+    "ssba": "SSBA",
+    "trojan": "Trojan",
+    "wanet": "WaNet",
+}
+"""Our name -> the paper's."""
+DEFENSES = {
+    "fp": "FP",
+    "nad": "NAD",
+    "nc": "NC",
+    "anp": "ANP",
+    "i_bau": "i-BAU",
+    "ep": "EP",
+    "npd_tu": "NPD-TU",
+    "npd_tp": "NPD-TP",
+    "npd_uu": "NPD-UU",
+    "npd_up": "NPD-UP",
+    "npd": "NPD",
+}
+TERMS = {
+    "bn": "L_bn",
+    "bn+bce1": "L_bn+L_bce1",
+    "bn+bce2": "L_bn+L_bce2",
+    "bn+asr": "L_bn+L_asr",
+    "bn+bce1+bce2": "L_bn+L_bce1+L_bce2",
+    "bn+bce1+bce2+asr": "L_bn+L_bce1+L_bce2+L_asr",
+}
+"""Rows of Table 3: the terms of the loss that have a weight."""
+
+
+def published(table: str, dataset: str, attack: str, defense: str, row: Mapping[str, Any]) -> Published | None:
+    """What the paper prints for a cell; None where it has no such cell. Tables 1 and 2 are one, on two data sets."""
+    attack, defense = ATTACKS[attack], DEFENSES[defense]
+    where: dict[str, tuple[str, ...]] = {"table4": (attack, defense), "table7": ("running_time_sec", defense)}
+    if table == "table3":
+        where["table3"] = (attack, TERMS[row["terms"]])
+    if table == "table5":
+        where["table5"] = (attack, f"poison_ratio={100 * row['poison_ratio']:g}%", defense)
+    if table == "table6":
+        where["table6"] = (attack, f"n_clean={row['clean']}", defense)
+    if table in ("table1", "table2"):
+        table = "table2" if dataset == "tiny_imagenet" else "table1"
+        where[table] = (attack, defense)
+    found: Any = paper().get(table, {}).get(dataset)
+    for step in where.get(table, ("",)):
+        found = found.get(step) if isinstance(found, dict) else None
+    if found is None:
+        return None
+    if table == "table7":
+        return Published(seconds=found)
+    shares = {name.lower(): found[name] for name in ("ACC", "ASR", "DER")}
+    return Published(**{name: None if share is None else round(share / 100, 6) for name, share in shares.items()})
+
+
+@cache
+def paper() -> dict[str, Any]:
+    """The paper's tables as printed, in percent. Raises StorageError."""
+    path = paths.assets() / "paper_tables.json"
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{path}: not readable ({error}). Restore it from git.") from error
+    return values

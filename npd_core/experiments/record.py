@@ -1,0 +1,187 @@
+"""A measured table of the paper as one JSON file: what was run, what came out, what the paper has printed. No torch.
+
+    <paths.tables()>/<table>-<dataset>.json     `table1-signs.json`, `figure3-cifar10.json`
+
+Fractions are in [0, 1], times in seconds, dates in ISO 8601. Such files are made by `npd table`, never by hand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from npd_core import paths
+from npd_core.errors import StorageError
+
+TABLES = ("table1", "table2", "table3", "table4", "table5", "table6", "table7", "figure3")
+AXES: dict[str, tuple[str, ...]] = {
+    "table1": ("attack", "defense"),
+    "table2": ("attack", "defense"),
+    "table3": ("attack", "terms"),
+    "table4": ("attack", "targeted", "defense"),
+    "table5": ("attack", "poison_ratio", "defense"),
+    "table6": ("attack", "clean", "defense"),
+    "table7": ("defense",),
+    "figure3": ("attack", "layer"),
+}
+"""What tells the cells of a table apart: the keys of `Cell.row`, in the order in which they are shown. `terms` is such
+as `bn+bce1+asr`, `targeted` true or false, `poison_ratio` a fraction, `clean` a number of images, `layer` the name of
+an insertion point."""
+
+
+class Scores(NamedTuple):
+    """ACC, ASR and RA, fractions."""
+
+    acc: float
+    asr: float
+    ra: float
+
+
+class Seconds(NamedTuple):
+    """How long a run took."""
+
+    train: float
+    evaluate: float
+
+
+class Published(NamedTuple):
+    """What the paper prints for a cell, fractions and seconds; None: not printed."""
+
+    acc: float | None = None
+    asr: float | None = None
+    der: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run in a table. A cell that failed has a sentence in `failed`, and may have no numbers."""
+
+    row: Mapping[str, Any]
+    """Axis -> value, the axes of AXES."""
+    model: str
+    """Id of the zoo model."""
+    defense: str
+    layer: str | None = None
+    """Where the polarizer was, in its canonical spelling; None for a baseline, or when nothing was run."""
+    before: Scores | None = None
+    after: Scores | None = None
+    der: float | None = None
+    seconds: Seconds | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The whole request, as `DefenseRequest.to_dict` gives it; empty when none could be made."""
+    seed: int = 0
+    device: str = ""
+    date: str = ""
+    published: Published | None = None
+    """The paper's numbers for this cell, of a network of width 64; None: it has no such cell."""
+    failed: str | None = None
+    """One sentence that says why there are no numbers, or why they are those of a failed training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRecord:
+    """A table of the paper, measured on one data set."""
+
+    table: str
+    """A name in TABLES."""
+    title: str
+    dataset: str
+    quick: bool = False
+    cut: tuple[str, ...] = ()
+    """Sentences that say what was left out."""
+    command: str
+    """What makes this record."""
+    date: str
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    cells: tuple[Cell, ...] = ()
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        return AXES[self.table]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        values = asdict(self)
+        for cell, plain in zip(self.cells, values["cells"], strict=True):
+            for name in ("before", "after", "seconds", "published"):
+                part = getattr(cell, name)
+                plain[name] = None if part is None else part._asdict()
+        return values | {"cut": list(self.cut), "cells": list(values["cells"])}
+
+
+def table_path(table: str, dataset: str, folder: Path | None = None) -> Path:
+    """Where the record of a table lies. Args: folder: instead of `paths.tables()`."""
+    return (folder or paths.tables()) / f"{table}-{dataset}.json"
+
+
+def list_tables(folder: Path | None = None) -> list[Path]:
+    """Every record that is there, in the paper's order, then by data set. Whether it can be read, `read_table` says."""
+    known = re.compile(rf"({'|'.join(TABLES)})-[a-z0-9_]+\.json")
+    found = [path for path in (folder or paths.tables()).glob("*.json") if known.fullmatch(path.name)]
+    return sorted(found, key=lambda path: (TABLES.index(path.name.split("-")[0]), path.name))
+
+
+def find_table(table: str, dataset: str, folder: Path | None = None) -> TableRecord | None:
+    """The record of a table on a data set; None when there is none. Raises as `read_table`."""
+    path = table_path(table, dataset, folder)
+    return read_table(path) if path.exists() else None
+
+
+def write_table(record: TableRecord, path: Path) -> None:
+    """Write a record as a whole or not at all. Raises StorageError."""
+    write_json(path, record.to_dict())
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Replace a JSON file as a whole, never seen half-written; its folder is made. Raises StorageError."""
+    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh.write_text(json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(fresh, path)
+    except OSError as error:
+        raise StorageError(f"Could not write {path} ({error.strerror or error}): choose another folder.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            fresh.unlink(missing_ok=True)
+
+
+def read_table(path: Path) -> TableRecord:
+    """The record in a file. Raises StorageError when it cannot be read or is no such record."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        cells = tuple(_cell(plain, AXES[values["table"]]) for plain in values["cells"])
+        return TableRecord(**{**values, "cut": tuple(values.get("cut", ())), "cells": cells})
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror}).") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        remedy = "Restore it from git, or make it anew with `npd table`."
+        raise StorageError(
+            f"{path}: not a readable table record ({type(error).__name__}: {error}). {remedy}"
+        ) from error
+
+
+def _cell(plain: Mapping[str, Any], axes: tuple[str, ...]) -> Cell:
+    """One cell of the JSON. Raises TypeError, KeyError, ValueError on anything that is none."""
+    kinds: dict[str, Any] = {"before": Scores, "after": Scores, "seconds": Seconds, "published": Published}
+    parts = {name: None if plain.get(name) is None else kind(**plain[name]) for name, kind in kinds.items()}
+    cell = Cell(**{**plain, **parts})
+    if not isinstance(cell.row, dict) or set(cell.row) != set(axes):
+        raise ValueError(f"a row must have the axes {', '.join(axes)}, got {cell.row}")
+    if cell.failed is None and (cell.before is None or cell.after is None or cell.seconds is None):
+        raise ValueError(f"no numbers, and no reason why, at {cell.row}")
+    shares = [*(cell.before or ()), *(cell.after or ()), *(cell.published or ())[:3], cell.der]
+    times = [*(cell.seconds or ()), *(cell.published or ())[3:]]
+    for number in shares + times:
+        if number is not None and not (0 <= number <= (1 if number in shares else math.inf)):
+            raise ValueError(f"a number out of its range at {cell.row}: {number}")
+    return cell

@@ -1,0 +1,130 @@
+"""Where to put the polarizer, and with which weight, judged by clean images alone: what a defender can do.
+
+Behind a trigger, layers further forward still hold more of the true class, but clean accuracy pays for it. So the rule
+is: as far forward as the clean accuracy allows. Clean accuracy is cross-validated on the defender's own images; no
+trigger and no test image is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from npd_core.data.load import ImageSet
+from npd_core.errors import ConfigError
+from npd_core.evaluation import predict
+from npd_core.events import Event, Failed
+from npd_core.polarizer.config import NPDConfig
+from npd_core.polarizer.insertion import PolarizedNet
+from npd_core.polarizer.training import train_polarizer
+
+MAX_LOSS = 0.02
+"""Clean accuracy that may be lost, as a fraction."""
+
+
+class Candidate(NamedTuple):
+    """A point and a weight, with the clean accuracy of images that the polarizer was not trained on."""
+
+    layer: str
+    weight: float
+    """lambda 2 = lambda 3."""
+    before: float
+    """Clean accuracy of the backdoored network on the same images, in [0, 1]."""
+    after: float
+    seconds: float
+
+    @property
+    def loss(self) -> float:
+        """Clean accuracy that was lost, as a fraction; negative when some was won."""
+        return self.before - self.after
+
+
+def fold_of(labels: Tensor, folds: int, seed: int) -> Tensor:
+    """Number of the fold of each image, (N,) in [0, folds): of each class as equally many as can be.
+
+    Args:
+        labels: (N,) int64.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    fold, given = torch.empty_like(labels), 0
+    for label in labels.unique():
+        members = order[labels[order] == label]
+        fold[members] = (torch.arange(len(members)) + given) % folds
+        given += len(members)
+    return fold
+
+
+def candidates(
+    backdoored: nn.Module,
+    clean: ImageSet,
+    layers: Sequence[str],
+    weights: Sequence[float],
+    config: NPDConfig,
+    size: int,
+    device: torch.device,
+    folds: int = 5,
+    held: int | None = None,
+) -> Iterator[Event | Candidate]:
+    """Train a polarizer for each point, weight and fold; yields the events of each training, then its Candidate.
+
+    Args:
+        backdoored: classifier of [0, 1] pixels on `device`; stays as it is.
+        clean: D_bn.
+        layers: insertion points.
+        weights: values of lambda 2 = lambda 3.
+        config: everything else.
+        size: height and width of the images.
+        folds: the images are dealt into so many parts, each of which is held out once.
+        held: hold out only so many of the parts, which costs less and says less; None: each once.
+    Raises:
+        ConfigError: fewer than 2 folds, or more than images of the smallest class.
+        UnknownNameError: no such layer.
+    """
+    smallest = int(torch.bincount(clean.labels).clamp(min=0)[clean.labels.unique()].min())
+    if not 2 <= folds <= smallest:
+        raise ConfigError(f"`folds` must be from 2 to {smallest}, the images of the smallest class, got {folds}.")
+    fold = fold_of(clean.labels, folds, config.seed)
+    rounds = range(min(folds, held or folds))
+    for layer in layers:
+        for weight in weights:
+            cfg = replace(config, lambda2=weight, lambda3=weight)
+            right_before = right_after = total = 0
+            seconds = 0.0
+            for number in rounds:
+                out = fold == number
+                rest = ImageSet(clean.images[~out], clean.labels[~out])
+                kept = ImageSet(clean.images[out], clean.labels[out])
+                net = PolarizedNet(backdoored, layer, size)
+                last: Event | None = None
+                for event in train_polarizer(net, rest, cfg, device):
+                    last = event
+                    yield event
+                assert last is not None
+                seconds += getattr(last, "seconds", 0.0)
+                total += len(kept.labels)
+                right_before += _right(backdoored, kept, device)
+                right_after += 0 if isinstance(last, Failed) else _right(net, kept, device)
+            yield Candidate(layer, weight, right_before / total, right_after / total, seconds)
+
+
+def _right(net: nn.Module, images: ImageSet, device: torch.device) -> int:
+    return int(predict(net, images.images, device).argmax(1).eq(images.labels.to(device)).sum())
+
+
+def choose(found: Sequence[Candidate], max_loss: float = MAX_LOSS) -> Candidate | None:
+    """The rule: the foremost point that some weight affords, there the largest such weight; None: no point does.
+
+    Args:
+        found: points in the order of the forward pass.
+        max_loss: clean accuracy that may be lost, as a fraction.
+    """
+    layers = list(dict.fromkeys(candidate.layer for candidate in found))
+    for layer in layers:
+        fitting = [c for c in found if c.layer == layer and c.loss <= max_loss]
+        if fitting:
+            return max(fitting, key=lambda c: c.weight)
+    return None

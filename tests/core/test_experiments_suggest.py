@@ -1,0 +1,75 @@
+"""Choosing the insertion point by clean images alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from npd_core.data.clean import load_clean
+from npd_core.data.load import ImageSet
+from npd_core.errors import ConfigError
+from npd_core.evaluation import predict
+from npd_core.events import Finished
+from npd_core.experiments.suggest import Candidate, candidates, choose, fold_of
+from npd_core.polarizer.config import NPDConfig
+from npd_core.zoo.weights import load_backdoored
+
+CPU = torch.device("cpu")
+ONE_EPOCH = NPDConfig(epochs=1, warmup_epochs=0, attack_on="base", inner_steps=1)
+
+
+def candidate(layer: str, weight: float, loss: float) -> Candidate:
+    return Candidate(layer, weight, 0.9, 0.9 - loss, 1.0)
+
+
+def test_every_fold_has_its_share_of_every_class():
+    labels = torch.tensor([0] * 10 + [1] * 15 + [2] * 7)
+    fold = fold_of(labels, 5, seed=0)
+    for label, count in ((0, 10), (1, 15), (2, 7)):
+        counts = Counter(fold[labels == label].tolist())
+        assert sum(counts.values()) == count
+        assert max(counts.values()) - min(counts.get(number, 0) for number in range(5)) <= 1
+    assert max(Counter(fold.tolist()).values()) - min(Counter(fold.tolist()).values()) <= 1
+    assert torch.equal(fold, fold_of(labels, 5, seed=0))
+    assert not torch.equal(fold, fold_of(labels, 5, seed=1))
+
+
+def test_the_foremost_point_that_is_cheap_enough_is_chosen_with_its_largest_weight():
+    found = [
+        candidate("front", 0.4, 0.3),
+        candidate("front", 0.1, 0.05),
+        candidate("middle", 0.4, 0.03),
+        candidate("middle", 0.1, 0.01),
+        candidate("middle", 0.2, 0.019),
+        candidate("back", 0.4, 0.0),
+    ]
+    assert choose(found, 0.02) == found[4]
+    assert choose(found, 0.1) == found[1]
+    assert choose(found, -0.1) is None
+
+
+def test_each_clean_image_is_held_out_once_and_counted(tiny_zoo):
+    net = load_backdoored(tiny_zoo).net
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    chosen = load_clean("signs", 36, 0)
+    clean = ImageSet(chosen.images, chosen.labels)
+    events = list(candidates(net, clean, ["stream:layer4.1"], [0.1, 0.4], ONE_EPOCH, 32, CPU, folds=3))
+    found = [event for event in events if isinstance(event, Candidate)]
+    assert [c.weight for c in found] == [0.1, 0.4]
+    right = int(predict(net, clean.images, CPU).argmax(1).eq(clean.labels).sum())
+    assert found[0].before == pytest.approx(right / 36)
+    assert round(found[0].after * 36) == pytest.approx(found[0].after * 36)
+    assert sum(isinstance(event, Finished) for event in events) == 6
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_more_folds_than_images_of_a_class_are_refused(tiny_zoo):
+    chosen = load_clean("signs", 36, 0)
+    wanted = candidates(
+        load_backdoored(tiny_zoo).net, ImageSet(chosen.images, chosen.labels), ["layer4.1.conv1"], [0.1], ONE_EPOCH,
+        32, CPU, folds=4,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="from 2 to 3"):
+        next(iter(wanted))
