@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from npd_core.errors import unknown_name
+from npd_core.figures.tables import METRICS, percent
 
 KINDS = {
     "before": "just before a convolution (the paper's place)",
@@ -73,6 +75,20 @@ class Plan:
         blocks = [block.name for stage in self.stages for block in stage.blocks]
         return [*names, *(f"after:{name}" for name in names), *(f"stream:{name}" for name in blocks)]
 
+    def forward(self) -> list[str]:
+        """Every insertion point in the order of the forward pass: on the stream, then before, then after each
+        convolution; a shortcut comes after the two convolutions that it passes by."""
+        places = {conv.name: number for number, conv in enumerate(self.convs())}
+        for stage in self.stages:
+            places |= {block.name: places[block.convs[0].name] for block in stage.blocks}
+        kinds = ("stream", "before", "after")
+
+        def place(layer: str) -> tuple[int, int]:
+            kind, module = kind_of(layer)
+            return places[module], kinds.index(kind)
+
+        return sorted(self.layers(), key=place)
+
     def kinds(self) -> dict[str, str]:
         """The entries of KINDS that this network offers: no residual stream without a block."""
         blocks = any(stage.blocks for stage in self.stages)
@@ -138,3 +154,60 @@ def describe(layer: str) -> str:
     """An insertion point in words, for people and screen readers."""
     kind, module = kind_of(layer)
     return {"before": "before", "after": "after", "stream": "residual stream before"}.get(kind, kind) + f" {module}"
+
+
+SCALES: dict[str, tuple[float | None, float]] = {
+    "acc": (None, 1.0),
+    "asr": (0.0, 1.0),
+    "ra": (0.0, 1.0),
+    "der": (0.5, 1.0),
+}
+"""Ends of the colour scale of each metric; None: the ten points below the least value, as ACC differs by little."""
+
+
+@dataclass(frozen=True)
+class Tint:
+    """A drawing coloured by a metric."""
+
+    metric: str
+    """A name in METRICS."""
+    low: float
+    """Value that has no colour."""
+    high: float
+    """Value that has all of it."""
+    values: Mapping[str, float]
+    """Insertion point -> fraction."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values for a drawing: words, and for each point how much colour it has, in [0, 1]."""
+        span = self.high - self.low
+        return {
+            "metric": self.metric,
+            "title": METRICS[self.metric],
+            "low": percent(self.low),
+            "high": percent(self.high),
+            "points": {
+                layer: {
+                    "share": min(1.0, max(0.0, (value - self.low) / span)),
+                    "short": percent(value) if value < 0.0995 else f"{value:.0%}",
+                    "words": f"{self.metric.upper()} {percent(value)}",
+                }
+                for layer, value in self.values.items()
+            },
+        }
+
+
+def tint(metric: str, values: Mapping[str, float]) -> Tint | None:
+    """Colours for what was measured; None when nothing was. Raises UnknownNameError for a metric that is none.
+
+    Args:
+        values: insertion point -> fraction in [0, 1].
+    """
+    if metric not in SCALES:
+        raise unknown_name("metric", metric, SCALES)
+    if not values:
+        return None
+    low, high = SCALES[metric]
+    if low is None:
+        low = max(0.0, min(0.9, math.floor(min(values.values()) * 10) / 10))
+    return Tint(metric, low, high, dict(values))

@@ -1,7 +1,7 @@
 const drawings = new WeakMap()
 const NS = "http://www.w3.org/2000/svg"
 // Pixels. A block is: branch, conv 1, conv 2, sum; its shortcut runs above.
-const SIDE = 44, BLOCK = 158, BRANCH = 8, CONV1 = 26, CONV2 = 86, SUM = 144, ROW = 96, SHORT = 30, HEIGHT = 150
+const SIDE = 44, BLOCK = 158, BRANCH = 8, CONV1 = 26, CONV2 = 86, SUM = 144, ROW = 96, SHORT = 30, HEIGHT = 154
 const STEP = 60 // from one convolution of a plain chain to the next
 const WORDS = { before: "Before a convolution", after: "After a convolution", stream: "On the residual stream" }
 
@@ -28,10 +28,11 @@ function conv(drawing, svg, x, centre, item, words) {
   const group = element("g", {}, svg)
   element("rect", { class: "ring", x: x - 3, y: y - 3, width: SIDE + 6, height: SIDE + 6, rx: 11 }, group)
   element("rect", { class: "conv", x, y, width: SIDE, height: SIDE, rx: 8 }, group)
-  text(group, x + SIDE / 2, centre + 4, words)
+  text(group, x + SIDE / 2, centre + 4, words, "name")
+  const number = text(group, x + SIDE / 2, centre + 14, "", "number")
   element("rect", { class: "hit", x, y, width: SIDE, height: SIDE }, group)
   drawing.targets.push({
-    kinds: ["before", "after"], module: item.name, group,
+    kinds: ["before", "after"], module: item.name, group, number,
     lens: { before: [x - 8, centre], after: [x + SIDE + 8, centre] },
     words: `${item.name}, ${item.channels_in} to ${item.channels_out} channels, ${item.size}×${item.size}`, svg,
   })
@@ -74,9 +75,10 @@ function stage(drawing, item) {
     const group = element("g", {}, svg)
     element("circle", { class: "ring", cx: at + BRANCH, cy: ROW, r: 22 }, group)
     element("circle", { class: "dot", cx: at + BRANCH, cy: ROW, r: 9 }, group)
+    const number = text(group, at + BRANCH + 4, ROW + 54, "", "number")
     element("rect", { class: "hit", x: at + BRANCH - 22, y: ROW - 22, width: SIDE, height: SIDE }, group)
     drawing.targets.push({
-      kinds: ["stream"], module: block.name, group, lens: { stream: [at + BRANCH, ROW] }, svg,
+      kinds: ["stream"], module: block.name, group, number, lens: { stream: [at + BRANCH, ROW] }, svg,
       words: `${block.name}, ${block.convs[0].channels_in} channels, ${block.convs[0].size}×${block.convs[0].size}`,
     })
     text(svg, at + 76, ROW + 40, `block ${short(block.name)} · ${block.convs[1].channels_out} ch · ${block.convs[1].size}²`, "quiet")
@@ -210,9 +212,11 @@ function paint(drawing) {
       group.setAttribute("aria-checked", on)
       group.setAttribute("aria-disabled", Boolean(data.disabled))
       group.setAttribute("tabindex", on ? 0 : -1)
-      group.setAttribute("aria-label", `${names[kind]} ${target.words}${note(data, layer) && `, ${note(data, layer)}`}`)
+      const measured = recordedAt(data, layer)
+      group.setAttribute("aria-label", [`${names[kind]} ${target.words}`, note(data, layer), measured].filter(Boolean).join(", "))
       group.dataset.layer = layer
     } else for (const name of ["role", "aria-checked", "aria-disabled", "tabindex", "aria-label", "data-layer"]) group.removeAttribute(name)
+    colour(target, usable && data.tint, spell(kind, target.module))
     group.style.pointerEvents = usable ? "" : "none"
     group.style.display = target.kinds[0] === "stream" && !usable ? "none" : ""
   }
@@ -227,7 +231,34 @@ function paint(drawing) {
   const name = document.createElement("b")
   name.textContent = { before: "before ", after: "after ", stream: "residual stream before " }[kind] + module
   drawing.said.append("The polarizer sits ", name, note(data, selected) ? ` (${note(data, selected)}). ` : ". ",
-    kind === "stream" ? "Main path and shortcut are both filtered." : "")
+    kind === "stream" ? "Main path and shortcut are both filtered. " : "",
+    recordedAt(data, selected) && `Recorded there: ${recordedAt(data, selected)}.`)
+  legend(drawing)
+}
+
+// What is recorded of a point, in words.
+function recordedAt({ tint }, layer) {
+  if (!tint) return ""
+  return tint.points[layer] ? tint.points[layer].words : tint.gaps ? "not measured" : ""
+}
+
+// The colour and the number of a point; without a tint it is drawn as it always is.
+function colour({ group, number }, tint, layer) {
+  const value = tint && tint.points[layer], gap = Boolean(tint && tint.gaps && !value)
+  group.classList.toggle("tinted", Boolean(value) || gap)
+  group.classList.toggle("unmeasured", gap)
+  group.style.setProperty("--share", value ? value.share : 0)
+  number.textContent = value ? value.short : gap ? "–" : ""
+}
+
+function legend({ scale, root, data: { tint } }) {
+  scale.hidden = !tint
+  root.dataset.metric = tint ? tint.metric : ""
+  if (!tint) return
+  scale.textContent = ""
+  const bar = document.createElement("span")
+  bar.className = "bar"
+  scale.append(`${tint.title}, recorded: ${tint.low} `, bar, ` ${tint.high}${tint.gaps ? " · – not measured" : ""}`)
 }
 
 // Which wires of the block carry light that has just passed the polarizer.
@@ -245,7 +276,7 @@ export default function ({ parentElement, data, setStateValue }) {
   let drawing = drawings.get(root)
   if (!drawing) {
     const part = (name) => root.querySelector(name)
-    drawing = { kinds: part(".kinds"), said: part(".said"), stages: part(".stages"), timer: 0, awaiting: null }
+    drawing = { kinds: part(".kinds"), said: part(".said"), scale: part(".scale"), root, stages: part(".stages"), timer: 0, awaiting: null }
     drawings.set(root, drawing)
   }
   drawing.data = data

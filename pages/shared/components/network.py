@@ -7,12 +7,13 @@ from pathlib import Path
 
 import streamlit as st
 
-from npd_core.figures.network import Plan
+from npd_core.figures.network import Plan, Tint
 
 HERE = Path(__file__).parent
 _mount = st.components.v2.component(
     "npd_network",
-    html='<div class="network"><div class="kinds"></div>\n<p class="said"></p><div class="stages"></div></div>',
+    html='<div class="network"><div class="kinds"></div>\n<p class="said"></p><p class="scale" hidden></p>'
+    '<div class="stages"></div></div>',
     css=(HERE / "network.css").read_text(encoding="utf-8"),
     js=(HERE / "network.js").read_text(encoding="utf-8"),
 )
@@ -27,6 +28,8 @@ def network(
     key: str,
     on_pick: Callable[[], None],
     disabled: bool = False,
+    tint: Tint | None = None,
+    gaps: bool = True,
 ) -> None:
     """Draw the network with the polarizer at `selected`.
 
@@ -35,6 +38,8 @@ def network(
         default: what the app proposes, marked as such, as is `paper`, the paper's own point.
         key: the pick arrives in `st.session_state[key].layer` before `on_pick` is called.
         disabled: show only.
+        tint: colours and numbers of a metric, each on its point.
+        gaps: mark the points without a number as not measured.
     """
     _mount(
         key=key,
@@ -47,5 +52,6 @@ def network(
             "standard": default,
             "paper": paper,
             "disabled": disabled,
+            "tint": tint and {**tint.to_dict(), "gaps": gaps},
         },
     )

@@ -1,0 +1,176 @@
+"""Defenses: recorded beside published, numbers of other models named as such, and any defense run live."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from npd_core.defenses import preset_for
+from npd_core.experiments.record import Published
+from npd_core.jobs.store import Run
+from npd_core.polarizer.config import default_layer, preset
+from npd_core.request import DefenseRequest
+from npd_core.zoo.card import get_card
+
+Open = Callable[..., AppTest]
+PAPER = Published(0.92, 0.01, 0.97)
+
+
+def errors(page: AppTest) -> list[str]:
+    assert not page.exception, page.exception
+    return [element.value for element in page.error]
+
+
+def figure(page: AppTest, key: str) -> dict:
+    """The figure of the chart called `key`."""
+    (found,) = [c for c in page.get("bidi_component") if c.proto.id.endswith(f"-{key}")]
+    return json.loads(json.loads(found.proto.json)["figure"])
+
+
+def text(page: AppTest) -> str:
+    return "\n".join(str(e.value) for kind in ("markdown", "caption", "info", "warning") for e in page.get(kind))
+
+
+def bars(page: AppTest) -> dict[tuple[str, str], dict[str, float | None]]:
+    """Source and metric -> defense -> number."""
+    return {
+        (trace["name"], metric): dict(zip(trace["y"], trace["x"], strict=True))
+        for metric in ("acc", "asr", "der")
+        for trace in figure(page, f"defenses-{metric}")["data"]
+        if trace.get("showlegend") is False
+    }
+
+
+def test_without_a_record_the_page_says_how_to_make_it_and_still_runs(
+    tiny_zoo: str, desk: Any, make_table: Callable, open_page: Open
+) -> None:
+    page = open_page("defenses").run()
+    assert errors(page) == []
+    assert "`npd table 1 --quick --dataset signs`" in page.info[0].value
+    page.selectbox(key="defense").select("fp").run()
+    page.button(key="start").click().run()
+    assert errors(page) == []
+    (asked,) = desk.asked
+    card = get_card(tiny_zoo)
+    assert (asked.model, asked.defense, asked.layer, asked.clean) == (tiny_zoo, "fp", None, 360)
+    assert asked.config == preset_for("fp", card)
+    assert page.query_params["run"] == asked.key
+
+
+def test_npd_is_asked_for_as_in_the_lab(tiny_zoo: str, desk: Any, make_table: Callable, open_page: Open) -> None:
+    page = open_page("defenses").run()
+    page.button(key="start").click().run()
+    assert errors(page) == []
+    (asked,) = desk.asked
+    assert (asked.defense, asked.layer, asked.config) == (
+        "npd",
+        default_layer("preact_resnet18", "signs"),
+        preset("signs"),
+    )
+
+
+def test_recorded_stands_beside_published(
+    tiny_zoo: str, desk: Any, make_table: Callable, make_cell: Callable, open_page: Open
+) -> None:
+    mine = {"attack": "badnets_a2o"}
+    make_table(
+        "table1",
+        [
+            make_cell(mine | {"defense": "fp"}, 0.85, 0.6, published=PAPER),
+            make_cell(mine | {"defense": "npd"}, 0.9, 0.02),
+            make_cell(mine | {"defense": "nc"}, after=None, der=None, failed="NC needs three classes."),
+            make_cell({"attack": "wanet", "defense": "npd"}, 0.7, 0.3, model="signs-wanet-preact_resnet18-w16"),
+        ],
+        cut=("The networks have width 4.",),
+    )
+    page = open_page("defenses").run()
+    assert errors(page) == []
+    assert page.selectbox(key="table_attack").value == "BadNets patch", "the attack of the chosen model comes first"
+    shown = bars(page)
+    assert shown["recorded", "acc"] == {"No defense": 0.99, "FP": 0.85, "NPD": 0.9}
+    assert shown["recorded", "asr"] == {"No defense": 1.0, "FP": 0.6, "NPD": 0.02}
+    assert shown["published", "der"] == {"No defense": None, "FP": 0.97, "NPD": None}
+    said = text(page)
+    assert "recorded · seed 3 · cpu · 2026-01-02 · made by `npd table 1 --dataset signs`" in said
+    assert "NC needs three classes." in said
+    assert "The networks have width 4." in said
+    assert "not numbers of the chosen model" not in said
+    rows = page.dataframe[0].value
+    assert list(rows["source"]) == ["recorded here", "published in the paper", "recorded here", "failed"]
+    assert rows["model"][1] == "the paper's, width 64"
+
+    page.selectbox(key="table_attack").select("WaNet").run()
+    assert errors(page) == []
+    assert bars(page)["recorded", "asr"] == {"No defense": 1.0, "NPD": 0.3}
+    assert "not numbers of the chosen model, but of `signs-wanet-preact_resnet18-w16`" in text(page)
+
+
+def test_the_mean_is_over_the_attacks_that_every_defense_has(
+    tiny_zoo: str, desk: Any, make_table: Callable, make_cell: Callable, open_page: Open
+) -> None:
+    numbers = {("badnets_a2o", "fp"): 0.6, ("badnets_a2o", "npd"): 0.0, ("wanet", "fp"): 0.2, ("wanet", "npd"): 0.1}
+    cells = [make_cell({"attack": a, "defense": d}, asr=asr) for (a, d), asr in numbers.items()]
+    make_table("table1", [*cells, make_cell({"attack": "lf", "defense": "fp"}, asr=1.0)])
+    page = open_page("defenses", table_attack="Mean over the attacks").run()
+    assert errors(page) == []
+    assert bars(page)["recorded", "asr"] == pytest.approx({"No defense": 1.0, "FP": 0.4, "NPD": 0.05})
+    assert "every defense has numbers: BadNets patch, WaNet." in text(page)
+
+
+def test_it_is_run_again_with_the_recorded_settings(
+    tiny_zoo: str, desk: Any, make_table: Callable, make_cell: Callable, open_page: Open
+) -> None:
+    asked = DefenseRequest(model=tiny_zoo, defense="ep", clean=99, config=preset_for("ep", get_card(tiny_zoo), u=2.0))
+    cell = make_cell({"attack": "badnets_a2o", "defense": "ep"}, request=asked)
+    make_table("table1", [cell])
+    page = open_page("defenses", defense="EP").run()
+    assert "the very settings of the recorded number" in text(page)
+    page.button(key="start").click().run()
+    assert (desk.asked[0].clean, desk.asked[0].config.u) == (99, 2.0)
+    assert desk.asked[0].watch > 0
+
+
+def test_a_live_number_stands_beside_the_recorded_one(
+    tiny_zoo: str, desk: Any, make_table: Callable, make_cell: Callable, make_run: Callable[..., Run], open_page: Open
+) -> None:
+    run = make_run()
+    asked = run.request
+    make_table("table1", [make_cell({"attack": "badnets_a2o", "defense": "npd"}, 0.9, 0.02, request=asked)])
+    # what this page would ask for is what that run was asked for, but for the pictures that are watched
+    page = open_page("defenses", run=run.id).run()
+    assert errors(page) == []
+    assert ("live", "asr") not in bars(page), "another number of watched pictures is another run"
+
+    request = DefenseRequest.from_dict(asked.to_dict() | {"watch": 300})
+    run_id = desk.store.create(request)
+    desk.store.set_result(run_id, dict(run.result))
+    desk.store.set_state(run_id, "finished", started=1.0, ended=2.0, message="")
+    page = open_page("defenses").run()
+    assert errors(page) == []
+    assert bars(page)["live", "asr"] == {"No defense": None, "NPD": 0.03}
+    assert list(page.dataframe[0].value["source"]) == ["recorded here", "live here"]
+
+
+def test_a_damaged_record_is_one_sentence(
+    tiny_zoo: str, desk: Any, make_table: Callable, make_cell: Callable, open_page: Open, tmp_path: Path
+) -> None:
+    make_table("table1", [make_cell({"attack": "badnets_a2o", "defense": "fp"})])
+    (tmp_path / "tables" / "table1-signs.json").write_text("{")
+    page = open_page("defenses").run()
+    (sentence,) = errors(page)
+    assert "not a readable table record" in sentence
+
+
+def test_running_times_are_recorded_ones(
+    tiny_zoo: str, desk: Any, make_table: Callable, make_cell: Callable, open_page: Open
+) -> None:
+    make_table("table7", [make_cell({"defense": "fp"}, published=Published(seconds=1169.0))])
+    page = open_page("defenses").run()
+    assert errors(page) == []
+    assert figure(page, "times-recorded")["data"][0]["x"] == [2.0]
+    assert figure(page, "times-published")["data"][0]["x"] == [1169.0]

@@ -1,0 +1,123 @@
+"""Layers: every recorded point on the drawing and the curve, the chosen one's numbers, a run there, the Lab."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from npd_core.polarizer.config import default_layer, preset
+
+Open = Callable[..., AppTest]
+
+
+@pytest.fixture
+def figure3(make_table: Callable, make_cell: Callable, tiny_zoo: str) -> None:
+    """Three points of the tiny model, one that failed, and one of a model that was poisoned otherwise."""
+    row = {"attack": "badnets_a2o"}
+    make_table(
+        "figure3",
+        [
+            make_cell(row | {"layer": "after:layer4.0.conv2"}, 0.98, 0.02, 0.9),
+            make_cell(row | {"layer": "stream:layer3.0"}, 0.94, 0.01, 0.95, der=0.999),
+            make_cell(row | {"layer": "after:conv1"}, 0.5, 0.97, 0.01),
+            make_cell(row | {"layer": "after:layer1.0.conv1"}, after=None, der=None, failed="Training diverged."),
+            make_cell({"attack": "lf", "layer": "after:conv1"}, 0.4, 0.3, model="signs-lf-preact_resnet18-w16"),
+        ],
+    )
+
+
+def errors(page: AppTest) -> list[str]:
+    assert not page.exception, page.exception
+    return [element.value for element in page.error]
+
+
+def component(page: AppTest, key: str) -> dict[str, Any]:
+    (found,) = [c for c in page.get("bidi_component") if c.proto.id.endswith(f"-{key}")]
+    return json.loads(found.proto.json)
+
+
+def text(page: AppTest) -> str:
+    return "\n".join(str(e.value) for kind in ("markdown", "caption", "info", "warning") for e in page.get(kind))
+
+
+def test_recorded_points_colour_the_drawing_and_the_best_one_is_chosen(
+    figure3: None, desk: Any, open_page: Open
+) -> None:
+    page = open_page("layers").run()
+    assert errors(page) == []
+    drawn = component(page, "points")
+    assert drawn["selected"] == page.selectbox(key="point").value == "after:layer4.0.conv2"
+    words = {layer: point["words"] for layer, point in drawn["tint"]["points"].items()}
+    assert words == {"after:layer4.0.conv2": "ASR 2%", "stream:layer3.0": "ASR 1%", "after:conv1": "ASR 97%"}
+    assert {m.label: m.value for m in page.metric} == {
+        "ACC clean": "98.0%",
+        "ASR attack": "2.0%",
+        "RA recovered": "90.0%",
+        "DER defense": "0.985",
+    }
+    assert "recorded · `signs-badnets_a2o-preact_resnet18-w4` · seed 3 · cpu · 2026-01-02 03:04" in text(page)
+
+    page.segmented_control(key="colour").set_value("acc").run()
+    assert errors(page) == []
+    drawn = component(page, "points")["tint"]
+    assert (drawn["metric"], drawn["low"]) == ("acc", "50%")
+    assert drawn["points"]["after:conv1"]["words"] == "ACC 50%"
+
+
+def test_the_curve_goes_forward_through_the_network(figure3: None, desk: Any, open_page: Open) -> None:
+    page = open_page("layers").run()
+    plot = json.loads(component(page, "layers")["figure"])
+    assert plot["layout"]["xaxis"]["categoryarray"] == ["after:conv1", "stream:layer3.0", "after:layer4.0.conv2"]
+    line = next(t for t in plot["data"] if t["legendgroup"] == "asr" and t["mode"] == "lines+markers")
+    assert (line["x"], line["y"]) == (["after:conv1", "after:layer4.0.conv2"], [0.97, 0.02])
+    assert plot["layout"]["shapes"][0]["x0"] == 2
+    rows = page.dataframe[0].value
+    assert list(rows["ASR"].dropna()) == [0.02, 0.01, 0.97]
+    assert rows["note"].dropna().tolist() == ["Training diverged."]
+
+
+def test_a_point_of_the_address_can_be_run_there(tiny_zoo: str, figure3: None, desk: Any, open_page: Open) -> None:
+    page = open_page("layers", point="layer2.0.conv1").run()
+    assert errors(page) == []
+    assert "Nothing is recorded for this point." in text(page)
+    page.button(key="start").click().run()
+    assert errors(page) == []
+    (asked,) = desk.asked
+    assert (asked.model, asked.layer, asked.config) == (tiny_zoo, "layer2.0.conv1", preset("signs"))
+    assert page.query_params["run"] == asked.key
+
+
+def test_numbers_of_another_model_are_named_as_such(figure3: None, desk: Any, open_page: Open) -> None:
+    page = open_page("layers", table_attack="Low frequency").run()
+    assert errors(page) == []
+    assert "not numbers of the chosen model, but of `signs-lf-preact_resnet18-w16`" in text(page)
+    page.button(key="start").click().run()
+    assert desk.asked[0].layer == "after:conv1"
+
+
+def test_a_point_that_is_none_is_one_sentence(figure3: None, desk: Any, open_page: Open) -> None:
+    page = open_page("layers", point="layer9").run()
+    (sentence,) = errors(page)
+    assert "'layer9'" in sentence
+    assert page.selectbox(key="point").value == "after:layer4.0.conv2"
+
+
+def test_without_a_record_the_drawing_has_no_colours(
+    tiny_zoo: str, desk: Any, make_table: Callable, open_page: Open
+) -> None:
+    page = open_page("layers").run()
+    assert errors(page) == []
+    assert "`npd table figure3 --quick --dataset signs`" in page.info[0].value
+    drawn = component(page, "points")
+    assert (drawn["tint"], drawn["selected"]) == (None, default_layer("preact_resnet18", "signs"))
+
+
+def test_the_lab_is_named_with_this_layer(figure3: None, desk: Any, open_page: Open) -> None:
+    page = open_page("layers").run()
+    page.button(key="lab").click().run()
+    assert errors(page) == []
+    assert any("lab?layer=after:layer4.0.conv2" in info.value for info in page.info)
