@@ -1,0 +1,76 @@
+"""Lessons and views in the app: what is left out, what the bar says, and that every step's settings are valid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from npd_core.lessons import LESSONS, Place
+from npd_core.zoo.card import get_card
+from pages.shared import controls
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+Open = Callable[..., AppTest]
+PLACES = [Place(lesson, number) for lesson in LESSONS.values() for number in range(1, len(lesson.steps) + 1)]
+pytestmark = pytest.mark.usefixtures("tiny_zoo", "runs_dir")
+
+
+def words(page: AppTest) -> str:
+    assert not page.exception, page.exception
+    return " ".join(element.value for kind in (page.markdown, page.info, page.error) for element in kind)
+
+
+def hidden(page: AppTest) -> str:
+    return " ".join(e.proto.body for e in page.get("html") if "display: none" in e.proto.body)
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.name)
+def test_the_settings_of_a_step_are_settings_of_its_page(place: Place, tiny_zoo: str) -> None:
+    assert (ROOT / "pages" / f"{place.step.page}.py").is_file()
+    if place.step.page != "lab":
+        assert set(place.step.settings) <= {"difference"}
+        return
+    layer = {"layer": place.step.settings.get("layer")} if "layer" in place.step.settings else {}
+    values = dict(place.step.settings) | layer
+    assert controls.layers(get_card(tiny_zoo)).count(layer.get("layer", "conv1")) == 1
+    for name in set(values) - {"layer"}:
+        assert controls.problem(controls.ALL[name], str(values[name])) == ""
+
+
+def test_the_page_of_lessons(open_page: Open) -> None:
+    page = open_page("lessons").run()
+    assert [element.value for element in page.subheader] == [lesson.title for lesson in LESSONS.values()]
+    shown = [element.value for element in page.code]
+    assert len(shown) == len(PLACES)
+    assert shown[5].endswith("/lab?view=layer-2&layer=layer4.1.conv1")
+
+
+def test_a_step_says_what_to_do_and_leaves_out_the_rest(open_page: Open) -> None:
+    page = open_page("lab", view="layer-2", layer="layer4.1.conv1").run()
+    step = LESSONS["layer"].steps[1]
+    assert step.do in words(page)
+    assert "step 2 of 4" in words(page)
+    assert page.selectbox(key="layer").value == "layer4.1.conv1"
+    assert all(part in hidden(page) for part in ("view-model", "view-settings", "view-advanced"))
+    page.button(key="lesson-leave").click().run()
+    assert step.do not in words(page)
+    assert hidden(page) == ""
+    assert "view" not in page.query_params
+
+
+def test_a_named_view(open_page: Open) -> None:
+    page = open_page("lab", view="simple").run()
+    assert "view-advanced" in hidden(page)
+    assert "view-settings" not in hidden(page)
+    assert "lesson" not in words(page)
+
+
+def test_an_unknown_view_is_said_and_ignored(open_page: Open) -> None:
+    page = open_page("lab", view="layr").run()
+    assert "Unknown view 'layr'. Did you mean 'layer'" in words(page)
+    assert "Everything is shown instead." in words(page)
+    assert hidden(page) == ""
+    assert "Unknown view" not in words(page.run())
