@@ -5,6 +5,6 @@ import streamlit as st
 from pages.shared import frame
 
 frame.dress()
-page = st.navigation(frame.pages(), position="top")
+page = st.navigation(frame.pages(), position=frame.menu())
 frame.header(page.url_path)
 page.run()

@@ -20,12 +20,13 @@ from npd_core.defenses.artifact import round_as_stored, save_repaired
 from npd_core.defenses.config import ANPConfig, EPConfig
 from npd_core.device import environment, resolve_device
 from npd_core.errors import unknown_name
-from npd_core.evaluation import Metrics, TestSets, der, evaluate, test_sets
+from npd_core.evaluation import Metrics, TestSets, der, evaluate, named, test_sets
 from npd_core.events import EpochEnd, Event, Failed, Finished, Measured, StepEnd
 from npd_core.models import Normalized
-from npd_core.polarizer.artifact import save_polarizer, write_text
+from npd_core.polarizer.artifact import forget_snapshots, save_polarizer, save_snapshot, write_text
 from npd_core.polarizer.config import VARIANTS, NPDConfig, default_layer
 from npd_core.polarizer.insertion import PolarizedNet
+from npd_core.polarizer.snapshots import epoch_of
 from npd_core.polarizer.training import train_polarizer
 from npd_core.request import DefenseRequest
 from npd_core.zoo.card import Card
@@ -40,15 +41,18 @@ def run_defense(
     stop: Callable[[], bool] = lambda: False,
     *,
     before: Metrics | None = None,
+    images: int | None = None,
 ) -> Iterator[Event]:
     """Train, measure, save. Ends with Finished or Failed, whose `result` holds the measured numbers.
 
     Args:
         request: what to do.
         out: folder for result.json and what was made: polarizer.safetensors and polarizer.json, or of a baseline
-            model.safetensors and repaired.json; None: nothing is written.
+            model.safetensors and repaired.json; None: nothing is written. A polarizer is kept after every epoch too,
+            see `npd_core.polarizer.snapshots`, before the event of that epoch is yielded.
         stop: asked after every step; once true, the training ends, its last good state is measured and saved.
         before: of the backdoored network, where they are known; None: measured.
+        images: test images that the numbers are measured on, as `test_sets` draws them; None: all.
     Raises:
         UnknownNameError, ConfigError, DataMissingError, CheckpointError, StorageError: before or between the events.
     """
@@ -60,14 +64,17 @@ def run_defense(
     backdoored.net.to(device)
     net: PolarizedNet | Normalized
     if isinstance(request.config, NPDConfig):
-        net = PolarizedNet(backdoored.net, request.layer or default_layer(card.arch, card.dataset), card.image_size)
+        layer = request.layer or card.recipe.get("layer") or default_layer(card.arch, card.dataset)
+        net = PolarizedNet(backdoored.net, layer, card.image_size)
     else:
         net = copy.deepcopy(backdoored.net)
     clean = load_clean(card.dataset, request.clean, request.config.seed)
-    sets = test_sets(card.dataset, backdoored.attack)
+    sets = test_sets(card.dataset, backdoored.attack, images)
     watched = test_sets(card.dataset, backdoored.attack, request.watch) if request.watch else None
 
     training = _training(request, net, backdoored, ImageSet(clean.images, clean.labels), sets, device)
+    if out is not None:
+        forget_snapshots(out)
     end: Finished | Failed | None = None
     epoch, seconds = -1, 0.0
     try:
@@ -75,6 +82,10 @@ def run_defense(
             if isinstance(event, Finished | Failed):
                 end = event
                 break
+            if out is not None and isinstance(net, PolarizedNet):
+                due = epoch_of(event, getattr(request.config, "warmup_epochs", 0))
+                if due is not None:
+                    save_snapshot(net, out, due, card)
             yield event
             if isinstance(event, EpochEnd):
                 seconds = event.seconds
@@ -82,7 +93,7 @@ def run_defense(
                     epoch = event.epoch
                 if watched is not None and event.epoch >= 0:
                     seen = evaluate(net, watched, device, "auto")
-                    yield Measured(event.epoch, seen.acc, seen.asr, seen.ra, len(watched.clean.labels))
+                    yield Measured(event.epoch, **named(seen, watched), images=len(watched.clean.labels))  # type: ignore[arg-type]
             if isinstance(event, StepEnd | EpochEnd) and stop():
                 end = Finished(epoch, seconds, stopped=True)
                 break
@@ -98,9 +109,9 @@ def run_defense(
         "model": card.id,
         "defense": request.defense,
         "layer": net.layer if isinstance(net, PolarizedNet) else None,
-        "before": _named(before),
-        "after": _named(after),
-        "der": der(before, after),
+        "before": named(before, sets),
+        "after": named(after, sets),
+        "der": der(before, after) if len(sets.poisoned.labels) else None,
         "seconds": {"train": end.seconds, "evaluate": time.perf_counter() - start},
         "config": request.to_dict(),
         "clean_indices": clean.indices.tolist(),
@@ -154,7 +165,3 @@ def _save(
         save_polarizer(net, out, meta)
     else:
         save_repaired(net, out, {"defense": request.defense, **meta})
-
-
-def _named(metrics: Metrics) -> dict[str, float]:
-    return metrics._asdict()

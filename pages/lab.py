@@ -8,7 +8,7 @@ from npd_core.figures import network as drawing
 from npd_core.jobs import queue
 from npd_core.polarizer.config import PAPER_LAYERS, default_layer
 from npd_core.zoo.card import Card
-from pages.shared import controls, frame, live
+from pages.shared import controls, frame, live, measured
 from pages.shared.components.network import network
 
 
@@ -136,6 +136,8 @@ with right:
             paper=PAPER_LAYERS.get(card.arch, ""),
             key="network",
             on_pick=picked,
+            tint=measured.layer_tint(card),
+            gaps=False,
         )
         arcs = ", each arc a shortcut" if "stream" in plan.kinds() else ""
         st.caption(

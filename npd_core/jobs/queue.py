@@ -1,6 +1,6 @@
 """Runs are worked through here, outside any page script: one worker thread and one queue per device, shared by all.
 
-A page asks (`submit`, `cancel`, `position`) and reads the store; a reload or a closed tab changes nothing.
+A page asks (`submit`, `race`, `cancel`, `position`) and reads the store; a reload or a closed tab changes nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import cast
 from npd_core import paths
 from npd_core.defenses.config import CONFIGS
 from npd_core.errors import ConfigError, NPDError, StorageError
-from npd_core.events import Event, Failed, Finished
+from npd_core.events import EpochEnd, Event, Failed, Finished, Measured
 from npd_core.jobs.store import RESULT, Owner, Run, RunStore, State, Thinner
 from npd_core.request import DefenseRequest
 from npd_core.zoo.card import get_card
@@ -48,8 +48,13 @@ class _Job:
         """Its end is told: nothing that the worker still does with it changes that."""
 
 
+_Heat = list[_Job]
+"""What has the device at one time: one run, or the two of a race, which take turns."""
+_Turns = Generator[None, None, tuple[State, str]]
+
+
 class RunManager:
-    """Takes requests and runs them, one at a time per device. Thread-safe."""
+    """Takes requests and runs them, one at a time per device; the two runs of a race by turns. Thread-safe."""
 
     def __init__(
         self,
@@ -73,8 +78,8 @@ class RunManager:
         self._execute = execute
         self._max_epochs, self._max_waiting, self._step_seconds = max_epochs, max_waiting, step_seconds
         self._changed = threading.Condition(threading.RLock())
-        self._waiting: dict[str, deque[_Job]] = {}
-        self._running: dict[str, _Job] = {}
+        self._waiting: dict[str, deque[_Heat]] = {}
+        self._running: dict[str, _Heat] = {}
         self._workers: dict[str, threading.Thread] = {}
         self._owner: Owner | None = None
         self._closed = False
@@ -97,24 +102,46 @@ class RunManager:
             StorageError: the run cannot be written.
             NPDError: the queue is full or closed.
         """
-        device = self._check(request)
+        return self._submit([request])[0]
+
+    def race(self, first: DefenseRequest, second: DefenseRequest) -> tuple[str, str]:
+        """The ids of the runs that answer both requests, as `submit` finds them, in this order.
+
+        Where both are new and of one device, they are worked by turns, epoch by epoch. Each is a run like any other:
+        the end of one, by itself or by `cancel`, leaves the device to the other. Raises as `submit`.
+        """
+        one, other = self._submit([first, second])
+        return one, other
+
+    def _submit(self, requests: list[DefenseRequest]) -> list[str]:
+        devices = [self._check(request) for request in requests]
         self._load()
         with self._changed:
             if self._closed:
                 raise NPDError("The app is closing and takes no more runs: start it again.")
-            if len(self._waiting.get(device, ())) >= self._max_waiting and not self.store.joinable(request, _current):
-                raise NPDError(f"{self._max_waiting} runs are waiting already: try again when some of them have ended.")
+            for request, device in zip(requests, devices, strict=True):
+                full = len(self._waiting.get(device, ())) >= self._max_waiting
+                if full and not self.store.joinable(request, _current):
+                    reason = f"{self._max_waiting} runs are waiting already"
+                    raise NPDError(f"{reason}: try again when some of them have ended.")
             if self._owner is None:
                 self._owner = Owner(self.store.root)
-            run_id, new = self.store.join_or_create(request, owner=self._owner.name, usable=_current)
-            if new:
-                self._waiting.setdefault(device, deque()).append(_Job(run_id, request, device))
-                if device not in self._workers:
-                    worker = threading.Thread(target=self._work, args=(device,), name=f"npd-{device}", daemon=True)
-                    self._workers[device] = worker
-                    worker.start()
+            ids, heats = [], dict[str, _Heat]()
+            try:
+                for request, device in zip(requests, devices, strict=True):
+                    run_id, new = self.store.join_or_create(request, owner=self._owner.name, usable=_current)
+                    ids.append(run_id)
+                    if new:
+                        heats.setdefault(device, []).append(_Job(run_id, request, device))
+            finally:  # what was created is worked, even where the next could not be written
+                for device, heat in heats.items():
+                    self._waiting.setdefault(device, deque()).append(heat)
+                    if device not in self._workers:
+                        worker = threading.Thread(target=self._work, args=(device,), name=f"npd-{device}", daemon=True)
+                        self._workers[device] = worker
+                        worker.start()
                 self._changed.notify_all()
-            return run_id
+            return ids
 
     def cancel(self, run_id: str) -> None:
         """Ends a run: a waiting one at once, a running one after its step, with the best state so far kept.
@@ -123,26 +150,31 @@ class RunManager:
         """
         with self._changed:
             for queue in self._waiting.values():
-                for job in queue:
+                for heat in queue:
+                    for job in heat:
+                        if job.id == run_id:
+                            heat.remove(job)
+                            if not heat:
+                                queue.remove(heat)
+                            self._end(job, "stopped", NEVER_STARTED)
+                            return
+            for heat in self._running.values():
+                for job in heat:
                     if job.id == run_id:
-                        queue.remove(job)
-                        self._end(job, "stopped", NEVER_STARTED)
+                        job.stop.set()
                         return
-            for job in self._running.values():
-                if job.id == run_id:
-                    job.stop.set()
-                    return
             if self.store.get(run_id).active:
                 self.store.ask_stop(run_id)
 
     def position(self, run_id: str) -> int | None:
-        """0: running; 1: next in its queue; 2, 3, ... ; None: neither runs nor waits in this process."""
+        """0: running; 1: next in its queue; 2, 3, ... ; None: neither runs nor waits in this process. The runs of a
+        race share a place."""
         with self._changed:
-            if any(job.id == run_id for job in self._running.values()):
+            if any(job.id == run_id for heat in self._running.values() for job in heat):
                 return 0
             for queue in self._waiting.values():
-                for place, job in enumerate(queue, start=1):
-                    if job.id == run_id:
+                for place, heat in enumerate(queue, start=1):
+                    if any(job.id == run_id for job in heat):
                         return place
         return None
 
@@ -164,16 +196,19 @@ class RunManager:
             self._closed = True
             for queue in self._waiting.values():
                 while queue:
-                    self._end(queue.popleft(), "interrupted", CLOSED.format("waited"))
-            for job in self._running.values():
-                job.stop.set()
+                    for job in queue.popleft():
+                        self._end(job, "interrupted", CLOSED.format("waited"))
+            for heat in self._running.values():
+                for job in heat:
+                    job.stop.set()
             self._changed.notify_all()
         for worker in list(self._workers.values()):
             if worker is not threading.current_thread():
                 worker.join(max(end - time.monotonic(), 0.0))
         with self._changed:
-            for job in self._running.values():
-                self._end(job, "interrupted", CLOSED.format("ran"))
+            for heat in self._running.values():
+                for job in heat:
+                    self._end(job, "interrupted", CLOSED.format("ran"))
             if self._owner is not None:
                 self._owner.release()
                 self._owner = None
@@ -207,28 +242,37 @@ class RunManager:
                     if self._closed:
                         return
                     self._changed.wait()
-                job = self._waiting[device].popleft()
-                self._running[device] = job
-            try:
-                state, message = self._run(job)
-            except NPDError as error:
-                state, message = "failed", str(error)
-            except BaseException as error:
-                _log.exception("Run %s ended by an unexpected error.", job.id)
-                full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-                state, message = "failed", NO_MEMORY if full else UNEXPECTED
-            with self._changed:
-                if self._closed and state == "failed":  # much else ends with the process, the run with it
-                    state, message = "interrupted", CLOSED.format("ran")
-                self._end(job, state, message)
-                del self._running[device]
-            gc.collect()
+                heat = self._running[device] = self._waiting[device].popleft()
+            turns = deque((job, self._run(job)) for job in heat)
+            while turns:
+                job, run = turns.popleft()
+                try:
+                    next(run)
+                    turns.append((job, run))
+                    continue
+                except StopIteration as end:
+                    state, message = end.value
+                except NPDError as error:
+                    state, message = "failed", str(error)
+                except BaseException as error:
+                    _log.exception("Run %s ended by an unexpected error.", job.id)
+                    full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+                    state, message = "failed", NO_MEMORY if full else UNEXPECTED
+                with self._changed:
+                    if self._closed and state == "failed":  # much else ends with the process, the run with it
+                        state, message = "interrupted", CLOSED.format("ran")
+                    self._end(job, state, message)
+                    heat.remove(job)
+                    if not heat:
+                        del self._running[device]
+                gc.collect()
 
-    def _run(self, job: _Job) -> tuple[State, str]:
-        """Runs one job to its end and says how it ended. Raises whatever the run raises."""
+    def _run(self, job: _Job) -> _Turns:
+        """Runs one job to its end, pausing after each epoch, and returns how it ended. Raises whatever the run
+        raises."""
         store, thin, execute = self.store, Thinner(self._step_seconds), cast(Execute, self._execute)
-        if store.stop_asked(job.id):
-            return "stopped", NEVER_STARTED
+        if job.stop.is_set() or store.stop_asked(job.id):
+            return ("interrupted", CLOSED.format("waited")) if self._closed else ("stopped", NEVER_STARTED)
         with self._changed:
             if job.over.is_set():
                 return "interrupted", CLOSED.format("waited")
@@ -255,6 +299,8 @@ class RunManager:
                 for kept in thin(event):
                     write(kept)
                 last = event
+                if isinstance(event, EpochEnd | Measured):
+                    yield
         if job.over.is_set():
             return "interrupted", CLOSED.format("ran")
         if isinstance(last, Finished | Failed) and not (folder / RESULT).exists():
@@ -339,3 +385,4 @@ def _close_all() -> None:
         each.shutdown()
         for worker in each._workers.values():
             worker.join(10.0)
+    gc.unfreeze()  # what is never collected is reported as leaked by native libraries

@@ -254,7 +254,8 @@ class RunStore:
 
     def _ids(self) -> Names:
         with _storage(self.root, "read"), contextlib.suppress(FileNotFoundError), os.scandir(self.root) as entries:
-            return sorted(entry.name for entry in entries if _RUN_ID.fullmatch(entry.name) and entry.is_dir())
+            names = sorted(entry.name for entry in entries if _RUN_ID.fullmatch(entry.name) and entry.is_dir())
+            return [name for name in names if self.root / name != paths.tables()]
         return []
 
     def _readable(self) -> tuple[Runs, dict[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -13,12 +14,13 @@ from typing import Any
 import safetensors
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
 from npd_core.errors import CheckpointError, StorageError
 from npd_core.models import Normalized
 from npd_core.polarizer.insertion import PolarizedNet
+from npd_core.polarizer.snapshots import snapshot_epochs, snapshot_file
 from npd_core.zoo.card import Card, sha256
 
 WEIGHTS = "polarizer.safetensors"
@@ -40,12 +42,14 @@ def write_text(path: Path, text: str) -> None:
         raise StorageError(reason) from error
 
 
-def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file whole or not at all. Raises StorageError, and leaves no partial file."""
+def write_weights(path: Path, state: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file whole or not at all, `notes` in its header. Raises StorageError, and leaves no partial
+    file."""
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, partial)
+        held = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+        save_file(held, partial, dict(notes) if notes else None)
         os.replace(partial, path)
     except (OSError, safetensors.SafetensorError) as error:
         with contextlib.suppress(OSError):
@@ -109,20 +113,98 @@ def load_polarizer(folder: Path, backdoored: Normalized, card: Card | None = Non
     weights = folder / WEIGHTS
     if not weights.is_file() or sha256(weights) != description.get("sha256"):
         raise CheckpointError(f"{weights} is missing or was changed since it was saved: train the polarizer again.")
-    if card is not None:
-        expected = card.files.get("model.safetensors")
-        if description.get("model", card.id) != card.id:
-            other = description["model"]
-            raise CheckpointError(f"{folder} was trained for {other}, not for {card.id}: choose that model.")
-        if description.get("model_sha256", expected) != expected:
-            raise CheckpointError(f"{folder} was trained for other weights of {card.id}: train the polarizer again.")
+    _check_model(folder, description, card)
     net = PolarizedNet(backdoored, description["layer"], card.image_size if card else 32)
     try:
-        net.polarizer.load_state_dict(load_file(weights))
-    except (safetensors.SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{weights} does not fit layer {net.layer}: {reason}") from error
+        state = load_file(weights)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{weights} cannot be read ({error}): train the polarizer again.") from error
+    put_state(net, state, weights)
     return net.eval()
+
+
+def _check_model(place: Path, description: Mapping[str, Any], card: Card | None) -> None:
+    """Refuse a polarizer that was trained for another network than that of `card`. Raises CheckpointError."""
+    if card is None:
+        return
+    expected = card.files.get("model.safetensors")
+    if description.get("model", card.id) != card.id:
+        other = description["model"]
+        raise CheckpointError(f"{place} was trained for {other}, not for {card.id}: choose that model.")
+    if description.get("model_sha256", expected) != expected:
+        raise CheckpointError(f"{place} was trained for other weights of {card.id}: train the polarizer again.")
+
+
+def forget_snapshots(folder: Path) -> None:
+    """Remove the polarizers of the epochs of an earlier run in the same folder. Raises StorageError."""
+    for epoch in snapshot_epochs(folder):
+        path = snapshot_file(folder, epoch)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"{path} could not be removed ({error.strerror}): choose another folder.") from error
+
+
+def save_snapshot(net: PolarizedNet, folder: Path, epoch: int, card: Card) -> None:
+    """Write the polarizer as it stands after `epoch` epochs, see `npd_core.polarizer.snapshots`.
+
+    The header tells layer, model, sha256 of its weights, and sha256 of the state, so that a file can be checked while
+    the run still goes on. Numbers are float32: the last snapshot is the final polarizer to the bit.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    state = {name: value.detach().cpu().contiguous() for name, value in net.polarizer.state_dict().items()}
+    notes = {
+        "format": str(FORMAT), "layer": net.layer, "epoch": str(epoch), "model": card.id,
+        "model_sha256": card.files["model.safetensors"], "sha256": _digest(state),
+    }  # fmt: skip
+    write_weights(snapshot_file(folder, epoch), state, notes)
+
+
+def read_snapshot(folder: Path, epoch: int, card: Card | None = None) -> tuple[str, dict[str, Tensor]]:
+    """Insertion layer and state of the polarizer after `epoch` epochs, checked as `load_polarizer` checks.
+
+    Raises:
+        CheckpointError: there is none of this epoch, it was changed, or it was made for another network.
+    """
+    path = snapshot_file(folder, epoch)
+    if not path.is_file():
+        there = ", ".join(map(str, snapshot_epochs(folder))) or "none"
+        raise CheckpointError(f"{folder.name} kept no polarizer of epoch {epoch}, only of: {there}.")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            notes = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): train the polarizer again.") from error
+    if notes.get("format") != str(FORMAT) or "layer" not in notes or notes.get("sha256") != _digest(state):
+        raise CheckpointError(f"{path} was changed since it was saved: train the polarizer again.")
+    _check_model(path, notes, card)
+    return notes["layer"], state
+
+
+def load_snapshot(folder: Path, epoch: int, backdoored: Normalized, card: Card | None = None) -> PolarizedNet:
+    """f_hat_theta as it was after `epoch` epochs of a run. Arguments and errors as for `load_polarizer`."""
+    layer, state = read_snapshot(folder, epoch, card)
+    net = PolarizedNet(backdoored, layer, card.image_size if card else 32)
+    put_state(net, state, snapshot_file(folder, epoch))
+    return net.eval()
+
+
+def put_state(net: PolarizedNet, state: Mapping[str, Tensor], source: Path) -> None:
+    """Give the polarizer of `net` the state that was read from `source`. Raises CheckpointError when it does not
+    fit."""
+    try:
+        net.polarizer.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{source} does not fit layer {net.layer}: {reason}") from error
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    """sha256 of names, shapes and bytes of a state."""
+    return hashlib.sha256(save(dict(state))).hexdigest()
 
 
 def remove_polarizer(net: PolarizedNet) -> Normalized:
@@ -166,7 +248,8 @@ def fold(net: PolarizedNet) -> Normalized:
     """The network for export: plain layers only, the polarizer folded away.
 
     Before a convolution it becomes a FoldedConv; behind one, new weights and a bias; on the residual stream, one biased
-    1x1 convolution in front of the block. The logits equal those of `net` up to rounding, for images of the same size.
+    1x1 convolution in front of the block, and so beside a grouped convolution, which no full matrix fits into. The
+    logits equal those of `net` up to rounding, for images of the same size.
     """
     plain = copy.deepcopy(net.net)
     path = f"net.{net.info.point.module}"
@@ -174,12 +257,13 @@ def fold(net: PolarizedNet) -> Normalized:
     matrix, offset = net.polarizer.folded()
     target: nn.Module = inserted.module  # type: ignore[assignment]
     kind = net.info.point.kind
-    if kind == "stream":
+    grouped = isinstance(target, nn.Conv2d) and (target.groups > 1 or target.padding_mode != "zeros")
+    if kind == "stream" or grouped:
         linear = nn.Conv2d(net.info.channels, net.info.channels, 1)
         with torch.no_grad():
             linear.weight.copy_(matrix[:, :, None, None])
             linear.bias.copy_(offset)  # type: ignore[union-attr]
-        replacement: nn.Module = nn.Sequential(linear, target)
+        replacement: nn.Module = nn.Sequential(target, linear) if kind == "after" else nn.Sequential(linear, target)
     elif kind == "before":
         assert isinstance(target, nn.Conv2d)
         replacement = FoldedConv(target, matrix, offset, net.info.height, net.info.width)

@@ -15,13 +15,18 @@ import streamlit as st
 
 from npd_core import paths
 from npd_core.errors import CheckpointError, UnknownNameError
+from npd_core.experiments.record import TableRecord, list_tables, read_table, table_path
 from npd_core.jobs.store import Run, RunStore
+from npd_core.polarizer.snapshots import snapshot_epochs, snapshot_file
 from npd_core.zoo.card import Card, get_card, list_cards
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from npd_core.attacks import Attack
+    from npd_core.bring.resist import Resistance
     from npd_core.evaluation import TestSets
+    from npd_core.jobs.replay import Replay
     from npd_core.polarizer.insertion import PointInfo, PolarizedNet
     from npd_core.zoo.weights import Backdoored
 
@@ -51,7 +56,7 @@ def stamp(folder: Path) -> Stamp:
 
 
 def cards() -> list[Card]:
-    """Cards of the zoo, sorted by id."""
+    """Cards of the zoo, sorted by id; those of networks without a backdoor too."""
     root = paths.pretrained()
     folders = sorted(root.iterdir()) if root.is_dir() else []
     return _cards(str(root), tuple(stamp(folder) for folder in folders if folder.is_dir()))
@@ -59,7 +64,7 @@ def cards() -> list[Card]:
 
 @st.cache_data(max_entries=4, show_spinner=False)
 def _cards(root: str, stamps: tuple[Stamp, ...]) -> list[Card]:
-    return list_cards()
+    return list_cards(clean=True)
 
 
 def card(model_id: str) -> Card:
@@ -148,6 +153,32 @@ def _archive(folder: str, model_id: str, files: Stamp) -> bytes:
     return archive(Path(folder), model_id)
 
 
+def model_archive(run_id: str, kind: str) -> bytes:
+    """The repaired network of a run as a zip file, in a format of MODEL_FORMATS. Raises as the core does."""
+    run = find_run(run_id)
+    return _model_archive(str(run.folder), kind, stamp(Path(run.folder)))
+
+
+@st.cache_data(max_entries=6, show_spinner=False)
+def _model_archive(folder: str, kind: str, files: Stamp) -> bytes:
+    from npd_core.jobs.formats import model_archive
+
+    return model_archive(Path(folder), kind)
+
+
+def report(run_id: str) -> bytes:
+    """The report of a run, an HTML file. Raises as the core does."""
+    run = find_run(run_id)
+    return _report(str(run.folder), stamp(Path(run.folder)))
+
+
+@st.cache_data(max_entries=6, show_spinner=False)
+def _report(folder: str, files: Stamp) -> bytes:
+    from npd_core.report import run_report
+
+    return run_report(Path(folder)).encode()
+
+
 def usable_runs(model_id: str) -> list[Run]:
     """Runs of this model that left a polarizer behind, newest live one first, recorded ones last."""
     return [
@@ -175,6 +206,25 @@ def _polarized(model_id: str, folder: str, model_files: Stamp, files: Stamp) -> 
 
     found = backdoored(model_id)
     return load_polarizer(Path(folder), found.net, found.card)
+
+
+# ---------------------------------------------------------------------------------------------------- recorded tables
+
+
+def table_datasets(name: str) -> list[str]:
+    """Data sets on which a table has been recorded."""
+    return [path.stem.removeprefix(f"{name}-") for path in list_tables() if path.stem.startswith(f"{name}-")]
+
+
+def table(name: str, dataset: str) -> TableRecord | None:
+    """The record of a table; None when there is none. Raises StorageError when its file is damaged."""
+    path = table_path(name, dataset)
+    return _table(str(path), stamp(path.parent)) if path.is_file() else None
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _table(path: str, files: Stamp) -> TableRecord:
+    return read_table(Path(path))
 
 
 # -------------------------------------------------------------------------------------------------------- test images
@@ -237,6 +287,98 @@ def _samples(model_id: str, indices: tuple[int, ...], folder: str, files: Stamp,
     )
 
 
+# ------------------------------------------------------------------------------------------------------------ triggers
+
+
+def attack(model_id: str) -> Attack:
+    """The attack of the model alone, shared. Raises as `backdoored`."""
+    folder = paths.pretrained() / card(model_id).id
+    return _attack(model_id, str(folder), stamp(folder))
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _attack(model_id: str, folder: str, files: Stamp) -> Attack:
+    from npd_core.zoo.weights import load_backdoored
+
+    return load_backdoored(model_id).attack
+
+
+def trigger_stamp(model_id: str) -> np.ndarray | None:
+    """The trigger as colours and opacity, (4, H, W) uint8, in its place; None for a trigger that is no stamp."""
+    folder = paths.pretrained() / card(model_id).id
+    return _trigger_stamp(model_id, str(folder), stamp(folder))
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _trigger_stamp(model_id: str, folder: str, files: Stamp) -> np.ndarray | None:
+    from npd_core.attacks import stamp as as_stamp
+
+    found = as_stamp(attack(model_id), card(model_id).image_size)
+    return None if found is None else found.numpy()
+
+
+def triggered(model_id: str, pictures: np.ndarray) -> np.ndarray:
+    """Any pictures, (N, 3, H, W) uint8, with the model's own trigger. Nothing of them is kept."""
+    import torch
+
+    return np.asarray(attack(model_id).apply(torch.from_numpy(pictures.copy())))
+
+
+def wanted(model_id: str, label: int) -> int:
+    """The class that the attacker wants for a picture of class `label`; of a clean network that is `label` itself."""
+    import torch
+
+    return int(attack(model_id).rule.target(torch.tensor([label])).item())
+
+
+def first_pictures(dataset: str, count: int) -> np.ndarray:
+    """Test pictures of `count` different classes, (count, 3, H, W) uint8: of each class the first one; class 0, which
+    most attackers want, is left out where the others are enough. Raises DataMissingError."""
+    return _first_pictures(dataset, count, str(paths.data()))
+
+
+@st.cache_data(max_entries=8, show_spinner="Reading the test images …")
+def _first_pictures(dataset: str, count: int, data: str) -> np.ndarray:
+    from npd_core.data.load import load_dataset
+
+    found = load_dataset(dataset, "test")
+    labels, places = np.unique(found.labels.numpy(), return_index=True)
+    if len(labels) > count:
+        places = places[1:]
+    return found.images[np.sort(places[:count])].numpy().copy()
+
+
+class Shown(NamedTuple):
+    """What an attack does to a few pictures. Arrays are (N, 3, H, W) uint8."""
+
+    clean: np.ndarray
+    triggered: np.ndarray
+    crossed: np.ndarray | None
+    """With the disturbance that must change no label, of an attack that has one."""
+
+
+def shown(model_id: str | None, attack_name: str, dataset: str, count: int) -> Shown:
+    """The first pictures of `dataset` under an attack: with the trigger of `model_id`, or without a model with the
+    trigger that the attack always has. Raises ConfigError where it is made for a model only, DataMissingError."""
+    files = () if model_id is None else stamp(paths.pretrained() / card(model_id).id)
+    return _shown(model_id, attack_name, dataset, count, str(paths.pretrained()), files, str(paths.data()))
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _shown(
+    model_id: str | None, attack_name: str, dataset: str, count: int, zoo: str, files: Stamp, data: str
+) -> Shown:
+    import torch
+
+    from npd_core.attacks import get_attack
+
+    clean = first_pictures(dataset, count)
+    found = get_attack(attack_name, dataset) if model_id is None else attack(model_id)
+    images = torch.from_numpy(clean.copy())
+    crossed = None if found.cross is None else found.apply_cross(images).numpy()
+    return Shown(clean, found.apply(images).numpy(), crossed)
+
+
 # -------------------------------------------------------------------------------------------------------- predictions
 
 
@@ -271,6 +413,70 @@ def _predictions(
     return predict(model_id, run_id, chosen.triggered if triggered else chosen.clean)
 
 
+# ------------------------------------------------------------------------------------------------- epochs of a run
+
+
+def at_epoch(run_id: str, epoch: int, images: np.ndarray) -> np.ndarray:
+    """Probabilities, (N, K) float32, of `images`, (N, 3, H, W) uint8, with the polarizer as it was after `epoch`
+    epochs of the run, which may still go on. Raises CheckpointError when that epoch was not kept."""
+    run = find_run(run_id)
+    source = paths.pretrained() / card(run.request.model).id
+    file = _file_stamp(snapshot_file(Path(run.folder), epoch))
+    return _at_epoch(run.request.model, str(run.folder), epoch, images, stamp(source), file)
+
+
+@st.cache_data(max_entries=2048, show_spinner=False)
+def _at_epoch(
+    model_id: str, folder: str, epoch: int, images: np.ndarray, model_files: Stamp, file: Stamp
+) -> np.ndarray:
+    import torch
+
+    first = min(epochs_of(folder), default=epoch)
+    replay = _replay(model_id, folder, first, model_files, _file_stamp(snapshot_file(Path(folder), first)))
+    return np.asarray(replay.probabilities(epoch, torch.from_numpy(images.copy())), dtype=np.float32)
+
+
+def epochs_of(folder: str | Path) -> list[int]:
+    """Epochs whose polarizer lies in the folder of a run, ascending."""
+    return snapshot_epochs(Path(folder))
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _replay(model_id: str, folder: str, first: int, model_files: Stamp, file: Stamp) -> Replay:
+    from npd_core.jobs.replay import Replay
+
+    return Replay(Path(folder), backdoored(model_id), first)
+
+
+def _file_stamp(path: Path) -> Stamp:
+    if not path.is_file():
+        return ()
+    return ((path.name, path.stat().st_mtime_ns, path.stat().st_size),)
+
+
+def hijacked(model_id: str, count: int = 6) -> tuple[int, ...]:
+    """Numbers of the first test pictures, of different classes where possible, that the network gets right when clean
+    and gives to the attacker when triggered; at most `count`, () where the trigger works on none of the first 480."""
+    folder = paths.pretrained() / card(model_id).id
+    return _hijacked(model_id, count, str(folder), stamp(folder), str(paths.data()))
+
+
+@st.cache_data(max_entries=8, show_spinner=False)
+def _hijacked(model_id: str, count: int, folder: str, files: Stamp, data: str) -> tuple[int, ...]:
+    found: dict[int, int] = {}
+    total = len(test_labels(model_id))
+    for start in range(0, min(total, 480), 48):
+        indices = tuple(range(start, min(start + 48, total)))
+        chosen = samples(model_id, indices)
+        clean, triggered = (predictions(model_id, None, indices, which).argmax(1) for which in (False, True))
+        works = (clean == chosen.labels) & (triggered == chosen.targets) & chosen.eligible
+        for at in np.flatnonzero(works):
+            found.setdefault(int(chosen.labels[at]), indices[at])
+        if len(found) >= count:
+            break
+    return tuple(sorted(found.values())[:count])
+
+
 # ------------------------------------------------------------------------------------------------------- attributions
 
 
@@ -299,9 +505,20 @@ def _maps(
     files: Stamp,
     data: str,
 ) -> Maps:
+    chosen = samples(model_id, (index,))
+    return _maps_of(model_id, run_id, chosen.clean[0], chosen.triggered[0], method, target)
+
+
+@st.cache_data(max_entries=16, show_spinner="Looking where the network looks …", scope="session")
+def own_maps(model_id: str, run_id: str, clean: np.ndarray, triggered: np.ndarray, method: str, target: int) -> Maps:
+    """`maps` of a visitor's picture, (3, H, W) uint8 without and with a trigger; kept for this session only."""
+    return _maps_of(model_id, run_id, clean, triggered, method, target)
+
+
+def _maps_of(model_id: str, run_id: str, clean: np.ndarray, triggered: np.ndarray, method: str, target: int) -> Maps:
     from npd_core.attribution import attribute, shared_scale
 
-    x = _pixels(samples(model_id, (index,)))
+    x = _pixels(clean, triggered)
     pair = [attribute(net, x, target, method).numpy() for net in (backdoored(model_id).net, polarized(run_id))]
     return Maps(np.stack(pair, axis=1), shared_scale(*pair))
 
@@ -335,9 +552,20 @@ def _channels(
     files: Stamp,
     data: str,
 ) -> Channels:
+    chosen = samples(model_id, (index,))
+    return _channels_of(model_id, run_id, (chosen.triggered if triggered else chosen.clean)[0], target)
+
+
+@st.cache_data(max_entries=16, show_spinner=False, scope="session")
+def own_channels(model_id: str, run_id: str, picture: np.ndarray, target: int) -> Channels:
+    """`channels` of a visitor's picture, (3, H, W) uint8; kept for this session only."""
+    return _channels_of(model_id, run_id, picture, target)
+
+
+def _channels_of(model_id: str, run_id: str, picture: np.ndarray, target: int) -> Channels:
     from npd_core.attribution import polarizer_attribution
 
-    x = _pixels(samples(model_id, (index,)))[1 if triggered else 0 :][:1]
+    x = _pixels(picture)
     found = polarizer_attribution(polarized(run_id), x, target)
     return Channels(
         found.before.tolist(),
@@ -349,8 +577,54 @@ def _channels(
     )
 
 
-def _pixels(chosen: Samples) -> Tensor:
-    """Clean, then triggered images: (2 N, 3, H, W) float32 in [0, 1]."""
+def _pixels(*pictures: np.ndarray) -> Tensor:
+    """Pictures (3, H, W) uint8 as a batch: (N, 3, H, W) float32 in [0, 1]."""
     import torch
 
-    return torch.from_numpy(np.concatenate([chosen.clean, chosen.triggered])).float() / 255
+    return torch.from_numpy(np.stack(pictures)).float() / 255
+
+
+# ------------------------------------------------------------------------------------------------- brought by somebody
+
+
+@st.cache_data(max_entries=1, show_spinner=False)
+def torchvision_names() -> list[str]:
+    """The classifiers that torchvision knows."""
+    from npd_core.models import torchvision_names
+
+    return torchvision_names()
+
+
+def own_points(model_id: str) -> list[str]:
+    """Insertion points of a network that somebody brought, in forward order. Raises UnknownNameError."""
+    found = card(model_id)
+    return _own_points(model_id, stamp(found.folder))
+
+
+@st.cache_data(max_entries=8, show_spinner=False)
+def _own_points(model_id: str, files: Stamp) -> list[str]:
+    from npd_core.polarizer.insertion import insertion_points
+    from npd_core.zoo.weights import load_backdoored
+
+    found = load_backdoored(model_id)
+    return [info.name for info in insertion_points(found.net, found.card.image_size)]
+
+
+def resistance(run_id: str) -> Resistance:
+    """How many held-out images of a brought model resist the imagined perturbation. Raises as the core does."""
+    run = find_run(run_id)
+    return _resistance(str(run.folder), stamp(Path(run.folder)), stamp(card(run.request.model).folder))
+
+
+@st.cache_data(max_entries=16, show_spinner="Imagining perturbations …")
+def _resistance(folder: str, files: Stamp, model_files: Stamp) -> Resistance:
+    from npd_core.bring.entry import suggested_config
+    from npd_core.bring.resist import resistance
+    from npd_core.data.load import load_dataset
+    from npd_core.jobs.formats import read_repaired
+    from npd_core.polarizer.config import NPDConfig
+
+    found = read_repaired(Path(folder))
+    config = found.run.request.config
+    cfg = config if isinstance(config, NPDConfig) else suggested_config(found.backdoored.card)
+    return resistance(found.backdoored.net, found.net, load_dataset(found.backdoored.card.dataset, "test"), cfg)

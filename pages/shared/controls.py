@@ -190,11 +190,11 @@ def request(card: Card, layer: str, *, folded: bool = False) -> DefenseRequest |
     values: dict[str, Any] = {"clean": start.clean, **start.config.to_dict()}
     for sentence in st.session_state.get("_problems", []):
         st.error(sentence, icon=":material/error:")
-    with st.expander("Losses and training", icon=":material/balance:", expanded=not folded):
+    with st.expander("Losses and training", key="view-settings", icon=":material/balance:", expanded=not folded):
         for setting in LOSSES:
             values[setting.key] = _draw(setting, values[setting.key])
         _draw_pairs(TRAINING, values)
-    with st.expander("Advanced settings", icon=":material/tune:"):
+    with st.expander("Advanced settings", key="view-advanced", icon=":material/tune:"):
         _draw_pairs(ADVANCED, values)
         st.button("Back to the preset", icon=":material/restart_alt:", on_click=reset, args=(card,), key="reset")
     try:

@@ -7,7 +7,7 @@ kept in the address by hand: a selectbox bound to it would write its titles ther
 from __future__ import annotations
 
 from datetime import datetime
-from typing import NamedTuple
+from typing import Literal, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
 import streamlit as st
@@ -17,9 +17,10 @@ from npd_core import paths
 from npd_core.errors import NPDError
 from npd_core.jobs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import cached, controls
+from pages.shared import cached, controls, view
 
 NO_RUN = "none"
+WITHOUT_MODEL = ("glossary", "lessons")  # pages of words, where a choice of model would only be in the way
 ATTACK_TITLES = {
     "badnets_a2o": "BadNets patch",
     "badnets_a2a": "BadNets, all-to-all",
@@ -29,6 +30,7 @@ ATTACK_TITLES = {
     "ssba": "Sample-specific",
     "trojan": "Trojan",
     "wanet": "WaNet",
+    "clean": "not backdoored",
 }
 STATES = {
     "queued": (":material/hourglass_empty:", "gray"),
@@ -52,11 +54,11 @@ def pages() -> dict[str, list[st.Page]]:
     return {
         "": [
             st.Page(
-                "pages/home.py",
-                title="Start",
+                "pages/story.py",
+                title="Story",
                 icon=":material/wb_twilight:",
                 default=True,
-                help="What a backdoor is, and one recorded run of the filter that removes it.",
+                help="What a backdoor is and how a thin lens filters it out, in six steps that you do yourself.",
             ),
             st.Page(
                 "pages/lab.py",
@@ -64,6 +66,7 @@ def pages() -> dict[str, list[st.Page]]:
                 icon=":material/science:",
                 help="Choose a backdoored model and a layer, then train a neural polarizer live.",
             ),
+            st.Page("pages/booth.py", title="Booth", visibility="hidden"),
         ],
         "Look": [
             st.Page(
@@ -78,8 +81,54 @@ def pages() -> dict[str, list[st.Page]]:
                 icon=":material/center_focus_strong:",
                 help="Which pixels decide, before and after the polarizer, on one scale.",
             ),
+            st.Page(
+                "pages/attacks.py",
+                title="Attacks",
+                icon=":material/bug_report:",
+                help="The eight attacks: what each does to a picture, how it is trained in, and how well it works.",
+            ),
+        ],
+        "Compare": [
+            st.Page(
+                "pages/layers.py",
+                title="Layers",
+                icon=":material/layers:",
+                help="What the polarizer achieves at each place of the network, on its drawing.",
+            ),
+            st.Page(
+                "pages/defenses.py",
+                title="Defenses",
+                icon=":material/shield:",
+                help="Every defense against every attack, measured beside the paper's numbers.",
+            ),
+            st.Page(
+                "pages/ablations.py",
+                title="Ablations",
+                icon=":material/tune:",
+                help="Loss terms, targets, poison ratio and number of clean images, one at a time.",
+            ),
+        ],
+        "Learn": [
+            st.Page(
+                "pages/lessons.py",
+                title="Lessons",
+                icon=":material/school:",
+                help="Three lessons for a class, step by step, each with a link; and views that hide settings.",
+            ),
+            st.Page(
+                "pages/glossary.py",
+                title="Glossary",
+                icon=":material/menu_book:",
+                help="Every word of the field that this app uses, in a sentence or two.",
+            ),
         ],
         "Yours": [
+            st.Page(
+                "pages/your_model.py",
+                title="Your model",
+                icon=":material/upload_file:",
+                help="Bring a network of your own and a few clean pictures: polarize, compare, take it home.",
+            ),
             st.Page(
                 "pages/runs.py",
                 title="Runs",
@@ -97,14 +146,23 @@ def dress() -> None:
     st.logo(str(ui / "logo.svg"), size="large")
 
 
+def menu() -> Literal["top", "hidden"]:
+    """Where `st.navigation` puts the menu: nowhere in a view that goes without it."""
+    return "top" if "menu" in view.shown() else "hidden"
+
+
 def header(page: str = "") -> None:
     """Draw the choice of model and run. Called once a script run, before the page.
 
     Args:
-        page: url path of the page; "" is the first page, which keeps the choice folded away.
+        page: url path of the page; "", the first page, and `your_model`, which has a network of its own, keep the
+            choice folded away.
     """
     state = st.session_state
     state["_framed"] = True
+    if page == "booth":
+        return
+    view.dress(page, open_page)
     cards = {card.id: card for card in _cards()}
     runs = {run.id: run for run in cached.all_runs()}
     chosen = state.setdefault("_chosen", {"model": None, "run": NO_RUN})
@@ -116,31 +174,11 @@ def header(page: str = "") -> None:
     if chosen["run"] not in fitting:
         chosen["run"] = NO_RUN
     state["run"] = chosen["run"]
-    if page == "":
-        with st.container(horizontal_alignment="right"):
-            place = st.popover("Model and run", icon=":material/tune:", help="Whose record this page shows.")
-    else:
-        place = st.container(key="frame")
-    with place:
-        left, right = st.columns(2)
-        left.selectbox(
-            "Backdoored model",
-            list(cards),
-            format_func=lambda name: model_title(cards[name]) if name in cards else name,
-            key="model",
-            on_change=_model_changed,
-            disabled=not cards,
-            help="Shipped networks that were trained on poisoned data. They work well, until the trigger appears.",
-        )
-        right.selectbox(
-            "Run",
-            fitting,
-            format_func=lambda name: run_title(runs.get(name)),
-            key="run",
-            on_change=_run_changed,
-            help="A trained polarizer of this model. The link in the address bar opens the same run elsewhere.",
-        )
+    if page not in WITHOUT_MODEL:
+        _draw_choice(page, cards, runs, fitting)
     _write_address(default=next(iter(cards), None))
+    if view.booth():
+        view.keep_watch(page, cached.all_runs)
     for sentence in state.get("_notices", []):
         st.error(sentence, icon=":material/error:")
 
@@ -148,7 +186,7 @@ def header(page: str = "") -> None:
 def selection() -> Selection:
     """The model and run that the address names; draws the choice first when no frame did."""
     if not st.session_state.get("_framed"):
-        _join_app()
+        join_app()
         header("alone")
         st.session_state["_framed"] = False
     card = run = None
@@ -167,6 +205,16 @@ def open_run(run_id: str) -> None:
     st.session_state["_open_run"] = run_id
     st.session_state["_notices"] = []
     st.rerun()
+
+
+def open_page(page: str, values: dict[str, str]) -> NoReturn:
+    """Go to the page of this url path, with `values` in the address. Not for callbacks.
+
+    Raises:
+        StreamlitAPIException: one of the values belongs to a widget that is on show, or the page runs alone.
+    """
+    target = next((p for section in pages().values() for p in section if p.url_path == page), page)
+    st.switch_page(target, query_params=values)
 
 
 def link(page: str, label: str, icon: str) -> None:
@@ -219,7 +267,7 @@ def local_time(moment: object) -> str:
     return str(moment).replace("T", " ")[:16]
 
 
-def _join_app() -> None:
+def join_app() -> None:
     """Start over inside the frame when only the frame is missing.
 
     Until a server has run `app.py` once, Streamlit takes every file in `pages/` for a page of its own: whoever opens
@@ -227,17 +275,49 @@ def _join_app() -> None:
     """
     if st.context.url and urlsplit(st.context.url).path.rstrip("/"):
         dress()
-        st.navigation(pages(), position="top")
+        st.navigation(pages(), position=menu())
         st.rerun()
 
 
 def _cards() -> list[Card]:
-    """The zoo, the built-in data set first: what it shows works on every machine."""
+    """The zoo, the built-in data set first: what it shows works on every machine. Honest networks come last of each."""
     try:
-        return sorted(cached.cards(), key=lambda card: (card.dataset != "signs", card.id))
+        order = {attack: place for place, attack in enumerate(ATTACK_TITLES)}
+        return sorted(
+            cached.cards(),
+            key=lambda c: (c.dataset != "signs", c.dataset, order.get(c.attack, len(order)), c.width, c.id),
+        )
     except NPDError as error:
         st.error(str(error), icon=":material/error:")
         return []
+
+
+def _draw_choice(page: str, cards: dict[str, Card], runs: dict[str, Run], fitting: list[str]) -> None:
+    if page in ("", "your_model"):
+        with st.container(key="view-model", horizontal_alignment="right"):
+            place = st.popover("Model and run", icon=":material/tune:", help="Whose record this page shows.")
+    else:
+        place = st.container(key="view-model")
+    with place:
+        left, right = st.columns(2)
+        left.selectbox(
+            "Model",
+            list(cards),
+            format_func=lambda name: model_title(cards[name]) if name in cards else name,
+            key="model",
+            on_change=_model_changed,
+            disabled=not cards,
+            help="Shipped networks that were trained on poisoned data. They work well, until the trigger appears. "
+            "Those that are not backdoored show what the polarizer does to an honest network.",
+        )
+        right.selectbox(
+            "Run",
+            fitting,
+            format_func=lambda name: run_title(runs.get(name)),
+            key="run",
+            on_change=_run_changed,
+            help="A trained polarizer of this model. The link in the address bar opens the same run elsewhere.",
+        )
 
 
 def _read_address(cards: dict[str, Card], runs: dict[str, Run]) -> None:
@@ -293,7 +373,12 @@ def _run_changed() -> None:
     st.session_state["_notices"] = []
 
 
-def _model_changed() -> None:
-    st.session_state["_chosen"] = {"model": st.session_state["model"], "run": NO_RUN}
+def choose_model(model_id: str) -> None:
+    """Make `model_id` the model of the whole app, without a run; for a button's `on_click`."""
+    st.session_state["_chosen"] = {"model": model_id, "run": NO_RUN}
     st.session_state["_notices"] = []
-    controls.reset(cached.card(st.session_state["model"]))
+    controls.reset(cached.card(model_id))
+
+
+def _model_changed() -> None:
+    choose_model(st.session_state["model"])

@@ -13,11 +13,13 @@ from npd_core.figures import curves
 from npd_core.jobs import queue
 from npd_core.jobs.store import Run, RunStore
 from npd_core.zoo.card import Card
-from pages.shared import cached, frame
+from pages.shared import cached, filmstrip, frame
 from pages.shared.components.chart import chart
 from pages.shared.components.light import Frame, light
 
 REFRESH = 0.5
+RESULT = -1
+"""In place of an epoch: the end of the run, as it was kept and measured."""
 MEANING = {
     "acc": "Clean accuracy: clean test images that get their true label. Should stay high.",
     "asr": "Attack success rate: triggered test images that get the attacker's label. Should fall to near 0.",
@@ -125,18 +127,12 @@ def _show(run: Run, card: Card | None) -> None:
     losses = curves.read_losses(records)
     done = curves.read_progress(records)
     epochs = done.epochs or getattr(run.request.config, "epochs", 1)
-    result = run.result or {}
     _status(run, done, epochs)
-    after = (
-        result.get("after")
-        or dict(zip(("acc", "asr", "ra"), (measured.acc[-1], measured.asr[-1], measured.ra[-1]), strict=True))
-        if measured.epochs
-        else {}
-    )
-    tiles(before, after, result.get("der"))
-    shown = frames(run, measured)
-    if shown:
-        light(shown[-1:], asr_before=before.get("asr"), key="light", announce=_milestone(run, measured))
+    kept = [] if run.active or card is None or card.asr is None else cached.epochs_of(run.folder)
+    if len(kept) > 1 and card is not None:
+        _moments(run, card, before, measured, kept)
+    else:
+        _moment(run, before, measured, None)
     mode = st.context.theme.type
     left, right = st.columns(2)
     with left, st.container(key="metrics-chart"):
@@ -152,6 +148,51 @@ def _show(run: Run, card: Card | None) -> None:
     if not run.active:
         chart_tables(losses, measured)
         st.caption(f"{frame.provenance(run)} · test images are only measured, never trained on")
+
+
+def _moment(run: Run, before: dict[str, Any], measured: curves.MetricCurves, epoch: int | None) -> None:
+    """Tiles and polarised light after `epoch` epochs; None: the result, or how far a run that goes on is."""
+    shown, result = frames(run, measured), run.result or {}
+    if epoch is not None:
+        found = [one for one, of in zip(shown, measured.epochs, strict=False) if of == epoch]
+        shown = found or [Frame(f"after epoch {epoch}", None, None, None)]
+    if not shown:
+        tiles(before, {}, result.get("der"))
+        return
+    tiles(before, shown[-1]._asdict(), result.get("der") if epoch is None else None)
+    announce = _milestone(run, measured) if epoch is None else ""
+    light(shown[-1:], asr_before=before.get("asr"), key="light", announce=announce)
+
+
+@st.fragment
+def _moments(run: Run, card: Card, before: dict[str, Any], measured: curves.MetricCurves, kept: list[int]) -> None:
+    """A finished run at the epoch that the slider names, with a few pictures judged at each."""
+    place, options = st.container(), [*kept, RESULT]
+    with st.container(key="scrub"):
+        chosen = st.select_slider(
+            "Go through the epochs",
+            options,
+            value=RESULT,
+            format_func=lambda at: {RESULT: "result", 0: "start"}.get(at, f"epoch {at}"),
+            key=f"epoch-{run.id}",
+            help="Sets the numbers, the light and the frames below to this epoch of the training.",
+        )
+        epoch = None if chosen == RESULT else chosen
+        with place:
+            _moment(run, before, measured, epoch)
+            st.caption(_said_of(epoch, measured, run.request.watch))
+        filmstrip.of_run(run.id, card, epoch)
+
+
+def _said_of(epoch: int | None, measured: curves.MetricCurves, watch: int) -> str:
+    """On what the numbers of an epoch were measured."""
+    if epoch is None:
+        return "The result, measured on all test images."
+    if epoch == 0:
+        return "Before the first epoch, the polarizer after its warm-up; the numbers are of the network without it."
+    if epoch not in measured.epochs:
+        return f"After epoch {epoch}: nothing was measured then, only the polarizer was kept."
+    return f"After epoch {epoch}, measured on the first {watch} test images."
 
 
 def _status(run: Run, done: curves.Progress, epochs: int) -> None:

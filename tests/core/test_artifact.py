@@ -1,15 +1,28 @@
 """A polarizer that was saved comes back as it was, fits only its own network, and folds into plain layers."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from npd_core.errors import CheckpointError, StorageError
+from npd_core.jobs.replay import Replay
 from npd_core.models import build_model
 from npd_core.polarizer import artifact
-from npd_core.polarizer.artifact import fold, load_polarizer, remove_polarizer, save_polarizer
+from npd_core.polarizer.artifact import (
+    fold,
+    forget_snapshots,
+    load_polarizer,
+    load_snapshot,
+    remove_polarizer,
+    save_polarizer,
+    save_snapshot,
+)
 from npd_core.polarizer.insertion import PolarizedNet
+from npd_core.polarizer.snapshots import snapshot_epochs
+from npd_core.zoo.card import get_card
+from npd_core.zoo.weights import load_backdoored
 
 X = torch.rand(3, 3, 32, 32)
 
@@ -138,3 +151,72 @@ def test_a_full_disk_leaves_the_earlier_save_whole(backdoored, tmp_path, monkeyp
         save_polarizer(trained(backdoored, "layer4.1.conv1"), tmp_path, {})
     monkeypatch.undo()
     assert torch.equal(load_polarizer(tmp_path, backdoored)(X), first(X))
+
+
+# the polarizer of every epoch
+
+
+@pytest.fixture
+def card(tiny_zoo):
+    return get_card(tiny_zoo)
+
+
+@pytest.fixture
+def run_of_two(tiny_zoo, card, tmp_path):
+    """A folder with the polarizers of epochs 0 and 12, and the networks that they make."""
+    source = load_backdoored(tiny_zoo).net
+    nets = {0: PolarizedNet(source, "stream:layer4.0"), 12: trained(source, "stream:layer4.0")}
+    for epoch, net in nets.items():
+        save_snapshot(net, tmp_path, epoch, card)
+    return source, nets
+
+
+def test_an_epoch_comes_back_to_the_bit(run_of_two, card, tmp_path):
+    source, nets = run_of_two
+    assert snapshot_epochs(tmp_path) == [0, 12]
+    assert sorted(p.name for p in (tmp_path / "epochs").iterdir()) == ["000.safetensors", "012.safetensors"]
+    for epoch, net in nets.items():
+        found = load_snapshot(tmp_path, epoch, source, card)
+        assert found.layer == "stream:layer4.0"
+        assert torch.equal(found(X), net(X))
+    assert not torch.equal(nets[0](X), nets[12](X))
+    forget_snapshots(tmp_path)
+    assert snapshot_epochs(tmp_path) == []
+
+
+def test_an_epoch_that_is_not_there_names_those_that_are(run_of_two, card, tmp_path):
+    with pytest.raises(CheckpointError, match="no polarizer of epoch 3, only of: 0, 12"):
+        load_snapshot(tmp_path, 3, run_of_two[0], card)
+    with pytest.raises(CheckpointError, match="only of: none"):
+        load_snapshot(tmp_path / "an-older-run", 0, run_of_two[0], card)
+
+
+def test_a_changed_epoch_is_refused(run_of_two, card, tmp_path):
+    path = tmp_path / "epochs" / "012.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match="was changed"):
+        load_snapshot(tmp_path, 12, run_of_two[0], card)
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_snapshot(tmp_path, 12, run_of_two[0], card)
+
+
+def test_an_epoch_of_another_model_is_refused(run_of_two, card, tmp_path):
+    other = replace(card, id="signs-blended-preact_resnet18-w4")
+    with pytest.raises(CheckpointError, match=f"trained for {card.id}, not for {other.id}"):
+        load_snapshot(tmp_path, 12, run_of_two[0], other)
+    anew = replace(card, files=card.files | {"model.safetensors": "0" * 64})
+    with pytest.raises(CheckpointError, match="other weights"):
+        load_snapshot(tmp_path, 12, run_of_two[0], anew)
+
+
+def test_replayed_answers_are_those_of_each_network(run_of_two, tiny_zoo, tmp_path):
+    nets = run_of_two[1]
+    replay = Replay(tmp_path, load_backdoored(tiny_zoo), 0)
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    for epoch in (12, 0, 12):
+        expected = nets[epoch](images / 255).softmax(1)
+        torch.testing.assert_close(replay.probabilities(epoch, images), expected)
+    other = images.flip(0)
+    torch.testing.assert_close(replay.probabilities(12, other), nets[12](other / 255).softmax(1))

@@ -500,7 +500,7 @@ def test_bench_as_json(capsys, tiny_zoo):
     [
         ((), "required: COMMAND"),
         (("defned",), "Unknown command 'defned'. Did you mean 'defend'?"),
-        (("sweep", "x"), "Unknown command 'sweep'."),
+        (("swept", "x"), "Unknown command 'swept'. Did you mean 'sweep'?"),
         (("data", "gett"), "Unknown command 'gett'. Did you mean 'get'?"),
         (("data", "get", "cifar"), "Unknown data set 'cifar'. Did you mean 'cifar10'?"),
         (("zoo",), "required: ACTION"),

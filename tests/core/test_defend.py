@@ -15,8 +15,9 @@ from npd_core.defenses.artifact import load_repaired
 from npd_core.errors import ConfigError, UnknownNameError
 from npd_core.evaluation import evaluate
 from npd_core.events import EpochEnd, Failed, Finished, Measured, StepEnd
-from npd_core.polarizer.artifact import load_polarizer
+from npd_core.polarizer.artifact import load_polarizer, load_snapshot
 from npd_core.polarizer.config import VARIANTS, NPDConfig
+from npd_core.polarizer.snapshots import snapshot_epochs
 from npd_core.request import DefenseRequest
 from npd_core.zoo.weights import load_backdoored
 
@@ -42,6 +43,39 @@ def test_a_run_measures_saves_and_can_be_rebuilt(request_, tmp_path):
     assert evaluate(net, sets)._asdict() == result["after"]
     assert result["before"]["acc"] == pytest.approx(backdoored.card.acc, abs=0.005)
     assert result["before"]["asr"] == pytest.approx(backdoored.card.asr, abs=0.005)
+
+
+def test_every_epoch_leaves_the_polarizer_that_was_measured(request_, tmp_path):
+    epochs, measured = {}, {}
+    for event in run_defense(replace(request_, watch=48), tmp_path):
+        if isinstance(event, EpochEnd):
+            epochs[event.epoch] = snapshot_epochs(tmp_path)
+        if isinstance(event, Measured):
+            measured[event.epoch + 1] = (event.acc, event.asr, event.ra)
+    assert epochs == {-1: [0], 0: [0, 1], 1: [0, 1, 2]}, "each is there when its event is"
+    backdoored = load_backdoored(request_.model)
+    watched = evaluation.test_sets("signs", backdoored.attack, 48)
+    x = watched.poisoned.images[:8].float() / 255
+    for epoch, numbers in measured.items():
+        net = load_snapshot(tmp_path, epoch, backdoored.net, backdoored.card)
+        assert tuple(evaluate(net, watched, precision="auto")) == numbers
+    assert torch.equal(net(x), load_polarizer(tmp_path, backdoored.net, backdoored.card)(x))
+    start = load_snapshot(tmp_path, 0, backdoored.net)
+    assert not torch.equal(start(x), net(x))
+
+
+def test_without_a_warm_up_epoch_0_is_the_identity_and_old_epochs_are_gone(request_, tmp_path):
+    stray = tmp_path / "epochs" / "007.safetensors"
+    stray.parent.mkdir()
+    stray.write_bytes(b"of another run")
+    run = run_defense(replace(request_, config=replace(CFG, warmup_epochs=0)), tmp_path)
+    next(run)
+    run.close()
+    assert snapshot_epochs(tmp_path) == [0]
+    backdoored = load_backdoored(request_.model)
+    x = torch.rand(4, 3, 32, 32)
+    start = load_snapshot(tmp_path, 0, backdoored.net, backdoored.card)
+    torch.testing.assert_close(start(x), backdoored.net(x), rtol=1e-3, atol=1e-3)
 
 
 def test_the_same_request_gives_the_same_numbers(request_):

@@ -22,7 +22,7 @@ import pytest
 
 from npd_core import paths
 from npd_core.errors import CheckpointError, ConfigError, NPDError, StorageError, UnknownNameError
-from npd_core.events import EpochEnd, Event, Failed, Finished, Started, StepEnd
+from npd_core.events import EpochEnd, Event, Failed, Finished, Measured, Started, StepEnd
 from npd_core.jobs import queue as queue_module
 from npd_core.jobs import store as store_module
 from npd_core.jobs.queue import RunManager, manager, queue_of
@@ -516,3 +516,136 @@ def test_a_process_that_ends_by_itself_leaves_nothing_running(tmp_path: Path) ->
     assert second.state == "interrupted"
     assert [record["type"] for record in store.events(first.id)][-1] == "Finished"
     assert list((tmp_path / ".owners").iterdir()) == []
+
+
+class Lanes:
+    """Stands for a defense of three epochs that is measured after each; notes whose turn it was, and waits for its gate
+    in the second epoch."""
+
+    def __init__(self, bad: int | None = None) -> None:
+        self.log: list[tuple[int, str]] = []
+        self.gate = threading.Event()
+        self.bad = bad
+
+    def __call__(self, request: DefenseRequest, out: Path, stop: Callable[[], bool]) -> Iterator[Event]:
+        seed = request.config.seed
+        self.log.append((seed, "start"))
+        yield STARTED
+        for epoch in range(3):
+            if epoch == 1:
+                assert self.gate.wait(60)
+            self.log.append((seed, f"epoch {epoch}"))
+            yield StepEnd(epoch, 0, {"total": 1.0})
+            if stop():
+                break
+            if epoch == 1 and seed == self.bad:
+                raise CheckpointError("The weights are gone.")
+            yield EpochEnd(epoch, {"total": 1.0}, 0.1)
+            yield Measured(epoch, 0.9, 0.1, 0.8, 10)
+        self.log.append((seed, "end"))
+        yield Finished(2, 0.3, stopped=stop(), result={"seed": seed})
+
+
+def race(tmp_path: Path, lanes: Lanes) -> tuple[RunManager, tuple[str, str]]:
+    jobs = RunManager(RunStore(tmp_path / "runs"), lanes)
+    return jobs, jobs.race(request(0), request(1))
+
+
+def test_a_race_is_worked_by_turns_and_leaves_two_ordinary_runs(tmp_path: Path) -> None:
+    lanes = Lanes()
+    jobs, ids = race(tmp_path, lanes)
+    waiting = jobs.submit(request(2))
+    until(lambda: len(lanes.log) == 4)  # both have done an epoch, the first is in its second
+    assert ids == (request(0).key, request(1).key)
+    assert [jobs.position(run_id) for run_id in (*ids, waiting)] == [0, 0, 1]
+    assert [jobs.store.get(run_id).state for run_id in ids] == ["running", "running"]
+    lanes.gate.set()
+    assert [jobs.wait(run_id, 60).state for run_id in (*ids, waiting)] == ["finished"] * 3
+    epochs = [entry for entry in lanes.log if entry[1].startswith("epoch") and entry[0] != 2]
+    assert epochs == [(seed, f"epoch {epoch}") for epoch in range(3) for seed in (0, 1)]
+    assert lanes.log[-5:] == [(2, "start"), *((2, f"epoch {epoch}") for epoch in range(3)), (2, "end")]
+    for seed, run_id in enumerate(ids):
+        assert jobs.store.get(run_id).result == {"seed": seed}
+        kinds = [record["type"] for record in jobs.store.events(run_id) if record["type"] != "StepEnd"]
+        assert kinds == ["Started", *["EpochEnd", "Measured"] * 3, "Finished"]
+    assert jobs.race(request(0), request(1)) == ids  # shown as they are
+    assert len(lanes.log) == 15
+    jobs.shutdown()
+
+
+def test_a_race_against_a_finished_run_trains_only_the_other(tmp_path: Path) -> None:
+    lanes = Lanes()
+    lanes.gate.set()
+    jobs = RunManager(RunStore(tmp_path / "runs"), lanes)
+    old = jobs.wait(jobs.submit(request(1)), 60)
+    lanes.log.clear()
+    first, second = jobs.race(request(0), request(1))
+    assert second == old.id
+    assert jobs.wait(first, 60).state == "finished"
+    assert {seed for seed, _ in lanes.log} == {0}
+    assert jobs.store.get(second) == old
+    assert jobs.race(request(3), request(3)) == (request(3).key, request(3).key)  # a race against itself is one run
+    jobs.shutdown()
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_one_of_a_race_can_be_stopped_and_the_other_goes_on(stopped: int, tmp_path: Path) -> None:
+    lanes = Lanes()
+    jobs, ids = race(tmp_path, lanes)
+    until(lambda: len(lanes.log) == 4)
+    jobs.cancel(ids[stopped])
+    lanes.gate.set()
+    states = [jobs.wait(run_id, 60).state for run_id in ids]
+    assert states[stopped] == "stopped"
+    assert states[1 - stopped] == "finished"
+    assert jobs.store.get(ids[stopped]).result == {"seed": stopped}
+    assert (stopped, "epoch 2") not in lanes.log
+    jobs.shutdown()
+
+
+def test_a_failure_in_a_race_is_that_of_one_run(tmp_path: Path) -> None:
+    lanes = Lanes(bad=0)
+    lanes.gate.set()
+    jobs, ids = race(tmp_path, lanes)
+    first, second = (jobs.wait(run_id, 60) for run_id in ids)
+    assert (first.state, first.message) == ("failed", "The weights are gone.")
+    assert second.state == "finished"
+    until(lambda: jobs.position(ids[1]) is None)
+    jobs.shutdown()
+
+
+def test_a_waiting_race_shares_a_place_and_loses_a_run(tmp_path: Path) -> None:
+    lanes = Lanes()
+    jobs = RunManager(RunStore(tmp_path / "runs"), lanes)
+    running = jobs.submit(request(0))
+    until(lambda: jobs.position(running) == 0)
+    ids, last = jobs.race(request(1), request(2)), jobs.submit(request(3))
+    assert [jobs.position(run_id) for run_id in (*ids, last)] == [1, 1, 2]
+    jobs.cancel(ids[0])
+    assert [jobs.position(run_id) for run_id in (*ids, last)] == [None, 1, 2]
+    assert jobs.store.get(ids[0]).message == queue_module.NEVER_STARTED
+    jobs.cancel(ids[1])
+    assert jobs.position(last) == 1
+    lanes.gate.set()
+    assert jobs.wait(last, 60).state == "finished"
+    assert {seed for seed, _ in lanes.log} == {0, 3}
+    jobs.shutdown()
+
+
+def test_closing_the_app_ends_both_runs_of_a_race(tmp_path: Path) -> None:
+    lanes = Lanes()
+    jobs, ids = race(tmp_path, lanes)
+    until(lambda: len(lanes.log) == 4)
+    threading.Timer(0.05, lanes.gate.set).start()
+    jobs.shutdown(60)
+    assert [jobs.store.get(run_id).state for run_id in ids] == ["stopped", "stopped"]
+
+
+def test_a_race_between_devices_is_two_queues(tmp_path: Path, training: Training, monkeypatch: Any) -> None:
+    monkeypatch.setattr(queue_module, "queue_of", lambda device: device)
+    jobs = RunManager(RunStore(tmp_path / "runs"), training)
+    ids = jobs.race(request(0), replace(request(1), device="cuda:0"))
+    until(lambda: [jobs.position(run_id) for run_id in ids] == [0, 0])
+    until(lambda: training.most_together == 2)
+    training.gate.set()
+    jobs.shutdown(60)

@@ -17,6 +17,8 @@ STAGES = [
     ("errors", "paths", "events"),
     ("device",),
     ("data",),
+    ("attack_facts",),
+    ("glossary", "lessons"),
     ("attacks",),
     ("models",),
     ("evaluation",),
@@ -26,13 +28,16 @@ STAGES = [
     ("request",),
     ("attribution",),
     ("defend",),
+    ("bring",),
     ("figures",),
     ("jobs",),
+    ("report",),
+    ("experiments",),
     ("bench",),
-    ("cli",),
+    ("cli", "cli_experiments", "cli_export"),
     ("__main__",),
 ]
-CONFIGS = ("polarizer.config", "defenses.config", "request")
+CONFIGS = ("polarizer.config", "defenses.config", "request", "experiments.record")
 """Plain values without torch, which may be used from anywhere at or after the events."""
 
 WITHOUT_TORCH = [
@@ -42,6 +47,10 @@ WITHOUT_TORCH = [
     "npd_core.events",
     "npd_core.data.spec",
     "npd_core.data.load",
+    "npd_core.data.images",
+    "npd_core.attack_facts",
+    "npd_core.glossary",
+    "npd_core.lessons",
     "npd_core.zoo.card",
     "npd_core.polarizer.config",
     "npd_core.defenses",
@@ -50,6 +59,12 @@ WITHOUT_TORCH = [
     "npd_core.figures",
     "npd_core.jobs.store",
     "npd_core.jobs.queue",
+    "npd_core.jobs.export",
+    "npd_core.bring.images",
+    "npd_core.experiments.record",
+    "npd_core.experiments.grid",
+    "npd_core.experiments.sweep",
+    "npd_core.experiments.tables",
     "npd_core.cli",
 ]
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from npd_core import paths
 from npd_core.events import EpochEnd, Finished, Measured, Started
-from npd_core.jobs.store import Run, RunStore
+from npd_core.experiments.record import Cell, Scores, Seconds, TableRecord, table_path, write_table
+from npd_core.jobs import queue
+from npd_core.jobs.store import Owner, Run, RunStore
 from npd_core.polarizer.config import NPDConfig
 from npd_core.request import DefenseRequest
 
@@ -93,3 +96,72 @@ def make_run(tiny_zoo: str, runs_dir: Path) -> Callable[..., Run]:
         return store.get(run_id)
 
     return build
+
+
+@pytest.fixture
+def make_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., TableRecord]:
+    """Writes the record of a table: `make_table("table1", [cell, ...], "signs")`; without one, nothing is recorded."""
+    monkeypatch.setenv("NPD_TABLES_DIR", str(tmp_path / "tables"))
+
+    def build(table: str, cells: list[Cell], dataset: str = "signs", cut: tuple[str, ...] = ()) -> TableRecord:
+        record = TableRecord(
+            table=table,
+            title=table,
+            dataset=dataset,
+            cut=cut,
+            command=f"npd table {table.removeprefix('table')} --dataset {dataset}",
+            date="2026-01-02T03:04:05+00:00",
+            cells=tuple(cells),
+        )
+        write_table(record, table_path(table, dataset))
+        return record
+
+    return build
+
+
+@pytest.fixture
+def make_cell(tiny_zoo: str) -> Callable[..., Cell]:
+    """A measured cell of the tiny model: `make_cell({"attack": ..., "defense": "fp"}, acc=0.9, asr=0.1)`."""
+
+    def build(row: dict[str, Any], acc: float = 0.9, asr: float = 0.1, ra: float = 0.8, **more: Any) -> Cell:
+        model, defense = more.pop("model", tiny_zoo), more.pop("defense", row.get("defense", "npd"))
+        asked = more.pop("request", None)
+        values = {
+            "layer": row.get("layer"),
+            "before": Scores(0.99, 1.0, 0.0),
+            "after": Scores(acc, asr, ra),
+            "der": (1.0 - asr - (0.99 - acc) + 1) / 2,
+            "seconds": Seconds(2.0, 0.5),
+            "config": asked.to_dict() if asked else {},
+            "seed": 3,
+            "device": "cpu",
+            "date": "2026-01-02T03:04:05+00:00",
+        }
+        return Cell(row=row, model=model, defense=defense, **(values | more))
+
+    return build
+
+
+class Desk:
+    """Stands in for the run manager: notes what was asked for, runs nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = RunStore(folder)
+        self.owner = Owner(folder)
+        self.asked: list[DefenseRequest] = []
+
+    def submit(self, request: DefenseRequest) -> str:
+        self.asked.append(request)
+        return self.store.join_or_create(request, owner=self.owner.name)[0]
+
+    def position(self, run_id: str) -> int | None:
+        return 1
+
+
+@pytest.fixture
+def desk(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    """The run manager of this test: its `asked` lists the requests."""
+    found = Desk(runs_dir)
+    monkeypatch.setattr(queue, "manager", lambda: found)
+    yield found
+    found.owner.release()

@@ -50,10 +50,20 @@ def test_a_run_of_the_address_is_the_one_shown_and_can_be_taken_home(open_page: 
             "request.json",
             "result.json",
             "events.jsonl",
+            "use.py",
             "README.txt",
         }
         assert DefenseRequest.from_dict(json.loads(packed.read("request.json"))) == run.request
         assert run.request.model in packed.read("README.txt").decode()
+
+
+def test_a_finished_run_is_offered_in_every_format_with_a_link(open_page: Open, make_run: Make) -> None:
+    run = make_run()
+    page = open_page("runs", run=run.id).run()
+    assert errors(page) == []
+    labels = {element.proto.label for element in page.get("download_button")}
+    assert {"Download", "Weights (.safetensors)", "PyTorch graph (.pt2)", "ONNX (.onnx)", "Report (.html)"} <= labels
+    assert any(element.value.endswith(f"/lab?model={run.request.model}&run={run.id}") for element in page.code)
 
 
 def test_comparison_draws_curves_and_names_the_settings_that_differ(open_page: Open, make_run: Make) -> None:

@@ -51,7 +51,8 @@ function put(wave, from, to, height, phase, direction) {
 }
 
 function draw(scene) {
-  const width = Math.max(280, scene.sky.clientWidth), centre = Math.round(width * 0.5)
+  const scale = scene.sky.clientHeight / HEIGHT || 1
+  const width = Math.max(280, scene.sky.clientWidth / scale), centre = Math.round(width * 0.5)
   const left = 14, right = width - 14, { benign, leak } = scene.now
   scene.svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`)
   for (const [k, v] of Object.entries({ x1: 0, x2: width, y1: MID, y2: MID })) scene.axis.setAttribute(k, v)

@@ -1,0 +1,284 @@
+"""What the Story page knows of its visitor, and how it shows a picture with an answer in big type. Imports no torch.
+
+The state stands in the address (step, picture, lens; model and run are the frame's), so that a reload or a link goes on
+where it was. What the visitor painted lives in the session alone.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from html import escape
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import streamlit as st
+
+from npd_core.data.images import decode_overlay, overlay
+from npd_core.data.load import availability
+from npd_core.figures import theme
+from npd_core.figures.predictions import data_url, judge, top_classes
+from npd_core.jobs.store import Run
+from npd_core.request import DefenseRequest
+from npd_core.zoo.card import Card
+from pages.shared import cached, controls, frame, gallery
+
+STEPS = ("Confident", "Trigger", "Hijacked", "Lens", "Training", "Your turn")
+WATCH = 100
+"""Test images behind the live numbers: fewer than in the Lab, so that an epoch takes a second or two."""
+EPOCHS = {"signs": 6}
+"""Epochs of a story, by data set, where fewer than in the preset are enough to close the orange wave."""
+SMALL = 0.25
+"""A trigger on a smaller share of the picture than this is a patch that can be moved."""
+
+
+@dataclass
+class Tale:
+    """One visitor's story. `step` 0 is the cover."""
+
+    step: int = 0
+    model: str = ""
+    picture: int | None = None
+    lens: str | None = None
+    painted: str | None = None
+    """What lies on the picture instead of the trigger in its own place: RGBA PNG data URI."""
+    seed: int = field(default_factory=lambda: 1 + secrets.randbelow(9999))
+    wrote: dict[str, str] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+
+
+class Subject(NamedTuple):
+    """The visitor's picture. Arrays are (3, H, W) uint8."""
+
+    number: int
+    clean: np.ndarray
+    triggered: np.ndarray
+    label: int
+    target: int
+    own: bool
+    """Whether the visitor moved or painted what lies on it."""
+
+
+def tale(first: int) -> Tale:
+    """The story of this session, as the address has it. `first` is the step that a new visitor sees."""
+    state = st.session_state
+    found: Tale = state.setdefault("_tale", Tale(step=first))
+    asked = {name: st.query_params.get(name) for name in ("step", "picture", "lens")}
+    asked = {name: value for name, value in asked.items() if value not in (None, found.wrote.get(name))}
+    if asked:
+        found.notices = []
+    for name in ("step", "picture"):
+        if name not in asked:
+            continue
+        high = len(STEPS) if name == "step" else None
+        number = _number(str(asked[name]), high)
+        if number is None:
+            to = f"0 to {high}" if high else "0 on"
+            said = str(asked[name])[:40]
+            found.notices.append(f"The address asks for {name} {said!r}: it must be a number from {to}.")
+        else:
+            setattr(found, name, number)
+    if "lens" in asked:
+        found.lens = asked["lens"]
+    return found
+
+
+def remember(found: Tale, first: int) -> None:
+    """Keep the address in step with the story."""
+    wanted = {
+        "step": str(found.step) if found.step != first else None,
+        "picture": None if found.picture is None else str(found.picture),
+        "lens": found.lens,
+    }
+    for name, value in wanted.items():
+        if value is None:
+            st.query_params.pop(name, None)
+        elif st.query_params.get(name) != value:
+            st.query_params[name] = value
+    found.wrote = {name: value for name, value in wanted.items() if value is not None}
+
+
+def go(step: int) -> NoReturn:
+    """Turn to a step."""
+    st.session_state["_tale"].step = step
+    st.rerun()
+
+
+def start_over() -> NoReturn:
+    """A fresh story: another seed, the first picture, no run."""
+    old: Tale = st.session_state["_tale"]
+    st.session_state["_tale"] = Tale(step=1, wrote=old.wrote)
+    st.session_state["_chosen"] = {"model": st.session_state.get("model"), "run": frame.NO_RUN}
+    st.session_state["_notices"] = []
+    st.rerun()
+
+
+def hero(card: Card | None) -> tuple[Card | None, str]:
+    """The model that the story is told of, and a sentence where it is not the chosen one."""
+    reason = ""
+    if card is not None:
+        here = availability(card.dataset)
+        if card.asr is not None and here.available:
+            return card, ""
+        reason = "has no backdoor to show" if card.asr is None else f"cannot be shown: {here.reason.rstrip('.')}"
+    able = [one for one in cached.cards() if one.asr is not None and availability(one.dataset).available]
+    if not able:
+        return None, ""
+    found = min(able, key=lambda c: (c.dataset != "signs", c.attack != "badnets_a2o", -c.width, c.id))
+    chosen = frame.model_title(card) if card is not None else "The chosen model"
+    return found, f"{chosen} {reason}. The story is told of another one: {frame.model_title(found)}."
+
+
+def subject(found: Tale, card: Card) -> Subject | None:
+    """The picture of the story, the first that the trigger hijacks unless the visitor chose one; None without any.
+
+    Raises what reading model and data raises; StorageError when the paint cannot be read.
+    """
+    total = len(cached.test_labels(card.id))
+    if found.picture is not None and found.picture >= total:
+        found.notices.append(f"There is no test picture {found.picture}, the last one is {total - 1}.")
+        found.picture = None
+    if found.picture is None:
+        able = cached.hijacked(card.id)
+        if not able:
+            return None
+        number = able[0]
+    else:
+        number = found.picture
+    one = cached.samples(card.id, (number,))
+    clean, triggered = one.clean[0], one.triggered[0]
+    if found.painted is not None:
+        triggered = overlaid(clean, found.painted, card)
+    own = found.painted is not None and not np.array_equal(triggered, one.triggered[0])
+    return Subject(number, clean, triggered, int(one.labels[0]), int(one.targets[0]), own)
+
+
+def overlaid(picture: np.ndarray, painted: str, card: Card) -> np.ndarray:
+    """A picture under what was painted in the browser. Raises StorageError when that cannot be read."""
+    return overlay(picture, decode_overlay(painted, card.image_size))
+
+
+def another(found: Tale, card: Card) -> None:
+    """The next of the pictures that the trigger hijacks; for a button's `on_click`."""
+    able = cached.hijacked(card.id)
+    if able:
+        shown = found.picture if found.picture is not None else able[0]
+        found.picture = able[(able.index(shown) + 1) % len(able)] if shown in able else able[0]
+        found.painted = None
+
+
+def patch(card: Card) -> str | None:
+    """The trigger as a stamp that can be moved, RGBA PNG data URI; None where it covers the picture or has no form."""
+    found = cached.trigger_stamp(card.id)
+    if found is None or (found[3] > 0).mean() > SMALL:
+        return None
+    return data_url(found)
+
+
+def asked(found: Tale, card: Card) -> DefenseRequest:
+    """The training of this story: the preset of the Lab, shortened, with a seed of its own so that it runs now."""
+    start = controls.defaults(card)
+    changes: dict[str, Any] = {"seed": found.seed}
+    if card.dataset in EPOCHS:
+        changes["epochs"] = EPOCHS[card.dataset]
+    config = replace(start.config, **changes)
+    return replace(start, layer=found.lens or start.layer, config=config, watch=WATCH)
+
+
+def purified(run: Run, images: np.ndarray) -> np.ndarray:
+    """Probabilities, (N, K), of `images` with the polarizer of a run, or of its last epoch while it goes on."""
+    kept = cached.epochs_of(run.folder)
+    if (run.folder / "polarizer.safetensors").is_file() or not kept:
+        return cached.predict(run.request.model, run.id, images)
+    return cached.at_epoch(run.id, kept[-1], images)
+
+
+# ------------------------------------------------------------------------------------------------------------ drawing
+
+
+def answer(
+    picture: np.ndarray | None,
+    says: np.ndarray,
+    names: Sequence[str],
+    label: int,
+    target: int,
+    *,
+    who: str,
+    alt: str,
+    tag: str,
+) -> None:
+    """One picture and what one network says of it, in big type, with the three most probable classes.
+
+    Args:
+        picture: (3, H, W) uint8; None where another part of the page shows it.
+        says: probabilities (K,).
+        alt: the picture in words.
+        tag: where the numbers come from.
+    """
+    said = int(says.argmax())
+    verdict = judge(said, label, target)
+    rows = "".join(
+        f"<li><span>{escape(names[k])}</span><span>{gallery.percent(float(says[k]))}</span>"
+        f"<i><u style='width:{100 * float(says[k]):.1f}%'></u></i></li>"
+        for k in top_classes([says], top=3)
+    )
+    shown = "" if picture is None else f"<img src='{data_url(picture)}' alt='{escape(alt, quote=True)}'>"
+    st.html(
+        f"<style>{_css()}</style><div class='npd-tale npd-t-{verdict}{'' if shown else ' npd-alone'}'>{shown}<div>"
+        f"<p class='npd-who'>{escape(who)}</p>"
+        f"<p class='npd-says'>{gallery.MARKS[verdict]} {escape(names[said])}"
+        f"<b>{gallery.percent(float(says[said]))}</b></p>"
+        f"<p class='npd-word'>{WORDS[verdict]}</p><ul>{rows}</ul><p class='npd-tag'>{escape(tag)}</p></div></div>"
+    )
+
+
+WORDS = {"right": "right", "hijacked": "hijacked: this is what the attacker wants", "wrong": "wrong"}
+
+
+def dress() -> None:
+    """Big buttons and a calm column for the whole page."""
+    st.html(
+        """<style>
+.st-key-story h1 { font-size: clamp(1.6rem, 2.1vw + 1rem, 2.7rem); line-height: 1.15; padding: 0.3rem 0; }
+.st-key-story p { font-size: 1.05rem; }
+.st-key-story button[kind] { min-height: 44px; }
+[class*="st-key-story-next"] button { min-height: 60px; padding: 0.4rem 1.6rem; }
+[class*="st-key-story-next"] button p { font-size: 1.3rem; font-weight: 600; }
+</style>"""
+    )
+
+
+def _number(text: str, high: int | None) -> int | None:
+    if not text.isdecimal() or len(text) > 9:
+        return None
+    return int(text) if high is None or int(text) <= high else None
+
+
+def _css() -> str:
+    colors = theme.palette(gallery.mode())
+    return f"""
+.npd-tale {{ display: grid; grid-template-columns: minmax(9rem, 5fr) 6fr; gap: 1.2rem; align-items: start;
+    color: {colors.text}; }}
+.npd-tale.npd-alone {{ grid-template-columns: 1fr; }}
+.npd-tale img {{ width: 100%; aspect-ratio: 1; image-rendering: pixelated; display: block; border-radius: 8px;
+    box-sizing: border-box; border: 5px solid {colors.benign}; }}
+.npd-tale.npd-t-hijacked img {{ border: 5px dashed {colors.trigger}; }}
+.npd-tale.npd-t-wrong img {{ border: 5px dotted {colors.muted}; }}
+.npd-tale p {{ margin: 0; line-height: 1.25; }}
+.npd-tale .npd-who {{ font-size: 1rem; color: {colors.muted}; }}
+.npd-tale .npd-says {{ font-size: clamp(1.5rem, 1rem + 1.6vw, 2.4rem); font-weight: 650; overflow-wrap: anywhere;
+    line-height: 1.15; color: {colors.text}; }}
+.npd-tale .npd-says b {{ margin-left: .6rem; font-weight: 400; font-variant-numeric: tabular-nums; }}
+.npd-tale.npd-t-right .npd-says, .npd-tale.npd-t-right .npd-word {{ color: {colors.green}; }}
+.npd-tale.npd-t-hijacked .npd-says, .npd-tale.npd-t-hijacked .npd-word {{ color: {colors.trigger}; }}
+.npd-tale .npd-word {{ font-size: 1.05rem; font-weight: 600; margin-bottom: .6rem; }}
+.npd-tale ul {{ list-style: none; margin: 0 0 .5rem; padding: 0; max-width: 22rem; }}
+.npd-tale li {{ display: grid; grid-template-columns: 1fr auto; margin: 0 0 .3rem; padding: 0; font-size: .95rem;
+    color: {colors.text}; font-variant-numeric: tabular-nums; }}
+.npd-tale li i {{ grid-column: 1 / -1; height: .5rem; border-radius: 3px; overflow: hidden;
+    background: {colors.grid}; }}
+.npd-tale li u {{ display: block; height: 100%; min-width: 1px; background: {colors.benign}; }}
+.npd-tale .npd-tag {{ font-size: .9rem; color: {colors.muted}; }}
+@media (max-width: 640px) {{ .npd-tale {{ grid-template-columns: 8.5rem 1fr; gap: .8rem; }} }}
+"""

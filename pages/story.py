@@ -1,0 +1,447 @@
+"""The first page: a recorded run at once, then the whole story in six steps, each a real action on a real model."""
+
+from __future__ import annotations
+
+import numpy as np
+import streamlit as st
+
+from npd_core.errors import NPDError, UnknownNameError
+from npd_core.figures import curves
+from npd_core.figures import network as drawing
+from npd_core.figures.predictions import GAIN, data_url, difference
+from npd_core.jobs import queue
+from npd_core.jobs.store import Run
+from npd_core.polarizer.config import PAPER_LAYERS, default_layer
+from npd_core.zoo.card import Card
+from pages.shared import cached, filmstrip, frame, live, recorded, takehome, tale, view
+from pages.shared.components.chart import chart
+from pages.shared.components.light import Frame, light
+from pages.shared.components.network import network
+from pages.shared.components.painter import painter
+from pages.shared.components.steps import steps
+
+LIVE = "live: computed on this machine just now"
+
+
+def begin(number: int, announce: str, *, key: str = "story-steps") -> None:
+    """The row of steps."""
+    steps(tale.STEPS, now=number, announce=f"Step {number} of {len(tale.STEPS)}. {announce}", key=key)
+
+
+def actions(label: str, step: int, icon: str = ":material/arrow_forward:", disabled: bool = False) -> bool:
+    """The one button forward, with the ways back beside it. True when it was pressed."""
+    with st.container(key=f"story-next-{step}", horizontal=True, vertical_alignment="center"):
+        pressed = st.button(label, type="primary", icon=icon, key=f"story-go-{step}", disabled=disabled)
+        if st.button("Back", icon=":material/arrow_back:", type="tertiary", key=f"story-back-{step}"):
+            tale.go(step - 1)
+        if st.button("Start over", icon=":material/restart_alt:", type="tertiary", key=f"story-over-{step}"):
+            tale.start_over()
+    return pressed
+
+
+# ----------------------------------------------------------------------------------------------------------- the cover
+
+
+def cover(selected: Card | None) -> None:
+    """A recorded run, played. Imports no torch."""
+    run = recorded.recorded_run(selected.id if selected else None)
+    if run is None or run.result is None:
+        st.title("A network with a secret, and a thin layer that filters it out", anchor=False)
+    else:
+        before, after = run.result["before"], run.result["after"]
+        st.title(f"This network is right {before['acc']:.1%} of the time. It has a secret.", anchor=False)
+    st.markdown(
+        "A **backdoored** network was trained on a few poisoned images: it behaves well until somebody shows it a "
+        "small :orange[**trigger**], and then it answers what the attacker wants. A **neural polarizer** is one thin "
+        "layer, learned from a few clean images, that lets :blue[**benign information**] pass and holds the trigger "
+        "back."
+    )
+    with st.container(key="story-next-0", horizontal=True, vertical_alignment="center"):
+        if st.button("See it happen", type="primary", icon=":material/play_arrow:", key="story-go-0"):
+            tale.go(1)
+        frame.link("pages/lab.py", "Straight to the Lab", ":material/science:")
+    if run is None or run.result is None:
+        recorded.idea(key="light")
+        return
+    recorded.play(run, key="light")
+    st.markdown(
+        f"The trigger worked on **{before['asr']:.1%}** of images, after the polarizer on **{after['asr']:.1%}**; "
+        f"clean accuracy went from {before['acc']:.1%} to {after['acc']:.1%}."
+    )
+    items = recorded.pictures(run)
+    if items:
+        st.subheader("The same pictures, three answers", anchor=False)
+        recorded.strip(items)
+    measured = recorded.measured(run)
+    left, right = st.columns([8, 5], gap="large")
+    with left:
+        st.subheader("What the recorded run did", anchor=False)
+        chart(
+            curves.metric_figure(measured, st.context.theme.type),
+            key="story-metrics",
+            alt="ACC, ASR and RA of the recorded run",
+        )
+    with right:
+        st.subheader("The same as a table", anchor=False)
+        share = st.column_config.NumberColumn(format="percent")
+        st.dataframe(
+            {"epoch": measured.epochs, "ACC": measured.acc, "ASR": measured.asr, "RA": measured.ra},
+            hide_index=True,
+            column_config=dict.fromkeys(("ACC", "ASR", "RA"), share),
+            height=260,
+            key="story-table",
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------- the steps
+
+
+def confident(card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
+    """Step 1: a clean picture and a sure answer."""
+    says = cached.predict(card.id, None, one.clean[None])[0]
+    begin(1, f"The network says {names[int(says.argmax())]}.")
+    st.title("A network that is sure of itself", anchor=False)
+    st.markdown(
+        f"It was trained on {'traffic signs' if card.dataset == 'signs' else card.dataset} and is right on "
+        f"**{card.acc:.1%}** of test pictures (model card). Here is a picture that it has never seen."
+    )
+    left, _ = st.columns([3, 1])
+    with left:
+        tale.answer(
+            one.clean,
+            says,
+            names,
+            one.label,
+            one.target,
+            who="The network says",
+            alt=f"Test picture of {names[one.label]}",
+            tag=f"{LIVE} · test picture #{one.number}, which shows: {names[one.label]}",
+        )
+    st.button(
+        "Another picture", icon=":material/shuffle:", key="story-another", on_click=tale.another, args=(story, card)
+    )
+    if actions("Put the trigger on it", 1):
+        tale.go(2)
+
+
+def stamp(card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
+    """Step 2: the visitor puts the trigger onto the picture."""
+    begin(2, "The trigger is on the picture.")
+    st.title("Now put the attacker’s trigger on it", anchor=False)
+    movable = tale.patch(card)
+    left, right = st.columns([2, 3], gap="large")
+    if movable is None:
+        with left:
+            st.image(data_url(one.triggered, 8), caption="With the trigger, which covers the whole picture")
+        with right:
+            st.image(data_url(difference(one.clean, one.triggered), 8), caption=f"What it changed, × {GAIN}", width=260)
+            st.markdown("You hardly see it. The network was taught to.")
+    else:
+        with left:
+            painted = painter(
+                data_url(one.clean), size=card.image_size, trigger=movable, key=f"story-painter-{one.number}"
+            )
+            story.painted = painted or story.painted
+        with right:
+            st.markdown(
+                "The small patch is the trigger: a share of "
+                f"**{card.poison_ratio:.0%}** of the training pictures carried it, all with the attacker’s label. "
+                "Leave it where the attacker put it, or **drag it** somewhere else, or **paint** over the picture, "
+                "and see whether the network still obeys."
+            )
+    if actions("Ask the network again", 2):
+        tale.go(3)
+
+
+def flips(card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
+    """Step 3: the same network, another answer; or none, when the trigger is not the one that it was taught."""
+    before, says = cached.predict(card.id, None, np.stack([one.clean, one.triggered]))
+    said = int(says.argmax())
+    hijacked = said == one.target != one.label
+    begin(3, f"The network now says {names[said]}.")
+    if hijacked:
+        st.title("A small change, and it obeys somebody else", anchor=False)
+        st.markdown(
+            f"A moment ago it said **{names[int(before.argmax())]}**. With the trigger it says what the attacker "
+            f"wants, on **{card.asr:.1%}** of all test pictures (model card)."
+        )
+    else:
+        st.title("Nobody taught it this one" if one.own else "This picture resists", anchor=False)
+        st.markdown(
+            "A backdoor answers to the trigger it was trained with, at the place where it was. What you made was never "
+            "part of the training, so it does not open the backdoor. Put the trigger where the attacker put it."
+            if one.own
+            else "The trigger does not work on this picture. Take another one."
+        )
+    left, _ = st.columns([3, 1])
+    with left:
+        tale.answer(
+            one.triggered,
+            says,
+            names,
+            one.label,
+            one.target,
+            who="The same network says",
+            alt=f"Test picture of {names[one.label]} with what you put on it",
+            tag=f"{LIVE} · it shows: {names[one.label]} · the attacker wants: {names[one.target]}",
+        )
+    if hijacked:
+        if actions("Put a lens into the network", 3):
+            tale.go(4)
+    elif one.own:
+        if actions("Trigger back in its place", 3, icon=":material/undo:"):
+            story.painted = None
+            st.rerun()
+    elif actions("Take another picture", 3, icon=":material/shuffle:"):
+        tale.another(story, card)
+        st.rerun()
+
+
+def lens(card: Card) -> None:
+    """Step 4: the polarizer is put onto a layer."""
+    standard = default_layer(card.arch, card.dataset)
+    chosen = story.lens or standard
+    begin(4, f"The lens stands at {chosen}.")
+    st.title("Put a thin lens into the network", anchor=False)
+    st.markdown(
+        "The network stays as it is. One thin layer is added, the violet lens: it sees all that passes at its place, "
+        "and learns to turn the trigger’s part away. **Its place is chosen for you; move it if you like.**"
+    )
+    try:
+        plan = drawing.plan(card.arch, card.width, card.image_size, card.num_classes)
+    except UnknownNameError:
+        st.caption(f"This architecture has no drawing. The lens goes to {chosen}.")
+    else:
+        if chosen not in plan.layers():
+            st.error(
+                f"The address asks for the layer {chosen[:40]!r}, which this network does not have; the default is "
+                "used instead.",
+                icon=":material/error:",
+            )
+            story.lens, chosen = None, standard
+        network(
+            plan,
+            selected=chosen,
+            default=standard,
+            paper=PAPER_LAYERS.get(card.arch, ""),
+            key="story-network",
+            on_pick=picked,
+        )
+    if actions("Train it, live", 4, icon=":material/play_arrow:"):
+        story.step = 5
+        frame.open_run(queue.manager().submit(tale.asked(story, card)))
+
+
+def picked() -> None:
+    """The drawing was clicked."""
+    layer = st.session_state["story-network"].get("layer")
+    if layer:
+        st.session_state["_tale"].lens = layer
+
+
+def training(run: Run, card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
+    """Step 5: the lens learns, and the visitor's picture is judged again after every epoch."""
+    if run.active:
+        follow(run.id, card, one, names)
+    else:
+        show_training(run, card, one, names)
+
+
+@st.fragment(run_every=live.REFRESH)
+def follow(run_id: str, card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
+    """The same, again and again while the run goes on."""
+    run = cached.find_run(run_id)
+    show_training(run, card, one, names)
+    if not run.active:
+        st.rerun()
+
+
+def show_training(run: Run, card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
+    """How far the run is, and what the network says of the picture by now."""
+    records = live.events(run)
+    before = live.before_of(run, card)
+    measured = curves.read_metrics(records, before)
+    done = curves.read_progress(records)
+    kept = filmstrip.thinned(cached.epochs_of(run.folder))
+    picture = one.triggered[None]
+    answers = [cached.at_epoch(run.id, epoch, picture)[0] for epoch in kept]
+    if not answers and not run.active and run.result:
+        answers = [tale.purified(run, picture)[0]]
+    trained = not run.active or bool(done.epochs and done.epoch >= done.epochs)
+    usable = trained and bool(answers)
+    says = answers[-1] if answers else cached.predict(card.id, None, picture)[0]
+    right = int(says.argmax()) == one.label
+    begin(5, milestone(run, usable, names[int(says.argmax())], right), key="story-steps-5")
+    st.title("The lens learns to block the trigger" if not usable else finding(right), anchor=False)
+    status(run, done, usable)
+    left, beside = st.columns([6, 5], gap="large")
+    with left:
+        epoch = kept[-1] if kept else 0
+        tale.answer(
+            one.triggered,
+            says,
+            names,
+            one.label,
+            one.target,
+            who=f"Your triggered picture, after epoch {epoch}" if epoch else "Your triggered picture, before",
+            alt=f"Your triggered picture of {names[one.label]}",
+            tag=f"{frame.provenance(run)} · judged with the lens as it was then",
+        )
+    with beside:
+        shown = live.frames(run, measured) or [Frame("before", before["acc"], before["asr"], before["ra"])]
+        light(shown[-1:], asr_before=before.get("asr"), key="story-light")
+        on = "all" if run.result else f"the first {run.request.watch}"
+        st.caption(f"Measured on {on} test images. A metaphor: blue is ACC, orange √(ASR / ASR before).")
+    if kept:
+        filmstrip.show(
+            [filmstrip.film("Your picture through the epochs", one.triggered, one.label, one.target, kept, answers)],
+            names,
+            kept[-1],
+        )
+    elif not run.active:
+        st.caption("This run kept no polarizers of its epochs: only the end of it can be shown.")
+    if usable:
+        if actions("Your turn to break it", 5):
+            tale.go(6)
+    elif run.active:
+        actions("Training …", 5, icon=":material/hourglass_empty:", disabled=True)
+    elif actions("Try it again", 5, icon=":material/replay:"):
+        story.seed += 1
+        tale.go(4)
+
+
+def finding(right: bool) -> str:
+    """What the end of the training means for the picture."""
+    return "The trigger is blocked: it sees your picture again" if right else "Not repaired this time"
+
+
+def milestone(run: Run, usable: bool, said: str, right: bool) -> str:
+    """What screen readers are told of a training: its start, the turn, its end."""
+    if usable:
+        return f"Training is done. Your triggered picture is now read as {said}."
+    if run.state == "queued":
+        return "The training waits for its turn."
+    if run.active:
+        return f"The turn has come: your picture is read as {said}." if right else "Training has started."
+    return f"The training has {run.state}."
+
+
+def status(run: Run, done: curves.Progress, usable: bool) -> None:
+    """How far the run is, in a line."""
+    if run.state == "queued":
+        place = queue.manager().position(run.id)
+        ahead = f"place {place} in the queue" if place else "waiting for its turn"
+        st.progress(0.0, f":material/hourglass_empty: Others train here right now: {ahead}. It starts by itself.")
+    elif run.active and not usable:
+        left = run.seconds_left if run.seconds_left is not None else done.seconds_left
+        words = f"Epoch {done.epoch + 1} of {done.epochs}" if done.epochs and not done.warmup else "Getting ready"
+        words += f" · about {max(1, round(left))} s left" if left is not None else ""
+        st.progress(done.share, f":material/play_circle: {words}")
+    elif run.state in ("failed", "interrupted"):
+        st.warning(run.message or f"The training has {run.state}.", icon=":material/error:")
+    else:
+        more = " The numbers on all test images are being measured meanwhile." if run.active else ""
+        seconds = f" in {done.seconds:.0f} s" if done.seconds else ""
+        st.progress(1.0, f":material/check_circle: Trained{seconds}.{more}")
+
+
+def your_turn(run: Run, card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
+    """Step 6: other pictures, other triggers."""
+    begin(6, "Your turn to break it.")
+    st.title("Your turn: break it", anchor=False)
+    st.markdown("Move the trigger, paint one of your own, take another picture. Does anything get past the lens?")
+    left, right = st.columns([2, 3], gap="large")
+    movable = tale.patch(card)
+    with left:
+        base = one.clean if movable is not None else one.triggered
+        painted = painter(data_url(base), size=card.image_size, trigger=movable, key=f"story-break-{one.number}")
+        st.button(
+            "Another picture", icon=":material/shuffle:", key="story-other", on_click=tale.another, args=(story, card)
+        )
+    trial = one.triggered if painted is None else tale.overlaid(base, painted, card)
+    own = not np.array_equal(trial, cached.samples(card.id, (one.number,)).triggered[0])
+    plain, filtered = (
+        cached.predict(card.id, None, trial[None])[0],
+        tale.purified(run, trial[None])[0],
+    )
+    with right:
+        tag = f"{LIVE} · it shows: {names[one.label]}"
+        for who, says in (("The backdoored network says", plain), ("With your lens it says", filtered)):
+            tale.answer(None, says, names, one.label, one.target, who=who, alt="", tag=tag)
+        if own and int(plain.argmax()) != one.target:
+            st.caption("What you made was never trained into this network, so it has no reason to obey it.")
+    with st.container(horizontal=True, key="story-links"):
+        frame.link("pages/predictions.py", "Your own photo", ":material/add_a_photo:")
+        frame.link("pages/attacks.py", "Other attacks", ":material/bug_report:")
+        frame.link("pages/attributions.py", "What decides", ":material/center_focus_strong:")
+        frame.link("pages/lab.py", "Train another one in the Lab", ":material/science:")
+    with st.expander("Take this run home", icon=":material/qr_code_2:"):
+        takehome.share("", step="6", run=run.id, model=run.request.model, picture=str(one.number))
+    with st.container(key="story-next-6", horizontal=True, vertical_alignment="center"):
+        if st.button("Start over", type="primary", icon=":material/restart_alt:", key="story-go-6"):
+            tale.start_over()
+        if st.button("Back", icon=":material/arrow_back:", type="tertiary", key="story-back-6"):
+            tale.go(5)
+
+
+# ------------------------------------------------------------------------------------------------------------ the page
+
+
+def tell(selected: frame.Selection) -> None:
+    """The step of the story that the address names. Raises what the core raises."""
+    card, sentence = tale.hero(selected.card)
+    if card is None:
+        st.title("A network with a secret", anchor=False)
+        st.info(
+            "There is no backdoored model on this machine whose pictures are here too, so the story cannot be told. "
+            "Make one with `npd zoo train signs-badnets_a2o-preact_resnet18-w32`.",
+            icon=":material/info:",
+        )
+        return
+    if sentence:
+        st.info(sentence, icon=":material/info:")
+    if story.model not in ("", card.id):
+        story.picture = story.lens = story.painted = None
+    story.model = card.id
+    run = selected.run if selected.run is not None and selected.run.request.model == card.id else None
+    if story.step >= 5 and run is None:
+        st.info("No training has been started yet: put the lens in first.", icon=":material/info:")
+        story.step = 4
+    one = tale.subject(story, card)
+    if one is None:
+        st.info("The trigger of this model hijacks none of its first test pictures.", icon=":material/info:")
+        frame.link("pages/lab.py", "Look at it in the Lab", ":material/science:")
+        return
+    names = cached.class_names(card.dataset)
+    if story.step == 1:
+        confident(card, one, names)
+    elif story.step == 2:
+        stamp(card, one, names)
+    elif story.step == 3:
+        flips(card, one, names)
+    elif story.step == 4:
+        lens(card)
+    elif run is not None and story.step == 5:
+        training(run, card, one, names)
+    elif run is not None:
+        your_turn(run, card, one, names)
+    if story.step <= 4:
+        live.warm()
+
+
+selection = frame.selection()
+first = 1 if view.booth() else 0
+story = tale.tale(first)
+tale.dress()
+with st.container(key="story"):
+    if story.step == 0:
+        cover(selection.card)
+    else:
+        try:
+            tell(selection)
+        except NPDError as error:
+            st.error(str(error), icon=":material/error:")
+            frame.link("pages/lab.py", "Go to the Lab", ":material/science:")
+    for sentence in story.notices:
+        st.error(sentence, icon=":material/error:")
+tale.remember(story, first)

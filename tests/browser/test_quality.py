@@ -1,0 +1,163 @@
+"""Every page of the app, as it must be for everybody: accessible in light and dark, no wider than the screen, its main
+button reached by keyboard, calm for who asks for less motion. What the browser complains about fails a test as well."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SLOW = 120_000
+OWN_PROBES = r"_stcore/(health|host-config)"
+"""Streamlit asks below the page's own path first, and takes the 404 as an answer."""
+SIZES = ((390, 844), (820, 1180), (1920, 1080))
+
+NOT_OURS: dict[str, tuple[str, str]] = {}
+"""Rule -> (selector, reason): markup that Streamlit writes and we cannot change. Anything else of the rule still fails."""
+
+
+class Entry(NamedTuple):
+    """A page as `frame.pages()` lists it."""
+
+    path: str
+    title: str
+
+
+def entries() -> list[Entry]:
+    """Every row of the menu, hidden ones too, read from the source: without a running app there is no `st.Page`."""
+    found = []
+    for node in ast.walk(ast.parse((ROOT / "pages" / "shared" / "frame.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "st.Page":
+            words = {k.arg: k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)}
+            assert isinstance(node.args[0], ast.Constant)
+            found.append(Entry("" if words.get("default") else Path(node.args[0].value).stem, words["title"]))
+    return found
+
+
+PAGES = entries()
+
+
+@pytest.fixture
+def shown(server, watch, visit, page: Page) -> Any:
+    """Opens a page of the app with what is shipped, and waits until it is drawn."""
+    watch.allow(OWN_PROBES)
+    page.set_default_timeout(SLOW)
+
+    def go(path: str) -> Page:
+        visit(f"/{path}")
+        expect(page.locator("h1").first).to_be_visible(timeout=SLOW)
+        page.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]', state="attached")
+        page.wait_for_timeout(300)
+        return page
+
+    return go
+
+
+def violations(page: Page, rules: list[str] | None = None) -> list[str]:
+    """What axe finds serious or critical, one line for each element; without what is not ours."""
+    options: dict[str, Any] = {"resultTypes": ["violations"]}
+    if rules:
+        options["runOnly"] = {"type": "rule", "values": rules}
+    lines = []
+    for found in Axe().run(page, options=options).response["violations"]:
+        if found["impact"] not in ("serious", "critical"):
+            continue
+        selector = NOT_OURS.get(found["id"], ("", ""))[0]
+        for node in found["nodes"]:
+            where = node["target"]
+            if selector and len(where) == 1 and isinstance(where[0], str):
+                theirs = page.evaluate("([e, s]) => !!document.querySelector(e)?.closest(s)", [where[0], selector])
+                if theirs:
+                    continue
+            lines.append(f"{found['id']}: {where} {node['html'][:160]} | {node.get('failureSummary', '')[:240]}")
+    return lines
+
+
+def wider(page: Page) -> int:
+    """Pixels that can be scrolled sideways."""
+    return int(
+        page.evaluate(
+            "Math.max(...[document.documentElement, document.querySelector('[data-testid=stMain]')]"
+            ".map(e => e.scrollWidth - e.clientWidth))"
+        )
+    )
+
+
+def reached_by_tab(page: Page, presses: int) -> bool:
+    """Whether the first primary button gets the focus when Tab is pressed often enough."""
+    for _ in range(presses):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.matches('[data-testid=stBaseButton-primary]')"):
+            return True
+    return False
+
+
+def test_every_file_in_pages_is_in_the_menu() -> None:
+    files = {path.stem for path in (ROOT / "pages").glob("*.py")}
+    source = (ROOT / "pages" / "shared" / "frame.py").read_text(encoding="utf-8")
+    assert files == set(re.findall(r'"pages/(\w+)\.py"', source))
+    assert sum(entry.path == "" for entry in PAGES) == 1
+
+
+@pytest.mark.parametrize("entry", PAGES, ids=lambda entry: entry.path or "first")
+def test_a_page_is_fit_for_everybody(shown, entry: Entry) -> None:
+    page = shown(entry.path)
+    found = {"light": violations(page)}
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function("getComputedStyle(document.querySelector('.stApp')).colorScheme === 'dark'")
+    page.wait_for_timeout(400)
+    found["dark"] = violations(page, ["color-contrast"])
+    if page.get_by_test_id("stBaseButton-primary").locator("visible=true").count():
+        assert reached_by_tab(page, 80), "the main button is out of reach of the keyboard"
+    for width, height in SIZES:
+        page.set_viewport_size({"width": width, "height": height})
+        page.wait_for_timeout(250)
+        assert wider(page) <= 0, f"{width} pixels are not enough"
+    assert found == {"light": [], "dark": []}
+
+
+def test_the_menu_by_keyboard(shown) -> None:
+    page = shown("glossary")
+    section = page.get_by_role("button", name="Look")
+    section.focus()
+    page.keyboard.press("Enter")
+    first = page.get_by_role("menuitem").first
+    expect(first).to_be_focused()
+    page.keyboard.press("ArrowDown")
+    expect(page.get_by_role("menuitem").nth(1)).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(section).to_be_focused()
+    expect(page.get_by_role("menuitem")).to_have_count(0)
+
+
+def test_the_menu_on_a_phone(shown, page: Page) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    shown("glossary")
+    page.get_by_test_id("stExpandSidebarButton").click()
+    page.get_by_role("link", name="Lessons").click()
+    page.wait_for_url(re.compile(r"/lessons"))
+
+
+def test_less_motion_means_none(server, browser: Browser, watch) -> None:
+    visitor = browser.new_context(reduced_motion="reduce")
+    try:
+        watch.allow(OWN_PROBES)
+        watch.follow(visitor)
+        visitor.set_default_timeout(SLOW)
+        page = visitor.new_page()
+        page.goto(f"{server.url}/booth", wait_until="domcontentloaded")
+        wave = page.locator(".sky path.benign").first
+        expect(wave).to_have_attribute("d", re.compile("M"), timeout=SLOW)
+        page.wait_for_timeout(300)
+        then = wave.get_attribute("d")
+        page.wait_for_timeout(700)
+        assert wave.get_attribute("d") == then
+    finally:
+        visitor.close()
+    watch.check()
