@@ -105,7 +105,7 @@ def confident(card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
         f"It was trained on {'traffic signs' if card.dataset == 'signs' else card.dataset} and is right on "
         f"**{card.acc:.1%}** of test pictures (model card). Here is a picture that it has never seen."
     )
-    left, _ = st.columns([3, 1])
+    left, _ = st.columns([4, 1])
     with left:
         tale.answer(
             one.clean,
@@ -149,7 +149,9 @@ def stamp(card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
                 "Leave it where the attacker put it, or **drag it** somewhere else, or **paint** over the picture, "
                 "and see whether the network still obeys."
             )
-    if actions("Ask the network again", 2):
+    with right:
+        pressed = actions("Ask the network again", 2)
+    if pressed:
         tale.go(3)
 
 
@@ -173,7 +175,7 @@ def flips(card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
             if one.own
             else "The trigger does not work on this picture. Take another one."
         )
-    left, _ = st.columns([3, 1])
+    left, _ = st.columns([4, 1])
     with left:
         tale.answer(
             one.triggered,
@@ -274,7 +276,18 @@ def show_training(run: Run, card: Card, one: tale.Subject, names: tuple[str, ...
     begin(5, milestone(run, usable, names[int(says.argmax())], right), key="story-steps-5")
     st.title("The lens learns to block the trigger" if not usable else finding(right), anchor=False)
     status(run, done, usable)
+    coming = [epoch for epoch in range(1 + (done.epochs or 0)) if epoch > (kept[-1] if kept else -1)]
+    if kept or run.active:
+        film = filmstrip.film("Your picture, epoch by epoch", one.triggered, one.label, one.target, kept, answers)
+        filmstrip.show([film], names, kept[-1] if kept else None, filmstrip.thinned(coming))
+    else:
+        st.caption("This run kept no polarizers of its epochs: only the end of it can be shown.")
     left, beside = st.columns([6, 5], gap="large")
+    with beside:
+        shown = live.frames(run, measured) or [Frame("before", before["acc"], before["asr"], before["ra"])]
+        light(shown[-1:], asr_before=before.get("asr"), key="story-light")
+        on = "all" if run.result else f"the first {run.request.watch}"
+        st.caption(f"Measured on {on} test images. A metaphor: blue is ACC, orange √(ASR / ASR before).")
     with left:
         epoch = kept[-1] if kept else 0
         tale.answer(
@@ -285,29 +298,17 @@ def show_training(run: Run, card: Card, one: tale.Subject, names: tuple[str, ...
             one.target,
             who=f"Your triggered picture, after epoch {epoch}" if epoch else "Your triggered picture, before",
             alt=f"Your triggered picture of {names[one.label]}",
-            tag=f"{frame.provenance(run)} · judged with the lens as it was then",
+            tag=frame.provenance(run),
+            top=0,
         )
-    with beside:
-        shown = live.frames(run, measured) or [Frame("before", before["acc"], before["asr"], before["ra"])]
-        light(shown[-1:], asr_before=before.get("asr"), key="story-light")
-        on = "all" if run.result else f"the first {run.request.watch}"
-        st.caption(f"Measured on {on} test images. A metaphor: blue is ACC, orange √(ASR / ASR before).")
-    if kept:
-        filmstrip.show(
-            [filmstrip.film("Your picture through the epochs", one.triggered, one.label, one.target, kept, answers)],
-            names,
-            kept[-1],
-        )
-    elif not run.active:
-        st.caption("This run kept no polarizers of its epochs: only the end of it can be shown.")
-    if usable:
-        if actions("Your turn to break it", 5):
-            tale.go(6)
-    elif run.active:
-        actions("Training …", 5, icon=":material/hourglass_empty:", disabled=True)
-    elif actions("Try it again", 5, icon=":material/replay:"):
-        story.seed += 1
-        tale.go(4)
+        if usable:
+            if actions("Your turn to break it", 5):
+                tale.go(6)
+        elif run.active:
+            actions("Training …", 5, icon=":material/hourglass_empty:", disabled=True)
+        elif actions("Try it again", 5, icon=":material/replay:"):
+            story.seed += 1
+            tale.go(4)
 
 
 def finding(right: bool) -> str:
@@ -367,21 +368,21 @@ def your_turn(run: Run, card: Card, one: tale.Subject, names: tuple[str, ...]) -
     with right:
         tag = f"{LIVE} · it shows: {names[one.label]}"
         for who, says in (("The backdoored network says", plain), ("With your lens it says", filtered)):
-            tale.answer(None, says, names, one.label, one.target, who=who, alt="", tag=tag)
+            tale.answer(None, says, names, one.label, one.target, who=who, alt="", tag=tag, top=2)
         if own and int(plain.argmax()) != one.target:
             st.caption("What you made was never trained into this network, so it has no reason to obey it.")
-    with st.container(horizontal=True, key="story-links"):
-        frame.link("pages/predictions.py", "Your own photo", ":material/add_a_photo:")
-        frame.link("pages/attacks.py", "Other attacks", ":material/bug_report:")
-        frame.link("pages/attributions.py", "What decides", ":material/center_focus_strong:")
-        frame.link("pages/lab.py", "Train another one in the Lab", ":material/science:")
-    with st.expander("Take this run home", icon=":material/qr_code_2:"):
-        takehome.share("", step="6", run=run.id, model=run.request.model, picture=str(one.number))
-    with st.container(key="story-next-6", horizontal=True, vertical_alignment="center"):
-        if st.button("Start over", type="primary", icon=":material/restart_alt:", key="story-go-6"):
-            tale.start_over()
-        if st.button("Back", icon=":material/arrow_back:", type="tertiary", key="story-back-6"):
-            tale.go(5)
+        with st.container(key="story-next-6", horizontal=True, vertical_alignment="center"):
+            if st.button("Start over", type="primary", icon=":material/restart_alt:", key="story-go-6"):
+                tale.start_over()
+            if st.button("Back", icon=":material/arrow_back:", type="tertiary", key="story-back-6"):
+                tale.go(5)
+        with st.container(horizontal=True, key="story-links"):
+            frame.link("pages/predictions.py", "Your own photo", ":material/add_a_photo:")
+            frame.link("pages/attacks.py", "Other attacks", ":material/bug_report:")
+            frame.link("pages/attributions.py", "What decides", ":material/center_focus_strong:")
+            frame.link("pages/lab.py", "Train another one", ":material/science:")
+        with st.expander("Take this run home", icon=":material/qr_code_2:"):
+            takehome.share("", step="6", run=run.id, model=run.request.model, picture=str(one.number))
 
 
 # ------------------------------------------------------------------------------------------------------------ the page

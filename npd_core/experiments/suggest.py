@@ -18,6 +18,7 @@ from npd_core.data.load import ImageSet
 from npd_core.errors import ConfigError
 from npd_core.evaluation import predict
 from npd_core.events import Event, Failed
+from npd_core.models.normalized import Normalized
 from npd_core.polarizer.config import NPDConfig
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.polarizer.training import train_polarizer
@@ -59,7 +60,7 @@ def fold_of(labels: Tensor, folds: int, seed: int) -> Tensor:
 
 
 def candidates(
-    backdoored: nn.Module,
+    backdoored: Normalized,
     clean: ImageSet,
     layers: Sequence[str],
     weights: Sequence[float],

@@ -43,7 +43,7 @@ class Recipe:
     """Another image of the batch is laid over each image, with a weight drawn from [0, overlay]; labels are kept."""
     label_smoothing: float = 0.0
     growing: tuple[tuple[float, int], ...] = ()
-    """Smaller pictures at first, which cost less: (share of the epochs, pixels) pairs, each until that share is done."""
+    """Smaller pictures at first, which cost less: (share of the epochs, pixels) pairs, each until its share is done."""
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -53,9 +53,13 @@ def thinned(epochs: Sequence[int], most: int = MOST, always: int | None = None) 
     return sorted(kept)
 
 
-def show(films: Sequence[Film], names: Sequence[str], chosen: int | None = None) -> None:
-    """Draw the films below each other, the frame of epoch `chosen` marked. Long ones scroll in their own line."""
-    rows = "".join(_row(one, names, chosen) for one in films)
+def show(films: Sequence[Film], names: Sequence[str], chosen: int | None = None, coming: Sequence[int] = ()) -> None:
+    """Draw the films below each other, the frame of epoch `chosen` marked. Long ones scroll in their own line.
+
+    Args:
+        coming: epochs that are still to come, for which an empty frame is kept.
+    """
+    rows = "".join(_row(one, names, chosen, coming) for one in films)
     st.html(f"<style>{_css()}</style><div class='npd-films'>{rows}</div>")
 
 
@@ -87,11 +91,12 @@ def of_run(run_id: str, card: Card, chosen: int | None) -> None:
     show(films, names, chosen)
 
 
-def _row(one: Film, names: Sequence[str], chosen: int | None) -> str:
+def _row(one: Film, names: Sequence[str], chosen: int | None, coming: Sequence[int]) -> str:
     frames = "".join(
         _frame(one, names, epoch, said, sure, epoch == chosen)
         for epoch, said, sure in zip(one.epochs, one.said, one.sure, strict=True)
     )
+    frames += "".join(f"<li class='npd-f-coming'><i></i><small>{_when(epoch)}</small></li>" for epoch in coming)
     address = data_url(one.picture)
     return (
         f"<section><h5>{escape(one.title)}</h5><ol tabindex='0' aria-label='{escape(one.title, quote=True)}, by epoch' "
@@ -101,12 +106,15 @@ def _row(one: Film, names: Sequence[str], chosen: int | None) -> str:
 
 def _frame(one: Film, names: Sequence[str], epoch: int, said: int, sure: float, on: bool) -> str:
     verdict = judge(said, one.label, one.target)
-    when = "start" if epoch == 0 else f"epoch {epoch}"
     mark = gallery.MARKS[verdict]
     return (
-        f"<li class='npd-f-{verdict}{' npd-on' if on else ''}'><i></i><small>{when}</small>"
+        f"<li class='npd-f-{verdict}{' npd-on' if on else ''}'><i></i><small>{_when(epoch)}</small>"
         f"<b>{mark} {escape(names[said])}</b><span>{gallery.percent(sure)}</span></li>"
     )
+
+
+def _when(epoch: int) -> str:
+    return "start" if epoch == 0 else f"epoch {epoch}"
 
 
 def _css() -> str:
@@ -117,11 +125,12 @@ def _css() -> str:
 .npd-films ol {{ list-style: none; display: flex; gap: .5rem; margin: 0; padding: 4px 4px .6rem; overflow-x: auto;
     scrollbar-width: thin; }}
 .npd-films ol:focus-visible {{ outline: 3px solid {colors.polarizer}; outline-offset: 1px; border-radius: 6px; }}
-.npd-films li {{ flex: 0 0 5.4rem; margin: 0; padding: 0; font-size: .82rem; line-height: 1.25; color: {colors.text}; }}
+.npd-films li {{ flex: 0 0 5.4rem; min-height: 8.6rem; margin: 0; padding: 0; font-size: .82rem; line-height: 1.25; color: {colors.text}; }}
 .npd-films li i {{ display: block; width: 100%; aspect-ratio: 1; background: var(--picture) 0 0 / 100% 100%;
     image-rendering: pixelated; border-radius: 6px; box-sizing: border-box; border: 3px solid {colors.muted}; }}
 .npd-films li.npd-f-right i {{ border: 3px solid {colors.green}; }}
 .npd-films li.npd-f-hijacked i {{ border: 3px dashed {colors.trigger}; }}
+.npd-films li.npd-f-coming i {{ background: none; border: 2px dotted {colors.grid}; }}
 .npd-films li small {{ display: block; color: {colors.muted}; font-size: .8rem; margin-top: .2rem; }}
 .npd-films li b {{ display: block; font-weight: 600; overflow-wrap: anywhere; }}
 .npd-films li.npd-f-right b {{ color: {colors.green}; }}

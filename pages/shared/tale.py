@@ -207,21 +207,23 @@ def answer(
     who: str,
     alt: str,
     tag: str,
+    top: int = 3,
 ) -> None:
-    """One picture and what one network says of it, in big type, with the three most probable classes.
+    """One picture and what one network says of it, in big type, with the most probable classes.
 
     Args:
         picture: (3, H, W) uint8; None where another part of the page shows it.
         says: probabilities (K,).
         alt: the picture in words.
         tag: where the numbers come from.
+        top: how many classes get a bar; 0: none.
     """
     said = int(says.argmax())
     verdict = judge(said, label, target)
     rows = "".join(
         f"<li><span>{escape(names[k])}</span><span>{gallery.percent(float(says[k]))}</span>"
         f"<i><u style='width:{100 * float(says[k]):.1f}%'></u></i></li>"
-        for k in top_classes([says], top=3)
+        for k in top_classes([says], top=top)
     )
     shown = "" if picture is None else f"<img src='{data_url(picture)}' alt='{escape(alt, quote=True)}'>"
     st.html(
@@ -229,7 +231,7 @@ def answer(
         f"<p class='npd-who'>{escape(who)}</p>"
         f"<p class='npd-says'>{gallery.MARKS[verdict]} {escape(names[said])}"
         f"<b>{gallery.percent(float(says[said]))}</b></p>"
-        f"<p class='npd-word'>{WORDS[verdict]}</p><ul>{rows}</ul><p class='npd-tag'>{escape(tag)}</p></div></div>"
+        f"<p class='npd-word'>{WORDS[verdict]}</p>{rows and f'<ul>{rows}</ul>'}<p class='npd-tag'>{escape(tag)}</p></div></div>"
     )
 
 
@@ -243,8 +245,8 @@ def dress() -> None:
 .st-key-story h1 { font-size: clamp(1.6rem, 2.1vw + 1rem, 2.7rem); line-height: 1.15; padding: 0.3rem 0; }
 .st-key-story p { font-size: 1.05rem; }
 .st-key-story button[kind] { min-height: 44px; }
-[class*="st-key-story-next"] button { min-height: 60px; padding: 0.4rem 1.6rem; }
-[class*="st-key-story-next"] button p { font-size: 1.3rem; font-weight: 600; }
+[class*="st-key-story-next"] button[kind="primary"] { min-height: 60px; padding: 0.4rem 1.6rem; }
+[class*="st-key-story-next"] button[kind="primary"] p { font-size: 1.3rem; font-weight: 600; }
 </style>"""
     )
 

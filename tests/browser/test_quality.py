@@ -119,7 +119,7 @@ def test_a_page_is_fit_for_everybody(shown, entry: Entry) -> None:
         page.set_viewport_size({"width": width, "height": height})
         page.wait_for_timeout(250)
         assert wider(page) <= 0, f"{width} pixels are not enough"
-    assert found == {"light": [], "dark": []}
+    assert not any(found.values()), "\n".join(f"{mode}: {line}" for mode, lines in found.items() for line in lines)
 
 
 def test_the_menu_by_keyboard(shown) -> None:
