@@ -105,6 +105,7 @@ left, right = st.columns([5, 8], gap="large")
 with left:
     facts(card)
     layer = controls.layer_select(card)
+    controls.scenes(card, layer)
     start_and_stop(card, layer)
 
 with right:

@@ -60,10 +60,9 @@ def request(card: Card, cells: dict[str, Cell], point: str) -> DefenseRequest:
 
 
 def to_the_lab(point: str) -> None:
-    """Leave for the Lab with this layer chosen there."""
-    st.session_state["layer"] = point
+    """Leave for the Lab with this layer chosen there; says how to get there when the page runs alone."""
     try:
-        st.switch_page("pages/lab.py")
+        frame.open_page("lab", {"layer": point})
     except StreamlitAPIException:
         st.info(f"In the app, open lab?layer={point}.", icon=":material/link:")
 

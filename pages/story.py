@@ -135,7 +135,7 @@ def stamp(card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
             st.image(data_url(one.triggered, 8), caption="With the trigger, which covers the whole picture")
         with right:
             st.image(data_url(difference(one.clean, one.triggered), 8), caption=f"What it changed, × {GAIN}", width=260)
-            st.markdown("You hardly see it. The network was taught to.")
+            st.markdown("A faint change all over the picture. You can overlook it; the network was taught not to.")
     else:
         with left:
             painted = painter(
@@ -313,7 +313,7 @@ def show_training(run: Run, card: Card, one: tale.Subject, names: tuple[str, ...
 
 def finding(right: bool) -> str:
     """What the end of the training means for the picture."""
-    return "The trigger is blocked: it sees your picture again" if right else "Not repaired this time"
+    return "Blocked: it reads your picture again" if right else "Not repaired this time"
 
 
 def milestone(run: Run, usable: bool, said: str, right: bool) -> str:
@@ -400,13 +400,13 @@ def tell(selected: frame.Selection) -> None:
         )
         return
     if sentence:
-        st.info(sentence, icon=":material/info:")
+        place.info(sentence, icon=":material/info:")
     if story.model not in ("", card.id):
         story.picture = story.lens = story.painted = None
     story.model = card.id
     run = selected.run if selected.run is not None and selected.run.request.model == card.id else None
     if story.step >= 5 and run is None:
-        st.info("No training has been started yet: put the lens in first.", icon=":material/info:")
+        place.info("No training has been started yet: put the lens in first.", icon=":material/info:")
         story.step = 4
     one = tale.subject(story, card)
     if one is None:
@@ -435,6 +435,7 @@ first = 1 if view.booth() else 0
 story = tale.tale(first)
 tale.dress()
 with st.container(key="story"):
+    place = st.container()
     if story.step == 0:
         cover(selection.card)
     else:
@@ -444,5 +445,5 @@ with st.container(key="story"):
             st.error(str(error), icon=":material/error:")
             frame.link("pages/lab.py", "Go to the Lab", ":material/science:")
     for sentence in story.notices:
-        st.error(sentence, icon=":material/error:")
+        place.error(sentence, icon=":material/error:")
 tale.remember(story, first)

@@ -6,7 +6,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from npd_core.data.spec import get_dataset
 from npd_core.errors import ConfigError, NPDError, UnknownNameError, unknown_name
 from npd_core.figures import network as drawing
 from npd_core.polarizer import config as settings
+from npd_core.polarizer import presets
 from npd_core.polarizer.config import NPDConfig, default_layer
 from npd_core.request import DefenseRequest
 from npd_core.zoo.card import Card
@@ -202,6 +203,36 @@ def request(card: Card, layer: str, *, folded: bool = False) -> DefenseRequest |
     except NPDError as error:
         st.error(str(error), icon=":material/error:")
         return None
+
+
+def scenes(card: Card, layer: str) -> None:
+    """Buttons for the named settings, and what to watch for where the settings are one of them."""
+    try:
+        values = {name: st.session_state[name] for name in ALL if name != "clean" and name in st.session_state}
+        now = NPDConfig.from_dict({**defaults(card).config.to_dict(), **values})
+        name = presets.recognise(layer, now, card.arch, card.dataset)
+    except NPDError:
+        name = None
+    with st.container(key="view-presets", horizontal=True, gap="small"):
+        for key, scene in presets.SCENES.items():
+            st.button(
+                scene.title,
+                key=f"preset-{key}",
+                type="primary" if key == name else "secondary",
+                on_click=play,
+                args=(card, key),
+                help=scene.watch,
+            )
+    if name is not None:
+        st.caption(f"**What to watch for.** {presets.SCENES[name].watch}")
+
+
+def play(card: Card, name: str) -> None:
+    """Set every widget to a named setting; clean images and seed stay as they are. For a button's `on_click`."""
+    start = defaults(card)
+    clean, seed = st.session_state.get("clean", start.clean), st.session_state.get("seed", start.config.seed)
+    layer, config = presets.scene(name, card.arch, card.dataset, int(seed))
+    adopt(replace(start, layer=layer, config=config, clean=int(clean)))
 
 
 def build(card: Card, layer: str, values: dict[str, Any]) -> DefenseRequest:

@@ -125,7 +125,8 @@ def _css() -> str:
 .npd-films ol {{ list-style: none; display: flex; gap: .5rem; margin: 0; padding: 4px 4px .6rem; overflow-x: auto;
     scrollbar-width: thin; }}
 .npd-films ol:focus-visible {{ outline: 3px solid {colors.polarizer}; outline-offset: 1px; border-radius: 6px; }}
-.npd-films li {{ flex: 0 0 5.4rem; min-height: 8.6rem; margin: 0; padding: 0; font-size: .82rem; line-height: 1.25; color: {colors.text}; }}
+.npd-films li {{ flex: 0 0 4.8rem; min-height: 9.5rem; margin: 0; padding: 0;
+    font-size: .82rem; line-height: 1.25; color: {colors.text}; }}
 .npd-films li i {{ display: block; width: 100%; aspect-ratio: 1; background: var(--picture) 0 0 / 100% 100%;
     image-rendering: pixelated; border-radius: 6px; box-sizing: border-box; border: 3px solid {colors.muted}; }}
 .npd-films li.npd-f-right i {{ border: 3px solid {colors.green}; }}

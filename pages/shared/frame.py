@@ -144,6 +144,7 @@ def dress() -> None:
     ui = paths.assets() / "ui"
     st.set_page_config(page_title="Neural Polarizer Lab", page_icon=str(ui / "favicon.png"), layout="wide")
     st.logo(str(ui / "logo.svg"), size="large")
+    st.html(f"<style>{(ui / 'app.css').read_text(encoding='utf-8')}</style>")
 
 
 def menu() -> Literal["top", "hidden"]:

@@ -125,7 +125,7 @@ def hero(card: Card | None) -> tuple[Card | None, str]:
     able = [one for one in cached.cards() if one.asr is not None and availability(one.dataset).available]
     if not able:
         return None, ""
-    found = min(able, key=lambda c: (c.dataset != "signs", c.attack != "badnets_a2o", -c.width, c.id))
+    found = min(able, key=lambda c: (c.dataset != "signs", c.attack != "badnets_a2o", c.width, c.id))
     chosen = frame.model_title(card) if card is not None else "The chosen model"
     return found, f"{chosen} {reason}. The story is told of another one: {frame.model_title(found)}."
 
@@ -225,13 +225,15 @@ def answer(
         f"<i><u style='width:{100 * float(says[k]):.1f}%'></u></i></li>"
         for k in top_classes([says], top=top)
     )
+    bars = f"<ul>{rows}</ul>" if rows else ""
+    form = " npd-alone" if picture is None else " npd-brief" if top == 0 else ""
     shown = "" if picture is None else f"<img src='{data_url(picture)}' alt='{escape(alt, quote=True)}'>"
     st.html(
-        f"<style>{_css()}</style><div class='npd-tale npd-t-{verdict}{'' if shown else ' npd-alone'}'>{shown}<div>"
+        f"<style>{_css()}</style><div class='npd-tale npd-t-{verdict}{form}'>{shown}<div>"
         f"<p class='npd-who'>{escape(who)}</p>"
         f"<p class='npd-says'>{gallery.MARKS[verdict]} {escape(names[said])}"
         f"<b>{gallery.percent(float(says[said]))}</b></p>"
-        f"<p class='npd-word'>{WORDS[verdict]}</p>{rows and f'<ul>{rows}</ul>'}<p class='npd-tag'>{escape(tag)}</p></div></div>"
+        f"<p class='npd-word'>{WORDS[verdict]}</p>{bars}<p class='npd-tag'>{escape(tag)}</p></div></div>"
     )
 
 
@@ -263,6 +265,7 @@ def _css() -> str:
 .npd-tale {{ display: grid; grid-template-columns: minmax(9rem, 5fr) 6fr; gap: 1.2rem; align-items: start;
     color: {colors.text}; }}
 .npd-tale.npd-alone {{ grid-template-columns: 1fr; }}
+.npd-tale.npd-brief {{ grid-template-columns: 9rem 1fr; }}
 .npd-tale img {{ width: 100%; aspect-ratio: 1; image-rendering: pixelated; display: block; border-radius: 8px;
     box-sizing: border-box; border: 5px solid {colors.benign}; }}
 .npd-tale.npd-t-hijacked img {{ border: 5px dashed {colors.trigger}; }}

@@ -1,4 +1,4 @@
-"""The pages of recorded tables in a real browser: a coloured drawing, the way to the Lab, a live run beside a record."""
+"""The pages of recorded tables in a browser: a coloured drawing, the way to the Lab, a live run beside a record."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from npd_core.errors import ConfigError, UnknownNameError
 from npd_core.jobs import queue
 from npd_core.jobs.store import Owner, Run, RunStore
 from npd_core.polarizer.config import default_layer, preset
+from npd_core.polarizer.presets import SCENES, scene
 from npd_core.request import DefenseRequest
 from npd_core.zoo.card import get_card
 from pages.shared import controls
@@ -64,6 +65,21 @@ def test_defaults_make_a_request_of_the_preset(tiny_zoo: str, desk: Desk, open_p
     assert asked.config == preset("signs")
     assert asked.watch > 0
     assert page.query_params["run"] == asked.key
+
+
+def test_a_named_setting_sets_every_widget_and_is_recognised(tiny_zoo: str, desk: Desk, open_page: Open) -> None:
+    page = open_page("lab", clean="120", seed="3").run()
+    assert any("What to watch for" in caption.value for caption in page.caption), "recommended is where it starts"
+    page.button(key="preset-too_weak").click().run()
+    assert errors(page) == []
+    assert any(SCENES["too_weak"].watch in caption.value for caption in page.caption)
+    page.button(key="preset-paper").click().run()
+    page.button(key="start").click().run()
+    (asked,) = desk.asked
+    assert (asked.layer, asked.config) == scene("paper", "preact_resnet18", "signs", seed=3)
+    assert asked.clean == 120
+    page.slider(key="lambda2").set_value(1.0).run()
+    assert not any("What to watch for" in caption.value for caption in page.caption)
 
 
 def test_every_widget_reaches_the_request(tiny_zoo: str, desk: Desk, open_page: Open) -> None:

@@ -1,4 +1,4 @@
-const shown = new WeakMap()
+let last = 0 // the step that was shown before, in this tab
 
 function top() {
   const main = document.querySelector('[data-testid="stMain"]')
@@ -10,7 +10,7 @@ function top() {
 export default function ({ parentElement, data }) {
   const root = parentElement.querySelector(".steps")
   if (!root || !data) return
-  const list = root.querySelector("ol"), live = root.querySelector(".sr"), before = shown.get(root)
+  const list = root.querySelector("ol"), live = root.querySelector(".sr")
   list.setAttribute("aria-label", `Step ${data.now} of ${data.names.length}`)
   list.style.setProperty("--others", data.names.length)
   while (list.children.length < data.names.length) list.appendChild(document.createElement("li"))
@@ -22,7 +22,7 @@ export default function ({ parentElement, data }) {
     if (i + 1 === data.now) item.setAttribute("aria-current", "step")
     else item.removeAttribute("aria-current")
   })
-  if (before !== undefined && before !== data.now) top()
-  shown.set(root, data.now)
+  if (last !== data.now) top()
+  last = data.now
   if (live.textContent !== data.announce) live.textContent = data.announce
 }

@@ -1,0 +1,320 @@
+"""The Story: its cover paints without torch and is honest about what is recorded; each step does what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from streamlit.testing.v1 import AppTest
+
+from npd_core import paths
+from npd_core.attacks import get_attack
+from npd_core.data.load import load_dataset
+from npd_core.figures.gallery import Answer, Item, data_address, write_gallery
+from npd_core.jobs.store import Run
+from npd_core.polarizer.artifact import load_snapshot, save_snapshot
+from npd_core.polarizer.config import default_layer, preset
+from npd_core.polarizer.insertion import PolarizedNet
+from npd_core.zoo.weights import load_backdoored
+from pages.shared import filmstrip
+from pages.shared.tale import EPOCHS, Tale
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+Open = Callable[..., AppTest]
+Make = Callable[..., Run]
+
+FIRST_PAINT = """
+import sys
+from streamlit.testing.v1 import AppTest
+page = AppTest.from_file("app.py", default_timeout=120).run()
+assert not page.exception, page.exception
+assert page.title, "nothing was drawn"
+print(",".join(name for name in ("torch", "torchvision", "captum") if name in sys.modules))
+"""
+
+
+@pytest.fixture
+def recorded(make_run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A finished run of the tiny model in a folder of recorded runs."""
+    run = make_run(seed=3)
+    folder = tmp_path / "recorded"
+    folder.mkdir()
+    shutil.move(run.folder, folder / run.id)
+    monkeypatch.setattr(paths, "recorded", lambda: folder)
+    from npd_core.jobs.store import RunStore
+
+    return RunStore(folder).get(run.id)
+
+
+@pytest.fixture
+def nothing_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "recorded", lambda: tmp_path / "none")
+
+
+def words(page: AppTest) -> str:
+    assert not page.exception, page.exception
+    return " ".join(element.value for kind in (page.title, page.markdown, page.caption) for element in kind)
+
+
+def test_first_page_paints_without_torch(tiny_zoo_folder: Path, tmp_path: Path) -> None:
+    environment = os.environ | {
+        "NPD_ZOO_DIR": str(tiny_zoo_folder),
+        "NPD_RUNS_DIR": str(tmp_path),
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FIRST_PAINT],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip().splitlines()[-1:] in ([], [""]), done.stdout
+
+
+def test_a_recorded_run_is_shown_as_recorded(recorded: Run, open_page: Open) -> None:
+    page = open_page("story").run()
+    text = words(page)
+    assert "right 81.0% of the time. It has a secret." in text
+    assert "recorded · seed 3 · cpu" in text
+    assert "Light is a metaphor" in text
+    assert "97.0%" in text
+    assert "3.0%" in text
+    assert page.button(key="story-go-0").label == "See it happen"
+    table = page.dataframe[0].value
+    assert list(table["epoch"]) == [0, 1, 2]
+    assert list(table["ASR"]) == pytest.approx([0.97, 0.5, 0.1])
+
+
+def test_the_strip_says_what_the_network_says(recorded: Run, open_page: Open) -> None:
+    pictures = np.zeros((1, 3, 32, 32), np.uint8)
+    item = Item(5, "stop", Answer("stop", 0.99), Answer("<speed & 80>", 1.0), Answer("stop", 0.87))
+    write_gallery(Path(recorded.folder), [item], pictures, pictures)
+    page = open_page("story").run()
+    assert not page.exception
+    body = next(e.proto.body for e in page.get("html") if "strip" in e.proto.body)
+    assert body.count("<img") == 3
+    assert "✗ &lt;speed &amp; 80&gt; 100%" in body
+    assert "✓ stop 87%" in body
+
+
+def test_stands_with_nothing_recorded(nothing_recorded: None, tiny_zoo: str, runs_dir: Path, open_page: Open) -> None:
+    text = words(open_page("story").run())
+    assert "not a measurement" in text
+
+
+def test_stands_without_any_model(
+    nothing_recorded: None, runs_dir: Path, tmp_path: Path, open_page: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NPD_ZOO_DIR", str(tmp_path / "no-zoo"))
+    text = words(open_page("story").run())
+    assert "A network with a secret" in text
+
+
+def test_a_damaged_recorded_run_is_passed_over(recorded: Run, open_page: Open) -> None:
+    (Path(recorded.folder) / "result.json").write_text("{")
+    assert "not a measurement" in words(open_page("story").run())
+    (Path(recorded.folder) / "result.json").write_text(json.dumps({"before": {}}))
+    assert "not a measurement" in words(open_page("story").run())
+
+
+# ------------------------------------------------------------------------------------------------------------ the steps
+
+
+@pytest.fixture
+def signs(tiny_zoo: str) -> tuple[torch.Tensor, torch.Tensor, torch.nn.Module]:
+    """The first test images, the same with the trigger, and the backdoored network."""
+    images = load_dataset("signs", "test").images[:12]
+    return images, get_attack("badnets_a2o", "signs").apply(images), load_backdoored(tiny_zoo).net
+
+
+def drawn(page: AppTest, kind: str) -> str:
+    """The one piece of HTML with this class in it."""
+    assert not page.exception, page.exception
+    (found,) = [e.proto.body for e in page.get("html") if f"class='{kind}" in e.proto.body]
+    return str(found)
+
+
+def percents(sure: float) -> tuple[str, str]:
+    """A probability in both ways that it may be written."""
+    return f"{sure:.0%}", f"{sure:.1%}"
+
+
+def said(net: torch.nn.Module, image: torch.Tensor) -> tuple[str, float]:
+    """Class and probability that a network gives a uint8 image."""
+    from npd_core.data.load import class_names
+
+    with torch.no_grad():
+        probabilities = net(image[None] / 255).softmax(1)[0]
+    return class_names("signs")[int(probabilities.argmax())], float(probabilities.max())
+
+
+def test_the_cover_leads_into_the_first_step(tiny_zoo: str, runs_dir: Path, open_page: Open, signs) -> None:
+    page = open_page("story", picture="5").run()
+    page.button(key="story-go-0").click().run()
+    assert page.query_params["step"] == "1"
+    name, sure = said(signs[2], signs[0][5])
+    body = drawn(page, "npd-tale npd-t-right")
+    assert any(f"✓ {name}<b>{percent}</b>" in body for percent in percents(sure))
+    assert "live: computed on this machine just now · test picture #5" in body
+    page.button(key="story-go-1").click().run()
+    page.button(key="story-go-2").click().run()
+    name, sure = said(signs[2], signs[1][5])
+    body = drawn(page, "npd-tale npd-t-hijacked")
+    assert any(f"⚠ {name}<b>{percent}</b>" in body for percent in percents(sure))
+    assert page.query_params["step"] == "3"
+    page.button(key="story-back-3").click().run()
+    assert page.query_params["step"] == "2"
+    page.button(key="story-over-2").click().run()
+    assert page.query_params["step"] == "1"
+    assert "picture" not in page.query_params
+
+
+def test_a_trigger_that_was_never_trained_in_does_nothing(tiny_zoo: str, runs_dir: Path, open_page: Open) -> None:
+    dot = Image.new("RGBA", (32, 32))
+    dot.putpixel((0, 0), (0, 0, 0, 255))
+    page = open_page("story")
+    page.session_state["_tale"] = Tale(step=3, painted=data_address(dot))
+    page.run()
+    assert page.title[0].value == "Nobody taught it this one"
+    assert "npd-t-right" in drawn(page, "npd-tale")
+    page.button(key="story-go-3").click().run()
+    assert page.title[0].value == "A small change, and it obeys somebody else"
+
+
+def test_the_lens_is_trained_where_the_visitor_put_it(tiny_zoo: str, desk, open_page: Open) -> None:
+    page = open_page("story", step="4", lens="layer4.1.conv1").run()
+    page.button(key="story-go-4").click().run()
+    assert not page.exception, page.exception
+    (asked,) = desk.asked
+    assert (asked.model, asked.layer, asked.clean) == (tiny_zoo, "layer4.1.conv1", 360)
+    assert asked.config.epochs == EPOCHS["signs"]
+    assert asked.config.lambda2 == preset("signs").lambda2
+    assert page.query_params["step"] == "5"
+    assert page.query_params["run"] == asked.key
+    assert any("place 1 in the queue" in bar.text for bar in page.get("progress"))
+    assert page.button(key="story-go-5").disabled
+    other = open_page("story", step="4").run()
+    other.button(key="story-go-4").click().run()
+    assert desk.asked[1].layer == default_layer("preact_resnet18", "signs")
+
+
+def with_epochs(run: Run, scales: dict[int, float]) -> Path:
+    """Put a polarizer of every epoch beside a run: the identity times a number."""
+    backdoored = load_backdoored(run.request.model)
+    for epoch, scale in scales.items():
+        net = PolarizedNet(backdoored.net, run.request.layer or "")
+        with torch.no_grad():
+            net.polarizer.conv.weight.mul_(scale)
+        save_snapshot(net, run.folder, epoch, backdoored.card)
+    return run.folder
+
+
+def test_the_picture_is_judged_at_every_epoch(make_run: Make, open_page: Open, signs, tiny_zoo: str) -> None:
+    folder = with_epochs(make_run(seed=8), {0: 1.0, 1: -0.5, 2: 0.0})
+    page = open_page("story", step="5", run=folder.name, picture="3").run()
+    body = drawn(page, "npd-films")
+    frames = body.split("<li class=")[1:]
+    assert len(frames) == 3
+    answers = []
+    for epoch, frame in enumerate(frames):
+        name, sure = said(load_snapshot(folder, epoch, load_backdoored(tiny_zoo).net), signs[1][3])
+        assert f"<small>{f'epoch {epoch}' if epoch else 'start'}</small>" in frame
+        assert f" {name}</b>" in frame
+        assert any(f"<span>{percent}</span>" in frame for percent in percents(sure))
+        answers.append(name)
+    assert len(set(answers)) > 1, "the test can tell the epochs apart"
+    page.button(key="story-go-5").click().run()
+    assert page.title[0].value == "Your turn: break it"
+    assert not page.exception
+
+
+def test_an_older_run_without_epochs_still_works(make_run: Make, open_page: Open) -> None:
+    page = open_page("story", step="5", run=make_run(seed=9).id).run()
+    assert "kept no polarizers of its epochs" in words(page)
+    assert not page.button(key="story-go-5").disabled
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        ({"step": "7"}, "step '7': it must be a number from 0 to 6"),
+        ({"step": "<b>"}, "step '<b>'"),
+        ({"step": "1", "picture": "-3"}, "picture '-3': it must be a number from 0 on"),
+        ({"step": "1", "picture": "99999"}, "There is no test picture 99999"),
+        ({"step": "4", "lens": "layer9"}, "layer 'layer9'"),
+    ],
+)
+def test_nonsense_in_the_address_is_one_sentence(
+    query: dict[str, str], sentence: str, tiny_zoo: str, runs_dir: Path, open_page: Open
+) -> None:
+    page = open_page("story", **query).run()
+    assert not page.exception, page.exception
+    (error,) = page.error
+    assert sentence in error.value
+    assert page.title
+
+
+def test_without_a_run_there_is_no_training_to_see(tiny_zoo: str, runs_dir: Path, open_page: Open) -> None:
+    page = open_page("story", step="6").run()
+    assert "No training has been started yet" in page.info[0].value
+    assert page.title[0].value == "Put a thin lens into the network"
+
+
+def test_of_an_honest_network_no_story_can_be_told(
+    tiny_zoo_folder: Path, tiny_zoo: str, runs_dir: Path, tmp_path: Path, open_page: Open, monkeypatch
+) -> None:
+    zoo = tmp_path / "zoo"
+    shutil.copytree(tiny_zoo_folder, zoo)
+    honest = zoo / "signs-clean-preact_resnet18-w4"
+    shutil.copytree(zoo / tiny_zoo, honest)
+    card = json.loads((honest / "card.json").read_text())
+    card |= {"id": honest.name, "attack": "clean", "attack_params": {}, "target": "none", "asr": None, "ra": None}
+    (honest / "card.json").write_text(json.dumps(card))
+    monkeypatch.setenv("NPD_ZOO_DIR", str(zoo))
+    page = open_page("story", step="1", model=honest.name).run()
+    assert not page.exception, page.exception
+    assert "has no backdoor to show. The story is told of another one" in page.info[0].value
+    assert page.title[0].value == "A network that is sure of itself"
+
+
+# ------------------------------------------------------------------------------------------- the epochs, in the Lab too
+
+
+def test_the_lab_goes_through_the_epochs(make_run: Make, open_page: Open) -> None:
+    run = make_run(seed=6)
+    with_epochs(run, {0: 1.0, 1: 0.0, 2: 0.0})
+    page = open_page("lab", run=run.id).run()
+
+    def values() -> list[str]:
+        assert not page.exception, page.exception
+        return [metric.value for metric in page.metric]
+
+    assert values() == ["79.0%", "3.0%", "74.0%", "0.960"]
+    assert "npd-on" not in drawn(page, "npd-films").split("</style>")[1]
+    for epoch, numbers in ((1, ["80.0%", "50.0%", "30.0%"]), (0, ["81.0%", "97.0%", "2.0%"])):
+        page.select_slider(key=f"epoch-{run.id}").set_value(epoch).run()
+        assert values() == numbers
+        for film in drawn(page, "npd-films").split("<section>")[1:]:
+            on = [k for k, frame in enumerate(film.split("<li class=")[1:]) if "npd-on" in frame]
+            assert on == [epoch]
+
+
+@pytest.mark.parametrize(("count", "always"), [(1, None), (13, 5), (14, None), (51, 49), (200, 0), (200, 101)])
+def test_a_long_film_keeps_its_ends_and_the_chosen_frame(count: int, always: int | None) -> None:
+    kept = filmstrip.thinned(range(count), always=always)
+    assert len(kept) == min(count, filmstrip.MOST)
+    assert (kept[0], kept[-1]) == (0, count - 1)
+    assert always is None or always in kept
+    assert kept == sorted(set(kept))
