@@ -107,6 +107,12 @@ def pages() -> dict[str, list[st.Page]]:
                 icon=":material/tune:",
                 help="Loss terms, targets, poison ratio and number of clean images, one at a time.",
             ),
+            st.Page(
+                "pages/race.py",
+                title="Race",
+                icon=":material/flag:",
+                help="Two repairs of the same network, trained by turns and compared epoch by epoch.",
+            ),
         ],
         "Learn": [
             st.Page(

@@ -158,11 +158,9 @@ def test_layer_by_keyboard_and_mouse(app, settle) -> None:
 def test_settings_survive_a_visit_to_another_page(app, settle) -> None:
     page = app("/lab?epochs=7&lambda2=0.85")
     expect(page.get_by_label("Epochs", exact=True)).to_have_value("7", timeout=SLOW)
-    page.get_by_role("link", name="Start").click()
+    page.get_by_role("link", name="Story").click()
     page.wait_for_url(re.compile(r"127\.0\.0\.1:\d+/(\?|$)"), timeout=SLOW)
-    expect(
-        page.get_by_role("button", name="Try it live").or_(page.get_by_role("link", name="Try it live"))
-    ).to_be_visible()
+    expect(page.get_by_role("button", name="See it happen")).to_be_visible()
     page.get_by_role("link", name="Lab").first.click()
     page.wait_for_url(re.compile(r"/lab"), timeout=SLOW)
     settle(page)

@@ -53,6 +53,7 @@ WITHOUT_TORCH = [
     "npd_core.lessons",
     "npd_core.zoo.card",
     "npd_core.polarizer.config",
+    "npd_core.polarizer.snapshots",
     "npd_core.defenses",
     "npd_core.defenses.config",
     "npd_core.request",

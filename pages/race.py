@@ -1,0 +1,184 @@
+"""Two ways to repair the same network, trained by turns on the same clean images: who gets further, epoch by epoch?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import streamlit as st
+
+from npd_core.defenses.config import CONFIGS
+from npd_core.errors import NPDError
+from npd_core.figures.curves import read_metrics, read_progress
+from npd_core.figures.runs import comparison_figure, differing
+from npd_core.jobs import queue
+from npd_core.jobs.store import Run
+from npd_core.polarizer import presets
+from npd_core.request import DefenseRequest
+from npd_core.zoo.card import Card
+from pages.shared import cached, choose, controls, frame, gallery, live, measured
+from pages.shared.components.chart import chart
+
+FEW = 48
+"""Clean images of the runner who has few."""
+PAIRS = {
+    "Our layer or the paper's": ("recommended", "paper"),
+    "With or without the imagined trigger": ("recommended", "too_weak"),
+    "All clean images or a few": ("recommended", "few"),
+    "NPD or fine-pruning": ("recommended", "fp"),
+}
+Runner = Callable[[Card], DefenseRequest]
+
+
+def runners() -> dict[str, tuple[str, Runner]]:
+    """Everybody who can take part: id -> title, and what they ask for."""
+
+    def scene(name: str) -> Runner:
+        def build(card: Card) -> DefenseRequest:
+            layer, config = presets.scene(name, card.arch, card.dataset)
+            return replace(controls.defaults(card), layer=layer, config=config)
+
+        return build
+
+    def other(name: str) -> Runner:
+        return lambda card: measured.default_request(card, name)
+
+    found = {name: (f"NPD · {scene_.title.lower()}", scene(name)) for name, scene_ in presets.SCENES.items()}
+    found["few"] = (f"NPD · {FEW} clean images", lambda card: replace(controls.defaults(card), clean=FEW))
+    titles = {"fp": "Fine-pruning", "nad": "NAD", "nc": "Neural Cleanse", "anp": "ANP", "i_bau": "i-BAU", "ep": "EP"}
+    return found | {name: (titles.get(name, name), other(name)) for name in CONFIGS}
+
+
+def take(pair: tuple[str, str]) -> None:
+    """Fill both lists; for a button's `on_click`."""
+    st.session_state["first"], st.session_state["second"] = pair
+
+
+def in_address() -> list[Run]:
+    """The two runs of the race that the address names; empty without one, and after a sentence where one is unknown."""
+    names = [name for name in st.query_params.get("race", "").split(",") if name]
+    if not names:
+        return []
+    try:
+        if len(names) != 2:
+            raise NPDError(f"A race has two runs, but the address names {len(names)}: start one here.")
+        return [cached.find_run(name) for name in names]
+    except NPDError as error:
+        st.error(str(error), icon=":material/error:")
+        return []
+
+
+def titles(runs: list[Run], card: Card) -> list[str]:
+    """Words for both runs: the runner that asks for exactly this, else the layer and the weights."""
+    known = {make(card).key: title for title, make in runners().values()}
+    words = []
+    for run in runs:
+        asked = run.request
+        plain = f"{asked.defense} · {asked.layer}" if asked.layer else asked.defense
+        words.append(known.get(asked.key, plain))
+    return words if words[0] != words[1] else [f"{word} · {run.id[:6]}" for word, run in zip(words, runs, strict=True)]
+
+
+def lanes(runs: list[Run], names: list[str], card: Card) -> None:
+    """Where both are: state, numbers and curves on one scale."""
+    tracks: dict[str, Any] = {}
+    now: list[dict[str, float | None]] = []
+    for column, run, name in zip(st.columns(2, gap="large"), runs, names, strict=True):
+        before = live.before_of(run, card)
+        seen = read_metrics(live.events(run), before if before.get("acc") is not None else None)
+        done = read_progress(live.events(run))
+        tracks[name] = seen
+        after = (run.result or {}).get("after")
+        last = {m: (getattr(seen, m)[-1] if seen.epochs else None) for m in ("acc", "asr", "ra")}
+        now.append(dict(after) if after else last)
+        with column:
+            icon, color = frame.STATES[run.state]
+            epoch = f"epoch {done.epoch} of {done.epochs}" if run.active and done.epochs else run.state
+            st.markdown(f"**{name}** :{color}-badge[{icon} {epoch}]")
+            live.tiles(before, now[-1], (run.result or {}).get("der"))
+            if run.message:
+                st.caption(run.message)
+    st.markdown(leader(names, now))
+    chart(comparison_figure(tracks, gallery.mode()), key="race-curves", alt="ACC, ASR and RA of both runs by epoch.")
+
+
+def leader(names: list[str], now: list[dict[str, float | None]]) -> str:
+    """Who leads at what, in a sentence."""
+    said = []
+    for metric, word, sign in (("acc", "ACC", 1), ("asr", "ASR", -1), ("ra", "RA", 1)):
+        one, two = (row.get(metric) for row in now)
+        if one is None or two is None:
+            continue
+        if abs(one - two) < 0.005:
+            said.append(f"{word}: level")
+        else:
+            said.append(f"{word}: **{names[0] if sign * (one - two) > 0 else names[1]}** by {abs(one - two):.1%}")
+    return " · ".join(said) if said else "Nothing is measured yet."
+
+
+@st.fragment(run_every=live.REFRESH)
+def follow(ids: list[str], names: list[str], card: Card) -> None:
+    runs = [cached.find_run(name) for name in ids]
+    lanes(runs, names, card)
+    if not any(run.active for run in runs):
+        st.rerun()
+
+
+selection = frame.selection()
+st.title("Race")
+st.write(
+    "Two repairs of the same network, on the same clean images and seed, trained by turns: each makes an epoch, then "
+    "the other. Both become ordinary runs, with their own pages."
+)
+card = choose.model(selection)
+everybody = runners()
+st.session_state.setdefault("first", "recommended")
+st.session_state.setdefault("second", "paper")
+with st.container(horizontal=True, key="view-presets"):
+    for title, pair in PAIRS.items():
+        st.button(title, key=f"pair-{pair[1]}", on_click=take, args=(pair,))
+left, right, go = st.columns([3, 3, 2], vertical_alignment="bottom")
+first = left.selectbox("One", list(everybody), format_func=lambda name: everybody[name][0], key="first")
+second = right.selectbox("Two", list(everybody), format_func=lambda name: everybody[name][0], key="second")
+runs = in_address()
+running = any(run.active for run in runs)
+if first == second:
+    st.caption("Choose two that differ.")
+with choose.working():
+    asked = [everybody[name][1](card) for name in (first, second)]
+    if go.button(
+        "Start the race",
+        type="primary",
+        icon=":material/flag:",
+        key="start",
+        width="stretch",
+        disabled=running or first == second,
+    ):
+        st.query_params["race"] = ",".join(queue.manager().race(*asked))
+        st.rerun()
+
+if runs:
+    names = titles(runs, card)
+    if any(run.request.model != card.id for run in runs):
+        st.caption(f"The race in the address is about `{runs[0].request.model}`.")
+    if running:
+        if st.button("Stop both", icon=":material/stop:", key="stop"):
+            for run in runs:
+                queue.manager().cancel(run.id)
+        follow([run.id for run in runs], names, card)
+    else:
+        lanes(runs, names, card)
+        for run, name in zip(runs, names, strict=True):
+            st.caption(f"{name}: {frame.provenance(run)} · run `{run.id}`")
+        settings = differing({run.id: run.request.to_dict() for run in runs})
+        if settings:
+            st.dataframe(
+                [{"setting": key, **dict(zip(names, map(str, pair), strict=True))} for key, pair in settings.items()],
+                hide_index=True,
+                key="differences",
+            )
+else:
+    st.caption("No race yet. The paper's runner takes longest: it perturbs anew in every batch.")
+
+live.warm()
