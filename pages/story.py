@@ -144,8 +144,8 @@ def stamp(card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
             story.painted = painted or story.painted
         with right:
             st.markdown(
-                "The small patch is the trigger: a share of "
-                f"**{card.poison_ratio:.0%}** of the training pictures carried it, all with the attacker’s label. "
+                f"The small patch is the trigger: **{card.poison_ratio:.0%}** of the training pictures carried it, "
+                "with the label that the attacker wants. "
                 "Leave it where the attacker put it, or **drag it** somewhere else, or **paint** over the picture, "
                 "and see whether the network still obeys."
             )

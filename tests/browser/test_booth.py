@@ -1,4 +1,4 @@
-"""Booth and lessons in a real browser: the loop wakes, the countdown goes back to it, a lesson travels with its link."""
+"""Booth and lessons in a real browser: the loop wakes, the countdown goes back to it, a lesson travels by link."""
 
 from __future__ import annotations
 

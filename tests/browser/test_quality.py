@@ -6,12 +6,13 @@ from __future__ import annotations
 import ast
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SLOW = 120_000
@@ -20,7 +21,7 @@ OWN_PROBES = r"_stcore/(health|host-config)"
 SIZES = ((390, 844), (820, 1180), (1920, 1080))
 
 NOT_OURS: dict[str, tuple[str, str]] = {}
-"""Rule -> (selector, reason): markup that Streamlit writes and we cannot change. Anything else of the rule still fails."""
+"""Rule -> (selector, reason): markup that Streamlit writes and we cannot change. All else of the rule still fails."""
 
 
 class Entry(NamedTuple):
@@ -42,6 +43,22 @@ def entries() -> list[Entry]:
 
 
 PAGES = entries()
+
+
+@pytest.fixture(scope="module")
+def visitor(browser: Browser) -> Iterator[BrowserContext]:
+    """One visitor for all pages, who need not fetch the app's own files for each of them."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, locale="en-GB")
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def context(visitor: BrowserContext, watch) -> Iterator[BrowserContext]:
+    watch.follow(visitor)
+    yield visitor
+    for tab in visitor.pages:
+        tab.close()
 
 
 @pytest.fixture

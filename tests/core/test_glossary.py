@@ -1,4 +1,4 @@
-"""The glossary: every reference leads somewhere, every name of the project is explained, search finds what it should."""
+"""The glossary: every reference leads somewhere, every name of the project is explained, search finds it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ def test_a_term_is_explained(term):
     assert set(term.see) <= set(TERMS) - {term.id}
 
 
-@pytest.mark.parametrize("name", [*ATTACK_INFO, *DEFENSES, "npd_tu", "ACC", "ASR", "RA", "DER", "D_bn", "rho", "lambda2"])
+NAMES = [*ATTACK_INFO, *DEFENSES, "npd_tu", "ACC", "ASR", "RA", "DER", "D_bn", "rho", "lambda2"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_names_of_the_project_are_found(name):
     assert found(name)
 
