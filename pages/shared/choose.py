@@ -167,10 +167,10 @@ def follow(widget: str) -> None:
 def go(page: str, run_id: str) -> None:
     """Leave for another page with this run chosen there; says how to get there when the page runs alone."""
     st.session_state["_open_run"] = run_id
+    name = page.removeprefix("pages/").removesuffix(".py")
     try:
-        st.switch_page(page)
+        frame.open_page(name, {"run": run_id})
     except StreamlitAPIException:
-        name = page.removeprefix("pages/").removesuffix(".py")
         st.info(f"In the app, open {name}?run={run_id}.", icon=":material/link:")
 
 
