@@ -134,7 +134,7 @@ def test_a_variant_is_told_what_the_attack_wants_of_a_label_and_nothing_else(req
 
 
 def test_a_variant_runs_as_the_method_does(request_, tmp_path, monkeypatch):
-    monkeypatch.setattr(defend, "test_sets", lambda dataset, attack: evaluation.test_sets(dataset, attack, 48))
+    monkeypatch.setattr(defend, "test_sets", lambda dataset, attack, *_: evaluation.test_sets(dataset, attack, 48))
     config = replace(CFG, epochs=1, warmup_epochs=0)
     *_, last = run_defense(replace(request_, defense="npd_tu", config=config), tmp_path)
     assert isinstance(last, Finished)

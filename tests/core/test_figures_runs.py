@@ -80,7 +80,7 @@ def test_archive_takes_what_there_is_and_nothing_else(tmp_path: Path) -> None:
     first, second = archive(tmp_path, "m"), archive(tmp_path, "m")
     assert first == second
     with zipfile.ZipFile(io.BytesIO(first)) as packed:
-        assert packed.namelist() == ["polarizer.safetensors", "polarizer.json", "result.json", "README.txt"]
+        assert packed.namelist() == ["polarizer.safetensors", "polarizer.json", "result.json", "use.py", "README.txt"]
         assert packed.read("result.json") == b"result.json"
         assert packed.testzip() is None
     (tmp_path / "polarizer.safetensors").unlink()
