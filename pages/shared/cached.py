@@ -7,6 +7,7 @@ of its files, so that a model trained anew or a polarizer saved again is read ag
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,12 +26,18 @@ if TYPE_CHECKING:
 
     from npd_core.attacks import Attack
     from npd_core.bring.resist import Resistance
+    from npd_core.data.clean import CleanSubset
     from npd_core.evaluation import TestSets
+    from npd_core.figures.curves import LossCurves, MetricCurves
     from npd_core.jobs.replay import Replay
+    from npd_core.polarizer.config import NPDConfig
     from npd_core.polarizer.insertion import PointInfo, PolarizedNet
+    from npd_core.polarizer.steps import Trace
+    from npd_core.request import DefenseRequest
     from npd_core.zoo.weights import Backdoored
 
 Stamp = tuple[tuple[str, int, int], ...]
+SHARED = 0.4  # seconds for which viewers of a live run are shown one drawing
 
 
 class Samples(NamedTuple):
@@ -138,6 +145,27 @@ def events(run: Run) -> list[dict[str, Any]]:
     """Every event record of the run so far; shared, not to be changed."""
     own, shipped = stores()
     return (shipped if run.recorded else own).events(run.id)
+
+
+def curve_charts(
+    run: Run, measured: MetricCurves, losses: LossCurves, mode: str | None, epochs: int
+) -> tuple[str, str]:
+    """Charts of ACC, ASR and RA, and of the loss terms, as Plotly's JSON; drawn once for all who watch a run go on.
+
+    Args:
+        measured, losses: of the run so far; while it goes on, what is drawn may be `SHARED` seconds older.
+    """
+    mark = "" if run.active else f"{run.state} {len(measured.epochs)} {len(losses.x)}"
+    return _curve_charts(run.id, mark, mode, epochs, measured, losses)
+
+
+@st.cache_data(max_entries=64, ttl=SHARED, show_spinner=False)
+def _curve_charts(
+    run_id: str, mark: str, mode: str | None, epochs: int, _measured: MetricCurves, _losses: LossCurves
+) -> tuple[str, str]:
+    from npd_core.figures.curves import loss_figure, metric_figure
+
+    return metric_figure(_measured, mode, epochs).to_json(), loss_figure(_losses, mode, epochs).to_json()
 
 
 def archive(run_id: str) -> bytes:
@@ -582,6 +610,65 @@ def _pixels(*pictures: np.ndarray) -> Tensor:
     import torch
 
     return torch.from_numpy(np.stack(pictures)).float() / 255
+
+
+# ---------------------------------------------------------------------------------------------------- one step, slowly
+
+
+def clean_images(dataset: str, amount: int | float, seed: int) -> CleanSubset:
+    """The clean images that the defender owns; shared. Raises as `load_clean`."""
+    return _clean_images(dataset, amount, seed, str(paths.data()))
+
+
+@st.cache_resource(max_entries=4, show_spinner="Reading the clean images …")
+def _clean_images(dataset: str, amount: int | float, seed: int, data: str) -> CleanSubset:
+    from npd_core.data.clean import load_clean
+
+    return load_clean(dataset, amount, seed)
+
+
+def trace(asked: DefenseRequest, place: int, run_id: str | None = None) -> Trace:
+    """The first step that the request would take, on its clean image number `place` alone.
+
+    Args:
+        run_id: start from the polarizer of this run, at its layer; None: from the identity. Raises as `polarized`.
+    """
+    folder = paths.pretrained() / card(asked.model).id
+    files = stamp(folder) + (stamp(Path(find_run(run_id).folder)) if run_id is not None else ())
+    return _trace(asked, place, run_id, str(folder), files, str(paths.data()))
+
+
+@st.cache_data(max_entries=64, show_spinner="Taking the step …")
+def _trace(asked: DefenseRequest, place: int, run_id: str | None, folder: str, files: Stamp, data: str) -> Trace:
+    from npd_core.polarizer.config import NPDConfig
+    from npd_core.polarizer.insertion import PolarizedNet
+    from npd_core.polarizer.steps import trace
+
+    cfg, found = asked.config, card(asked.model)
+    assert isinstance(cfg, NPDConfig)
+    assert asked.layer is not None
+    clean = clean_images(found.dataset, asked.clean, cfg.seed)
+    if run_id is not None:
+        net = copy.deepcopy(polarized(run_id))
+    else:
+        net = PolarizedNet(backdoored(asked.model).net, asked.layer, found.image_size)
+        start = NPDConfig(bn_mode=cfg.bn_mode, holdout=cfg.holdout, seed=cfg.seed)
+        net.polarizer.load_state_dict(_start(asked.model, asked.layer, asked.clean, start, folder, files, data))
+    return trace(net, clean.images[place], int(clean.labels[place]), cfg)
+
+
+@st.cache_resource(max_entries=16, show_spinner="Measuring the features of the clean images …")
+def _start(
+    model_id: str, layer: str, amount: int | float, cfg: NPDConfig, folder: str, files: Stamp, data: str
+) -> dict[str, Tensor]:
+    from npd_core.data.load import ImageSet
+    from npd_core.polarizer.insertion import PolarizedNet
+    from npd_core.polarizer.steps import start
+
+    found = card(model_id)
+    clean = clean_images(found.dataset, amount, cfg.seed)
+    net = PolarizedNet(backdoored(model_id).net, layer, found.image_size)
+    return start(net, ImageSet(clean.images, clean.labels), cfg)
 
 
 # ------------------------------------------------------------------------------------------------- brought by somebody

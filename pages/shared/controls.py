@@ -187,10 +187,8 @@ def request(card: Card, layer: str, *, folded: bool = False) -> DefenseRequest |
     Args:
         folded: start with the settings folded away, as while a run goes on.
     """
-    start = defaults(card)
-    values: dict[str, Any] = {"clean": start.clean, **start.config.to_dict()}
-    for sentence in st.session_state.get("_problems", []):
-        st.error(sentence, icon=":material/error:")
+    values = start_values(card)
+    show_problems()
     with st.expander("Losses and training", key="view-settings", icon=":material/balance:", expanded=not folded):
         for setting in LOSSES:
             values[setting.key] = _draw(setting, values[setting.key])
@@ -198,11 +196,33 @@ def request(card: Card, layer: str, *, folded: bool = False) -> DefenseRequest |
     with st.expander("Advanced settings", key="view-advanced", icon=":material/tune:"):
         _draw_pairs(ADVANCED, values)
         st.button("Back to the preset", icon=":material/restart_alt:", on_click=reset, args=(card,), key="reset")
+    return ask(card, layer, values)
+
+
+def start_values(card: Card) -> dict[str, Any]:
+    """Every setting as the preset of the model has it, by name."""
+    start = defaults(card)
+    return {"clean": start.clean, **start.config.to_dict()}
+
+
+def draw(keys: Sequence[str], values: dict[str, Any]) -> None:
+    """Draw these settings, two in a row, and put what they say into `values`, which holds what they start from."""
+    _draw_pairs([ALL[key] for key in keys], values)
+
+
+def ask(card: Card, layer: str, values: dict[str, Any]) -> DefenseRequest | None:
+    """What `build` makes of the values; None, with its sentence shown, when it refuses."""
     try:
         return build(card, layer, values)
     except NPDError as error:
         st.error(str(error), icon=":material/error:")
         return None
+
+
+def show_problems() -> None:
+    """The sentences of `address_problems`, until they are settled."""
+    for sentence in st.session_state.get("_problems", []):
+        st.error(sentence, icon=":material/error:")
 
 
 def scenes(card: Card, layer: str) -> None:

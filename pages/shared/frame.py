@@ -116,6 +116,12 @@ def pages() -> dict[str, list[st.Page]]:
         ],
         "Learn": [
             st.Page(
+                "pages/learn.py",
+                title="Step by step",
+                icon=":material/slow_motion_video:",
+                help="One step of the training in slow motion: each formula beside the numbers that it gives.",
+            ),
+            st.Page(
                 "pages/lessons.py",
                 title="Lessons",
                 icon=":material/school:",

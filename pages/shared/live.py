@@ -133,15 +133,15 @@ def _show(run: Run, card: Card | None) -> None:
         _moments(run, card, before, measured, kept)
     else:
         _moment(run, before, measured, None)
-    mode = st.context.theme.type
+    metrics_chart, losses_chart = cached.curve_charts(run, measured, losses, st.context.theme.type, epochs)
     left, right = st.columns(2)
     with left, st.container(key="metrics-chart"):
         st.markdown("**On test images**, after each epoch")
-        chart(curves.metric_figure(measured, mode, epochs), key="metrics", alt=_metrics_alt(measured))
+        chart(metrics_chart, key="metrics", alt=_metrics_alt(measured))
     with right, st.container(key="losses-chart"):
         st.markdown("**Loss terms**, what is trained on")
         chart(
-            curves.loss_figure(losses, mode, epochs),
+            losses_chart,
             key="losses",
             alt="Loss terms of the training by epoch; the table below has the numbers.",
         )

@@ -79,8 +79,10 @@ class Viewer:
 
 def epochs(folder: Path) -> list[float]:
     """When each epoch of the run ended, in unix seconds."""
-    records = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines() if line.endswith("}")]
-    return [record["time"] for record in records if record["type"] == "epoch_end"]
+    file = folder / "events.jsonl"
+    lines = file.read_text().splitlines() if file.is_file() else []
+    records = [json.loads(line) for line in lines if line.endswith("}")]
+    return [record["time"] for record in records if record["type"] == "EpochEnd"]
 
 
 async def crowd(url: str, query: str) -> tuple[list[float], list[tuple[float, float]], list[tuple[float, float]]]:

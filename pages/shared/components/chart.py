@@ -27,10 +27,11 @@ _mount = st.components.v2.component(
 )
 
 
-def chart(figure: go.Figure, *, key: str, alt: str) -> None:
+def chart(figure: go.Figure | str, *, key: str, alt: str) -> None:
     """Draw `figure`, or change the chart of the same `key` into it.
 
     Args:
+        figure: or its `to_json()`, made once for several viewers.
         alt: the chart in one sentence, for screen readers.
     """
     try:
@@ -38,7 +39,11 @@ def chart(figure: go.Figure, *, key: str, alt: str) -> None:
     except StorageError as error:
         st.error(str(error), icon=":material/error:")
         return
-    _mount(key=key, data={"figure": figure.to_json(), "alt": alt, "script": url}, height="content")
+    _mount(
+        key=key,
+        data={"figure": figure if isinstance(figure, str) else figure.to_json(), "alt": alt, "script": url},
+        height="content",
+    )
 
 
 @cache
