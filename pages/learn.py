@@ -38,8 +38,8 @@ def walk(scenes: list[slow.Scene]) -> None:
     if st.session_state.get("step", 1) not in numbers:  # there are fewer scenes than a moment ago
         st.session_state["step"] = numbers[-1]
     with st.container(horizontal=True, vertical_alignment="center", key="walk"):
-        before, between, after = (st.container(width="content") for _ in range(3))
-    with between:
+        back, on, list_ = (st.container(width="content") for _ in range(3))
+    with list_:
         step = st.pills(
             "Part of the step",
             numbers,
@@ -50,7 +50,7 @@ def walk(scenes: list[slow.Scene]) -> None:
             label_visibility="collapsed",
         )
     here = int(step or 1)
-    before.button(
+    back.button(
         "Back",
         key="back",
         icon=":material/arrow_back:",
@@ -59,7 +59,7 @@ def walk(scenes: list[slow.Scene]) -> None:
         args=(here - 1,),
         disabled=here == 1,
     )
-    after.button(
+    on.button(
         "Next",
         key="next",
         icon=":material/arrow_forward:",

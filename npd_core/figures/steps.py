@@ -68,7 +68,7 @@ def logit_figure(bars: LogitBars, mode: str | None = "light") -> go.Figure:
         )
     everything = [value for values in bars.rows.values() for value in values]
     low, high = min(0.0, *everything), max(0.0, *everything)
-    room = 0.12 * (high - low or 1.0)
+    room = 0.16 * (high - low or 1.0)
     return go.Figure(
         drawn,
         theme.layout(
@@ -78,6 +78,7 @@ def logit_figure(bars: LogitBars, mode: str | None = "light") -> go.Figure:
             bargap=0.25,
             hovermode="closest",
             showlegend=len(bars.rows) > 1,
+            margin_t=44 if len(bars.rows) > 1 else 8,
             xaxis_range=[low - (room if low < 0 else 0), high + room],
             xaxis_title_text="logit",
             yaxis_autorange="reversed",

@@ -40,7 +40,7 @@ class Part(NamedTuple):
     """What the step does to one parameter of theta."""
 
     name: str
-    count: int
+    numbers: int
     gradient: float
     """L2 norm of the gradient, after clipping where there is any."""
     before: float

@@ -58,7 +58,7 @@ class Told:
     # --- scenes
 
     def network(self) -> Scene:
-        channels = next(part.count for part in self.trace.parts if part.name == "bn.weight")
+        channels = next(part.numbers for part in self.trace.parts if part.name == "bn.weight")
 
         def show() -> None:
             self.pictures(("clean image", picture(self.trace.image)))
@@ -68,8 +68,7 @@ class Told:
             "The network and the polarizer in it · Eq. 1",
             [
                 r"f = f^{(L)} \circ \cdots \circ f^{(1)}",
-                r"\hat f_\theta = f^{(L)} \circ \cdots \circ f^{(l)} \circ g_\theta \circ f^{(l-1)} \circ \cdots "
-                r"\circ f^{(1)}",
+                r"\hat f_\theta = \cdots \circ f^{(l)} \circ g_\theta \circ f^{(l-1)} \circ \cdots",
                 r"g_\theta(h) = \mathrm{BN}(\mathrm{Conv}_{1\times1}(h))",
             ],
             f"Clean image number {self.place} is a **{self.y}**. The network is frozen; the polarizer stands at "
@@ -201,7 +200,11 @@ class Told:
             ],
             f"Not y′ is not enough: a perturbed **{self.y}** should be called **{self.y}** again. The strongest wrong "
             f"class is **{self.names[strongest]}**"
-            + (", y′ itself, so the second part equals the loss before." if strongest == self.trace.target else "."),
+            + (
+                r", y′ itself, so $\mathcal{L}_{bce2}$ equals $\mathcal{L}_{asr}$."
+                if strongest == self.trace.target
+                else "."
+            ),
             self.show_perturbed,
         )
 
@@ -229,8 +232,8 @@ class Told:
             [
                 r"\min_\theta\; \lambda_1 \mathcal{L}_{bn} + \lambda_2 \mathcal{L}_{asr} + \lambda_3 "
                 + (r"\mathcal{L}_{bce}" if tied else r"\mathcal{L}_{bce1} + \lambda_4 \mathcal{L}_{bce2}"),
-                rf"\text{{s.t. }} \delta^* = \arg\min_\delta \mathcal{{L}}_{{CE}}({self.f}(x+\delta), y'),\; "
-                r"y' = \underset{k \neq y}{\arg\max} \cdots",
+                rf"\text{{where }} \delta^* = \underset{{\delta}}{{\arg\min}}\; \mathcal{{L}}_{{CE}}({self.f}(x+\delta), y')",
+                rf"y' = \underset{{k \neq y}}{{\arg\max}}\; {self.f}(x)_k",
             ],
             f"The weighted terms add up to **{losses['total']:.4g}**. {TERMS[biggest]} has the largest share here. "
             "The trainer takes the mean of this over a batch; here the batch is one image.",
@@ -248,7 +251,7 @@ class Told:
             st.table(
                 {
                     "part of θ": [words[p.name] for p in trace.parts],
-                    "numbers": [f"{p.count:,}" for p in trace.parts],
+                    "numbers": [f"{p.numbers:,}" for p in trace.parts],
                     "norm of its gradient": [f"{p.gradient:.3g}" for p in trace.parts],
                     "norm": [f"{p.before:.4g}" for p in trace.parts],
                     "changed by": [f"{p.change:.3g}" for p in trace.parts],

@@ -144,7 +144,7 @@ def test_every_number_by_a_slow_computation(attack_on, norm, rho, how):
     for part, (name, p) in zip(found.parts, net.polarizer.named_parameters(), strict=True):
         step = -cfg.lr * (p.grad + cfg.weight_decay * p.detach())
         torch.testing.assert_close(new[name], p.detach() + step, rtol=1e-3, atol=1e-5)
-        assert (part.name, part.count) == (name, p.numel())
+        assert (part.name, part.numbers) == (name, p.numel())
         assert part.gradient == pytest.approx(float(p.grad.norm()), rel=2e-3)
         assert part.before == pytest.approx(float(p.detach().norm()), rel=1e-4)
         assert part.change == pytest.approx(float(step.norm()), rel=2e-3)
