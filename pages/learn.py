@@ -91,7 +91,6 @@ run = trained_run(selection)
 values = controls.start_values(card)
 stage = st.container()
 st.subheader("What the step is taken with")
-controls.show_problems()
 first, second, third, fourth = st.columns([3, 3, 2, 2], vertical_alignment="bottom")
 with first:
     layer = controls.layer_select(card)
@@ -105,6 +104,7 @@ values["attack_on"] = second.segmented_control(
     bind="query-params",
     help=reading.help,
 )
+controls.show_problems()
 with st.expander("Losses, inner level and training", key="view-settings", icon=":material/tune:"):
     controls.draw(SETTINGS, values)
     with st.container(horizontal=True):

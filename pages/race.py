@@ -20,8 +20,7 @@ from npd_core.zoo.card import Card
 from pages.shared import cached, choose, controls, frame, gallery, live, measured
 from pages.shared.components.chart import chart
 
-FEW = 48
-"""Clean images of the runner who has few."""
+FEW = 48  # clean images of the runner who has few
 PAIRS = {
     "Our layer or the paper's": ("recommended", "paper"),
     "With or without the imagined trigger": ("recommended", "too_weak"),

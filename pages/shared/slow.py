@@ -232,7 +232,8 @@ class Told:
             [
                 r"\min_\theta\; \lambda_1 \mathcal{L}_{bn} + \lambda_2 \mathcal{L}_{asr} + \lambda_3 "
                 + (r"\mathcal{L}_{bce}" if tied else r"\mathcal{L}_{bce1} + \lambda_4 \mathcal{L}_{bce2}"),
-                rf"\text{{where }} \delta^* = \underset{{\delta}}{{\arg\min}}\; \mathcal{{L}}_{{CE}}({self.f}(x+\delta), y')",
+                rf"\text{{where }} \delta^* = \underset{{\delta}}{{\arg\min}}\; "
+                rf"\mathcal{{L}}_{{CE}}({self.f}(x+\delta), y')",
                 rf"y' = \underset{{k \neq y}}{{\arg\max}}\; {self.f}(x)_k",
             ],
             f"The weighted terms add up to **{losses['total']:.4g}**. {TERMS[biggest]} has the largest share here. "

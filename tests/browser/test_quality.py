@@ -135,7 +135,7 @@ def test_a_page_is_fit_for_everybody(shown, entry: Entry) -> None:
         assert reached_by_tab(page, 80), "the main button is out of reach of the keyboard"
     for width, height in SIZES:
         page.set_viewport_size({"width": width, "height": height})
-        page.wait_for_timeout(250)
+        page.wait_for_timeout(150)
         end = time.monotonic() + 5  # a drawing that follows the size of the page needs a moment
         while wider(page) > 0 and time.monotonic() < end:
             page.wait_for_timeout(100)
