@@ -123,7 +123,7 @@ def test_a_purified_prediction_changes(lab, workshop, settle) -> None:
     settle(page)
     assert f"run={run}" in page.url, "the run travels with the link"
     expect(page.get_by_text("Purified").first).to_be_visible(timeout=SLOW)
-    page.get_by_role("link", name="Lab").click()
+    page.get_by_role("link", name="Lab").first.click()
     page.wait_for_url(re.compile(r"/lab"), timeout=SLOW)
     settle(page)
     assert f"run={run}" in page.url
