@@ -233,18 +233,19 @@ def scenes(card: Card, layer: str) -> None:
         name = presets.recognise(layer, now, card.arch, card.dataset)
     except NPDError:
         name = None
-    with st.container(key="view-presets", horizontal=True, gap="small"):
-        for key, scene in presets.SCENES.items():
-            st.button(
-                scene.title,
-                key=f"preset-{key}",
-                type="primary" if key == name else "secondary",
-                on_click=play,
-                args=(card, key),
-                help=scene.watch,
-            )
-    if name is not None:
-        st.caption(f"**What to watch for.** {presets.SCENES[name].watch}")
+    with st.container(key="view-settings-presets"):
+        with st.container(horizontal=True, gap="small"):
+            for key, scene in presets.SCENES.items():
+                st.button(
+                    scene.title,
+                    key=f"preset-{key}",
+                    type="primary" if key == name else "secondary",
+                    on_click=play,
+                    args=(card, key),
+                    help=scene.watch,
+                )
+        if name is not None:
+            st.caption(f"**What to watch for.** {presets.SCENES[name].watch}")
 
 
 def play(card: Card, name: str) -> None:

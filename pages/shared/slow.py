@@ -186,17 +186,17 @@ class Told:
     def bce_loss(self) -> Scene:
         z, y = self.trace.before.perturbed, self.trace.label
         strongest = max((k for k in range(len(z)) if k != y), key=lambda k: float(z[k]))
-        one = r"s_y(x + \delta^*)"
+        one = "y"
         if self.cfg.bce1_label == "pred":
-            y = int(self.trace.before.clean.argmax())
-            one = r"s_{\hat y}(x + \delta^*),\quad \hat y = \arg\max \hat f_\theta(x)"
+            y, one = int(self.trace.before.clean.argmax()), r"{\hat y}"
         return Scene(
             "Loss of returning to y · Eq. 3",
             [
-                r"\mathcal{L}_{bce} = \underbrace{-\log " + one + r"}_{\mathcal{L}_{bce1}}"
-                r"\;\underbrace{- \log(1 - \max_{k \neq y} s_k(x + \delta^*))}_{\mathcal{L}_{bce2}}",
-                rf"\mathcal{{L}}_{{bce1}} = -\log {tex(probability(z, y))} = {tex(self.trace.before.losses['bce1'])}",
-                *self.filled("bce2", rest(z, strongest), r"\mathcal{L}_{bce2}"),
+                r"\mathcal{L}_{bce} = \mathcal{L}_{bce1} + \mathcal{L}_{bce2}",
+                rf"\mathcal{{L}}_{{bce1}} = -\log s_{one}(x + \delta^*)",
+                rf"= -\log {tex(probability(z, y))} = {tex(self.trace.before.losses['bce1'])}",
+                r"\mathcal{L}_{bce2} = -\log(1 - \max_{k \neq y} s_k(x + \delta^*))",
+                *self.filled("bce2", rest(z, strongest)),
             ],
             f"Not y′ is not enough: a perturbed **{self.y}** should be called **{self.y}** again. The strongest wrong "
             f"class is **{self.names[strongest]}**"
@@ -297,12 +297,12 @@ class Told:
         self.pictures(("perturbed image x + δ*", picture(self.trace.perturbed)))
         self.logits({"f̂ on x + δ*": self.trace.before.perturbed}, top=6)
 
-    def filled(self, term: str, rest_: float, name: str = "") -> list[str]:
+    def filled(self, term: str, rest_: float) -> list[str]:
         """The formula -log(1 - s) with its numbers."""
         value = tex(self.trace.before.losses[term])
         if self.cfg.log_form == "mart":
-            return [rf"{name} = -\log({tex(rest_)} + 10^{{-4}}) = {value}"]
-        return [rf"{name} = -\log {tex(rest_)} = {value}"]
+            return [rf"= -\log({tex(rest_)} + 10^{{-4}}) = {value}"]
+        return [rf"= -\log {tex(rest_)} = {value}"]
 
     def pull(self, term: str) -> str:
         value = self.trace.before.losses[term]

@@ -649,3 +649,35 @@ def test_a_race_between_devices_is_two_queues(tmp_path: Path, training: Training
     until(lambda: training.most_together == 2)
     training.gate.set()
     jobs.shutdown(60)
+
+
+def test_taking_turns_changes_no_result(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from npd_core.data.load import ImageSet
+    from npd_core.models import build_model
+    from npd_core.polarizer.insertion import PolarizedNet
+    from npd_core.polarizer.training import train_polarizer
+
+    torch.manual_seed(0)
+    backdoored = build_model("preact_resnet18", 5, 4).eval()
+    data = ImageSet(torch.randint(0, 256, (12, 3, 16, 16), dtype=torch.uint8), torch.arange(12) % 5)
+    thetas: dict[tuple[str, int], Any] = {}
+
+    def execute(request: DefenseRequest, out: Path, stop: Callable[[], bool]) -> Iterator[Event]:
+        net = PolarizedNet(backdoored, "layer4.1.conv1", 16)
+        for event in train_polarizer(net, data, request.config):  # type: ignore[arg-type]
+            if isinstance(event, Finished):
+                thetas[out.parent.name, request.config.seed] = net.polarizer.conv.weight.detach().clone()
+                event = replace(event, result={"done": True})
+            yield event
+
+    asked = [
+        DefenseRequest(model="fake", device="cpu", config=NPDConfig(seed=s, epochs=2, batch_size=4)) for s in (0, 1)
+    ]
+    for name, together in (("alone", False), ("race", True)):
+        jobs = RunManager(RunStore(tmp_path / name), execute)
+        ids = jobs.race(*asked) if together else [jobs.submit(request) for request in asked]
+        assert [jobs.wait(run_id, 120).state for run_id in ids] == ["finished"] * 2
+        jobs.shutdown()
+    assert all(torch.equal(thetas["alone", seed], thetas["race", seed]) for seed in (0, 1))
+    assert not torch.equal(thetas["race", 0], thetas["race", 1])
