@@ -34,6 +34,7 @@ def files(folder: Path, model: str) -> tuple[Path, Path]:
 def test_bring_polarize_and_take_home(workshop, visit, watch, page: Page, tiny_zoo: str, tmp_path: Path) -> None:
     watch.allow(UNKNOWN_ADDRESS)
     visit("/your_model", base=workshop.url)
+    page.get_by_role("button", name="Check and open").wait_for()  # it stands below the places for files
     for place, path in zip(page.locator("input[type=file]").all(), files(tmp_path, tiny_zoo), strict=False):
         place.set_input_files(path)
     expect(page.get_by_role("button", name="Check and open")).to_be_enabled()
