@@ -96,7 +96,7 @@ st.title("Lab")
 card, run = frame.selection()
 if card is None:
     st.info(
-        "There is no model in the zoo yet. Build one with `npd zoo train signs-badnets_a2o-preact_resnet18-w32`.",
+        "There is no model in the zoo yet. Build one with `npd zoo train signs-badnets_a2o-preact_resnet18-w16`.",
         icon=":material/inventory_2:",
     )
     st.stop()

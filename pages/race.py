@@ -12,6 +12,7 @@ from npd_core.defenses.config import CONFIGS
 from npd_core.errors import NPDError
 from npd_core.figures.curves import read_metrics, read_progress
 from npd_core.figures.runs import comparison_figure, differing
+from npd_core.figures.tables import DEFENSES
 from npd_core.jobs import queue
 from npd_core.jobs.store import Run
 from npd_core.polarizer import presets
@@ -45,8 +46,7 @@ def runners() -> dict[str, tuple[str, Runner]]:
 
     found = {name: (f"NPD · {scene_.title.lower()}", scene(name)) for name, scene_ in presets.SCENES.items()}
     found["few"] = (f"NPD · {FEW} clean images", lambda card: replace(controls.defaults(card), clean=FEW))
-    titles = {"fp": "Fine-pruning", "nad": "NAD", "nc": "Neural Cleanse", "anp": "ANP", "i_bau": "i-BAU", "ep": "EP"}
-    return found | {name: (titles.get(name, name), other(name)) for name in CONFIGS}
+    return found | {name: (DEFENSES[name], other(name)) for name in CONFIGS}
 
 
 def take(pair: tuple[str, str]) -> None:
@@ -84,9 +84,9 @@ def lanes(runs: list[Run], names: list[str], card: Card) -> None:
     tracks: dict[str, Any] = {}
     now: list[dict[str, float | None]] = []
     for column, run, name in zip(st.columns(2, gap="large"), runs, names, strict=True):
-        before = live.before_of(run, card)
-        seen = read_metrics(live.events(run), before if before.get("acc") is not None else None)
-        done = read_progress(live.events(run))
+        before, records = live.before_of(run, card), live.events(run)
+        seen = read_metrics(records, before if before.get("acc") is not None else None)
+        done = read_progress(records)
         tracks[name] = seen
         after = (run.result or {}).get("after")
         last = {m: (getattr(seen, m)[-1] if seen.epochs else None) for m in ("acc", "asr", "ra")}
@@ -127,19 +127,26 @@ def follow(ids: list[str], names: list[str], card: Card) -> None:
 selection = frame.selection()
 st.title("Race")
 st.write(
-    "Two repairs of the same network, on the same clean images and seed, trained by turns: each makes an epoch, then "
-    "the other. Both become ordinary runs, with their own pages."
+    "Two repairs of the same network, with the same seed and, unless one has few on purpose, the same clean images, "
+    "trained by turns: each makes an epoch, then the other. Both become ordinary runs, with their own pages."
 )
 card = choose.model(selection)
 everybody = runners()
-st.session_state.setdefault("first", "recommended")
-st.session_state.setdefault("second", "paper")
-with st.container(horizontal=True, key="view-presets"):
+with st.container(horizontal=True, key="view-settings-race"):
     for title, pair in PAIRS.items():
         st.button(title, key=f"pair-{pair[1]}", on_click=take, args=(pair,))
 left, right, go = st.columns([3, 3, 2], vertical_alignment="bottom")
-first = left.selectbox("One", list(everybody), format_func=lambda name: everybody[name][0], key="first")
-second = right.selectbox("Two", list(everybody), format_func=lambda name: everybody[name][0], key="second")
+first, second = (
+    column.selectbox(
+        word,
+        list(everybody),
+        index=list(everybody).index(name),
+        format_func=lambda name: everybody[name][0],
+        key=key,
+        bind="query-params",
+    )
+    for column, word, key, name in ((left, "One", "first", "recommended"), (right, "Two", "second", "paper"))
+)
 runs = in_address()
 running = any(run.active for run in runs)
 if first == second:
@@ -158,9 +165,11 @@ with choose.working():
         st.rerun()
 
 if runs:
-    names = titles(runs, card)
     if any(run.request.model != card.id for run in runs):
         st.caption(f"The race in the address is about `{runs[0].request.model}`.")
+        with choose.working():
+            card = cached.card(runs[0].request.model)
+    names = titles(runs, card)
     if running:
         if st.button("Stop both", icon=":material/stop:", key="stop"):
             for run in runs:

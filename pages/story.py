@@ -286,7 +286,7 @@ def show_training(run: Run, card: Card, one: tale.Subject, names: tuple[str, ...
     with beside:
         shown = live.frames(run, measured) or [Frame("before", before["acc"], before["asr"], before["ra"])]
         light(shown[-1:], asr_before=before.get("asr"), key="story-light")
-        on = "all" if run.result else f"the first {run.request.watch}"
+        on = "all" if run.result else str(run.request.watch)
         st.caption(f"Measured on {on} test images. A metaphor: blue is ACC, orange √(ASR / ASR before).")
     with left:
         epoch = kept[-1] if kept else 0
@@ -330,9 +330,7 @@ def milestone(run: Run, usable: bool, said: str, right: bool) -> str:
 def status(run: Run, done: curves.Progress, usable: bool) -> None:
     """How far the run is, in a line."""
     if run.state == "queued":
-        place = queue.manager().position(run.id)
-        ahead = f"place {place} in the queue" if place else "waiting for its turn"
-        st.progress(0.0, f":material/hourglass_empty: Others train here right now: {ahead}. It starts by itself.")
+        st.progress(0.0, f":material/hourglass_empty: Others train here right now: {live.ahead(run)}")
     elif run.active and not usable:
         left = run.seconds_left if run.seconds_left is not None else done.seconds_left
         words = f"Epoch {done.epoch + 1} of {done.epochs}" if done.epochs and not done.warmup else "Getting ready"
@@ -395,7 +393,7 @@ def tell(selected: frame.Selection) -> None:
         st.title("A network with a secret", anchor=False)
         st.info(
             "There is no backdoored model on this machine whose pictures are here too, so the story cannot be told. "
-            "Make one with `npd zoo train signs-badnets_a2o-preact_resnet18-w32`.",
+            "Make one with `npd zoo train signs-badnets_a2o-preact_resnet18-w16`.",
             icon=":material/info:",
         )
         return

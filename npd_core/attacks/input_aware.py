@@ -44,7 +44,7 @@ class Painter(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, channels_out: int, dataset: DatasetSpec, width: int = 16):
+    def __init__(self, channels_out: int, dataset: DatasetSpec, width: int = 32):
         super().__init__()
         one, two, four = width, 2 * width, 4 * width
         down = [conv(3, one), conv(one, one), conv(one, two), conv(two, two), conv(two, four), conv(four, four)]
@@ -157,7 +157,7 @@ class PatternInTraining:
         return input_aware(self.dataset, assets, **self.params)
 
 
-def input_aware(dataset: DatasetSpec, assets: Mapping[str, Tensor], *, target: int = 0, width: int = 16) -> Attack:
+def input_aware(dataset: DatasetSpec, assets: Mapping[str, Tensor], *, target: int = 0, width: int = 32) -> Attack:
     """A patch made for each image, all classes to `target`.
 
     Args:
@@ -181,7 +181,7 @@ def make_input_aware(
     seed: int = 0,
     device: torch.device | str = "cpu",
     target: int = 0,
-    width: int = 16,
+    width: int = 32,
     steps: int = 1000,
     batch_size: int = 128,
 ) -> Making:

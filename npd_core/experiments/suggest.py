@@ -23,9 +23,6 @@ from npd_core.polarizer.config import NPDConfig
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.polarizer.training import train_polarizer
 
-MAX_LOSS = 0.02
-"""Clean accuracy that may be lost, as a fraction."""
-
 
 class Candidate(NamedTuple):
     """A point and a weight, with the clean accuracy of images that the polarizer was not trained on."""
@@ -85,7 +82,7 @@ def candidates(
         ConfigError: fewer than 2 folds, or more than images of the smallest class.
         UnknownNameError: no such layer.
     """
-    smallest = int(torch.bincount(clean.labels).clamp(min=0)[clean.labels.unique()].min())
+    smallest = int(clean.labels.unique(return_counts=True)[1].min())
     if not 2 <= folds <= smallest:
         raise ConfigError(f"`folds` must be from 2 to {smallest}, the images of the smallest class, got {folds}.")
     fold = fold_of(clean.labels, folds, config.seed)
@@ -116,7 +113,7 @@ def _right(net: nn.Module, images: ImageSet, device: torch.device) -> int:
     return int(predict(net, images.images, device).argmax(1).eq(images.labels.to(device)).sum())
 
 
-def choose(found: Sequence[Candidate], max_loss: float = MAX_LOSS) -> Candidate | None:
+def choose(found: Sequence[Candidate], max_loss: float) -> Candidate | None:
     """The rule: the foremost point that some weight affords, there the largest such weight; None: no point does.
 
     Args:

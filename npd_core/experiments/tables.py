@@ -19,7 +19,7 @@ from npd_core.polarizer.config import PAPER_LAYERS, default_layer
 from npd_core.zoo.card import CARD, Card, list_cards, model_id, read_card
 
 PAPER_WIDTH = 64
-DEMO_WIDTH = 32
+DEMO_WIDTH = 16
 """Of the model that is asked for where the zoo has none at all."""
 
 

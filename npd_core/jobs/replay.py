@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from npd_core.polarizer.artifact import put_state, read_snapshot
-from npd_core.polarizer.insertion import PolarizedNet
+from npd_core.polarizer.artifact import load_snapshot, put_state, read_snapshot
 from npd_core.polarizer.snapshots import snapshot_file
 from npd_core.zoo.weights import Backdoored
 
@@ -24,10 +23,9 @@ class Replay:
     """
 
     def __init__(self, folder: Path, backdoored: Backdoored, epoch: int) -> None:
-        """Args: folder: of the run; epoch: one that is there, which tells the layer. Raises as `read_snapshot`."""
-        layer, _ = read_snapshot(folder, epoch, backdoored.card)
+        """Args: folder: of the run; epoch: one that is there, which tells the layer. Raises as `load_snapshot`."""
         self._folder, self._card = folder, backdoored.card
-        self._net = PolarizedNet(backdoored.net, layer, backdoored.card.image_size)
+        self._net = load_snapshot(folder, epoch, backdoored.net, backdoored.card)
         self._features: dict[bytes, Tensor] = {}
         self._lock = threading.Lock()
 
@@ -41,7 +39,6 @@ class Replay:
         _, state = read_snapshot(self._folder, epoch, self._card)
         with self._lock:
             put_state(self._net, state, snapshot_file(self._folder, epoch))
-            self._net.eval()
             key = images.numpy().tobytes()
             if key not in self._features:
                 if len(self._features) == _KEPT:

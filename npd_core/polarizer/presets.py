@@ -43,14 +43,13 @@ SCENES: dict[str, Scene] = {
     ),
     "too_strong": Scene(
         "Too strong",
-        "The imagined trigger may be four times as large, and counts twenty times as much. Resisting it costs what "
-        "clean images need: watch ACC.",
-        {"rho": 12.0, "lambda2": 2.0, "lambda3": 2.0},
+        "λ₂ = λ₃ = 2: the imagined trigger counts twice as much as the clean images. ASR falls, and ACC with it.",
+        {"lambda2": 2.0, "lambda3": 2.0},
     ),
     "wrong_layer": Scene(
         "Wrong layer",
         "Right behind the pixels, where one feature is an edge and not yet a trigger: a 1×1 convolution has little to "
-        "hold on to. Compare ASR, RA and ACC with the recommended layer.",
+        "hold on to. ACC is lost, and ASR hardly moves.",
         {},
         {"preact_resnet18": "layer1.0.conv1", "vgg19_bn": "features.3"},
     ),

@@ -49,6 +49,12 @@ def _follow(run_id: str, card: Card | None) -> None:
         st.rerun()
 
 
+def ahead(run: Run) -> str:
+    """How a run that waits stands in its queue, in words."""
+    place = queue.manager().position(run.id)
+    return f"{f'place {place} in the queue' if place else 'waiting for its turn'}. It starts by itself."
+
+
 def events(run: Run) -> list[dict[str, Any]]:
     """Its event records so far."""
     return RunStore(paths.recorded()).events(run.id) if run.recorded else queue.manager().store.events(run.id)
@@ -192,14 +198,12 @@ def _said_of(epoch: int | None, measured: curves.MetricCurves, watch: int) -> st
         return "Before the first epoch, the polarizer after its warm-up; the numbers are of the network without it."
     if epoch not in measured.epochs:
         return f"After epoch {epoch}: nothing was measured then, only the polarizer was kept."
-    return f"After epoch {epoch}, measured on the first {watch} test images."
+    return f"After epoch {epoch}, measured on {watch} test images."
 
 
 def _status(run: Run, done: curves.Progress, epochs: int) -> None:
     if run.state == "queued":
-        place = queue.manager().position(run.id)
-        ahead = f"place {place} in the queue" if place else "waiting for its turn"
-        st.progress(0.0, f":material/hourglass_empty: Queued: {ahead}. It starts by itself.")
+        st.progress(0.0, f":material/hourglass_empty: Queued: {ahead(run)}")
     elif run.state == "running":
         left = run.seconds_left if run.seconds_left is not None else done.seconds_left
         if done.epochs and done.epoch >= epochs:

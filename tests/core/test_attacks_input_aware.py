@@ -38,7 +38,7 @@ def attack():
 
 
 def test_the_painter_has_seven_stages_and_gives_values_between_0_and_1():
-    net = Painter(1, get_dataset("cifar10"), 32)
+    net = Painter(1, get_dataset("cifar10"))
     convolutions = [m for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
     channels = [m.out_channels for m in convolutions]
     assert channels == [32, 32, 64, 64, 128, 128, 128, 128, 64, 64, 32, 32, 1]
