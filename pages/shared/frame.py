@@ -14,6 +14,7 @@ import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
 from npd_core import paths
+from npd_core.attack_facts import ATTACK_INFO
 from npd_core.errors import NPDError
 from npd_core.jobs.store import Run
 from npd_core.zoo.card import Card
@@ -21,17 +22,7 @@ from pages.shared import cached, controls, view
 
 NO_RUN = "none"
 WITHOUT_MODEL = ("glossary", "lessons")  # pages of words, where a choice of model would only be in the way
-ATTACK_TITLES = {
-    "badnets_a2o": "BadNets patch",
-    "badnets_a2a": "BadNets, all-to-all",
-    "blended": "Blended pattern",
-    "input_aware": "Input-aware",
-    "lf": "Low frequency",
-    "ssba": "Sample-specific",
-    "trojan": "Trojan",
-    "wanet": "WaNet",
-    "clean": "not backdoored",
-}
+ATTACK_TITLES = {**{name: info.title for name, info in ATTACK_INFO.items()}, "clean": "not backdoored"}
 STATES = {
     "queued": (":material/hourglass_empty:", "gray"),
     "running": (":material/play_circle:", "violet"),

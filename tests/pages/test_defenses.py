@@ -90,7 +90,7 @@ def test_recorded_stands_beside_published(
     )
     page = open_page("defenses").run()
     assert errors(page) == []
-    assert page.selectbox(key="table_attack").value == "BadNets patch", "the attack of the chosen model comes first"
+    assert page.selectbox(key="table_attack").value == "BadNets", "the attack of the chosen model comes first"
     shown = bars(page)
     assert shown["recorded", "acc"] == {"No defense": 0.99, "FP": 0.85, "NPD": 0.9}
     assert shown["recorded", "asr"] == {"No defense": 1.0, "FP": 0.6, "NPD": 0.02}
@@ -119,7 +119,7 @@ def test_the_mean_is_over_the_attacks_that_every_defense_has(
     page = open_page("defenses", table_attack="Mean over the attacks").run()
     assert errors(page) == []
     assert bars(page)["recorded", "asr"] == pytest.approx({"No defense": 1.0, "FP": 0.4, "NPD": 0.05})
-    assert "every defense has numbers: BadNets patch, WaNet." in text(page)
+    assert "every defense has numbers: BadNets, WaNet." in text(page)
 
 
 def test_it_is_run_again_with_the_recorded_settings(
