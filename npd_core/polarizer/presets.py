@@ -49,7 +49,7 @@ SCENES: dict[str, Scene] = {
     "wrong_layer": Scene(
         "Wrong layer",
         "Right behind the pixels, where one feature is an edge and not yet a trigger: a 1×1 convolution has little to "
-        "hold on to. ACC is lost, and ASR hardly moves.",
+        "hold on to. Of a patch, ASR hardly moves and ACC is lost; a trigger all over the picture can end otherwise.",
         {},
         {"preact_resnet18": "layer1.0.conv1", "vgg19_bn": "features.3"},
     ),
