@@ -77,7 +77,7 @@ def test_never_while_a_run_of_the_visitor_goes_on(lab, workshop, page: Page) -> 
     assert state(workshop, run) == "running"
     assert "booth=1" in page.url
     expect(page.get_by_role("alertdialog")).to_have_count(0)
-    page.get_by_role("button", name="Stop").click()
+    page.get_by_test_id("stMainBlockContainer").get_by_role("button", name="Stop").click()
     end = time.monotonic() + SLOW / 1000
     while state(workshop, run) == "running" and time.monotonic() < end:
         page.wait_for_timeout(200)

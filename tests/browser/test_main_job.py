@@ -91,7 +91,7 @@ def test_train_watch_reload_and_reconnect(lab, workshop, browser: Browser, watch
         guest.goto(f"{workshop.url}/lab?run={run}", wait_until="domcontentloaded")
         expect(charts(guest).first).to_be_visible(timeout=SLOW)
         if state(workshop, run) == "running":
-            guest.get_by_role("button", name="Stop").click()
+            guest.get_by_test_id("stMainBlockContainer").get_by_role("button", name="Stop").click()
         wait_for_end(guest)
         wait_for_end(page)
     finally:
