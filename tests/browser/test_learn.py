@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 SLOW = 180_000
 OWN_PROBES = r"_stcore/(health|host-config)"
@@ -18,16 +18,17 @@ def learn(workshop, watch, visit, page: Page) -> Callable[[str], Page]:
     return lambda query: visit(f"/learn{query}", base=workshop.url)
 
 
-def heading(page: Page, number: int) -> None:
-    expect(page.locator("h3").first).to_contain_text(f"{number} · ", timeout=SLOW)
+def heading(page: Page, number: int) -> Locator:
+    return page.locator("h3").filter(has_text=f"{number} · ").first
 
 
-def test_arrow_keys_walk_and_the_address_follows(learn: Callable[[str], Page], settle: Callable[[Page], None]) -> None:
+def test_arrow_keys_walk_and_the_address_follows(
+    learn: Callable[[str], Page], settle: Callable[[Page], None], insist
+) -> None:
     page = learn("")
-    heading(page, 1)
+    heading(page, 1).wait_for()
     for number in (2, 3):
-        page.keyboard.press("ArrowRight")
-        heading(page, number)
+        insist(lambda: page.keyboard.press("ArrowRight"), heading(page, number))
     expect(page.get_by_text("gradient g")).to_be_visible()
     expect(page.locator(".js-plotly-plot")).to_be_visible(timeout=SLOW)
     assert "step=3" in page.url
@@ -37,11 +38,10 @@ def test_arrow_keys_walk_and_the_address_follows(learn: Callable[[str], Page], s
     slider.press("ArrowLeft")
     page.wait_for_url("**lambda1=**")
     settle(page)
-    heading(page, 3)
+    heading(page, 3).wait_for()
     link = page.url
     page.locator("h1").click()
-    page.keyboard.press("ArrowLeft")
-    heading(page, 2)
+    insist(lambda: page.keyboard.press("ArrowLeft"), heading(page, 2))
     page.goto(link)
-    heading(page, 3)
+    heading(page, 3).wait_for()
     expect(page.locator(".katex").first).to_be_visible()

@@ -9,8 +9,9 @@ import streamlit as st
 HERE = Path(__file__).parent
 _mount = st.components.v2.component(
     "npd_compare",
-    html='<figure class="compare"><div class="pictures"><img class="left"><img class="right"><i></i></div>\n'
-    '<input type="range" min="0" max="100" value="50"><figcaption><span></span><span></span></figcaption></figure>',
+    html='<figure class="compare"><div class="pictures"><img class="left" alt=""><img class="right" alt=""><i></i>'
+    '</div>\n<input type="range" min="0" max="100" value="50" aria-label="Border between the two pictures">'
+    "<figcaption><span></span><span></span></figcaption></figure>",
     css=(HERE / "compare.css").read_text(encoding="utf-8"),
     js=(HERE / "compare.js").read_text(encoding="utf-8"),
 )
