@@ -42,6 +42,8 @@ class Recipe:
     overlay: float = 0.0
     """Another image of the batch is laid over each image, with a weight drawn from [0, overlay]; labels are kept."""
     label_smoothing: float = 0.0
+    growing: tuple[tuple[float, int], ...] = ()
+    """Smaller pictures at first, which cost less: (share of the epochs, pixels) pairs, each until its share is done."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -50,7 +52,12 @@ class Recipe:
             raise ConfigError(f"Training needs at least 1 epoch of batches of at least 2 images, {found}.")
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain JSON values."""
+        return asdict(self) | {"growing": [list(pair) for pair in self.growing]}
+
+    def pixels(self, epoch: int) -> int | None:
+        """Height and width of the pictures in an epoch, counted from 0; None: as they are."""
+        return next((pixels for share, pixels in self.growing if epoch < share * self.epochs), None)
 
 
 class InLoop(NamedTuple):
@@ -138,14 +145,14 @@ def train_classifier(
     first, seconds = 0, 0.0
     if checkpoint is not None and checkpoint.exists():
         first, seconds = _resume(checkpoint, net, optimizer, recipe, in_loop)
-    run = torch.compile(net) if compiled else net
+    run = torch.compile(net, dynamic=False) if compiled else net
     yield Started(recipe.epochs, 0, per_epoch, len(labels), str(device))
     total = recipe.epochs * per_epoch
     for epoch in range(first, recipe.epochs):
         began = time.perf_counter()
         generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
         order = torch.randperm(len(labels), generator=generator)[: per_epoch * recipe.batch_size].to(device)
-        loss_sum = torch.zeros((), device=device)
+        loss_sum, pixels = torch.zeros((), device=device), recipe.pixels(epoch)
         for step, chosen in enumerate(order.split(recipe.batch_size)):
             lr = one_cycle(epoch * per_epoch + step, total, recipe)
             for group in optimizer.param_groups:
@@ -159,6 +166,8 @@ def train_classifier(
                 x = augment(x, recipe.pad, recipe.flip, generator)
             if recipe.overlay:
                 x = overlaid(x, recipe.overlay, generator)
+            if pixels is not None:
+                x = F.interpolate(x, size=(pixels, pixels), mode="bilinear", antialias=True)
             with autocast(device):
                 logits = run(x.contiguous(memory_format=torch.channels_last))
             loss = F.cross_entropy(logits.float(), y, label_smoothing=recipe.label_smoothing)
@@ -213,7 +222,7 @@ def _resume(
 
 BY_DATASET: dict[str, dict[str, Any]] = {
     "signs": {"epochs": 14, "batch_size": 128, "peak_lr": 0.05},
-    "cifar10": {"epochs": 20},
+    "cifar10": {"epochs": 30, "growing": ((0.4, 16), (0.65, 24))},
     "gtsrb": {"epochs": 12},
     "tiny_imagenet": {"epochs": 20},
 }

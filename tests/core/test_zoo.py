@@ -277,6 +277,18 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
         list(train_classifier(fresh(), small_set(), SMALL, torch.device("cpu"), path))
 
 
+def test_pictures_grow_as_the_recipe_says_and_a_checkpoint_remembers_it(tmp_path):
+    net, seen, path = fresh(), [], tmp_path / "b.pt"
+    net.register_forward_pre_hook(lambda _m, args: seen.append(tuple(args[0].shape[2:])))
+    growing = replace(SMALL, epochs=4, growing=((0.25, 8), (0.75, 12)))
+    events = list(train_classifier(net, small_set(), growing, torch.device("cpu"), path))
+    steps = sum(isinstance(event, StepEnd) for event in events) // 4
+    assert seen == [(8, 8)] * steps + [(12, 12)] * 2 * steps + [(16, 16)] * steps
+    assert len(list(train_classifier(fresh(), small_set(), growing, torch.device("cpu"), path))) == 2, "it goes on"
+    with pytest.raises(CheckpointError, match="another recipe"):
+        list(train_classifier(fresh(), small_set(), replace(growing, growing=()), torch.device("cpu"), path))
+
+
 def test_fewer_images_than_a_batch_is_said(tmp_path):
     with pytest.raises(ConfigError, match="fewer than one batch"):
         list(train_classifier(fresh(), small_set(8), SMALL, torch.device("cpu")))
