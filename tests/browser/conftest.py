@@ -169,7 +169,7 @@ class Watch:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A second try, reported as such (R): two cores cannot promise a browser, a server and a training their time."""
     for item in items:
-        if item.path.parent == Path(__file__).parent:
+        if item.path.parent == Path(__file__).parent and "slow" not in item.keywords:
             item.add_marker(pytest.mark.flaky(reruns=1))
 
 
