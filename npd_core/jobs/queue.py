@@ -22,6 +22,7 @@ from npd_core import paths
 from npd_core.defenses.config import CONFIGS
 from npd_core.errors import ConfigError, NPDError, StorageError
 from npd_core.events import EpochEnd, Event, Failed, Finished, Measured
+from npd_core.jobs.apart import run_apart
 from npd_core.jobs.store import RESULT, Owner, Run, RunStore, State, Thinner
 from npd_core.request import DefenseRequest
 from npd_core.zoo.card import get_card
@@ -343,12 +344,15 @@ def queue_of(device: str) -> str:
 
 
 def manager() -> RunManager:
-    """The one manager of this process for `paths.runs()`; a page script that runs again finds the same one."""
+    """The one manager of this process for `paths.runs()`; a page script that runs again finds the same one.
+
+    Its runs are worked in a process of their own, which thins their steps.
+    """
     root = paths.runs()
     with _lock:
         found = _by_root.get(root)
         if found is None or found.closed:
-            found = _by_root[root] = RunManager(RunStore(root))
+            found = _by_root[root] = RunManager(RunStore(root), run_apart, step_seconds=0.0)
         return found
 
 

@@ -155,17 +155,22 @@ def curve_charts(
     Args:
         measured, losses: of the run so far; while it goes on, what is drawn may be `SHARED` seconds older.
     """
-    mark = "" if run.active else f"{run.state} {len(measured.epochs)} {len(losses.x)}"
-    return _curve_charts(run.id, mark, mode, epochs, measured, losses)
+    metrics = _metric_chart(run.id, f"{run.state} {len(measured.epochs)}", mode, epochs, measured)
+    return metrics, _loss_chart(run.id, "" if run.active else run.state, mode, epochs, losses)
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _metric_chart(run_id: str, mark: str, mode: str | None, epochs: int, _measured: MetricCurves) -> str:
+    from npd_core.figures.curves import metric_figure
+
+    return str(metric_figure(_measured, mode, epochs).to_json())
 
 
 @st.cache_data(max_entries=64, ttl=SHARED, show_spinner=False)
-def _curve_charts(
-    run_id: str, mark: str, mode: str | None, epochs: int, _measured: MetricCurves, _losses: LossCurves
-) -> tuple[str, str]:
-    from npd_core.figures.curves import loss_figure, metric_figure
+def _loss_chart(run_id: str, mark: str, mode: str | None, epochs: int, _losses: LossCurves) -> str:
+    from npd_core.figures.curves import loss_figure
 
-    return metric_figure(_measured, mode, epochs).to_json(), loss_figure(_losses, mode, epochs).to_json()
+    return str(loss_figure(_losses, mode, epochs).to_json())
 
 
 def archive(run_id: str) -> bytes:

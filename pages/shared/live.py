@@ -10,7 +10,7 @@ import streamlit as st
 from npd_core import paths
 from npd_core.errors import NPDError
 from npd_core.figures import curves
-from npd_core.jobs import queue
+from npd_core.jobs import apart, queue
 from npd_core.jobs.store import Run, RunStore
 from npd_core.zoo.card import Card
 from pages.shared import cached, filmstrip, frame
@@ -115,10 +115,9 @@ def chart_tables(losses: curves.LossCurves, measured: curves.MetricCurves) -> No
 
 
 def warm() -> None:
-    """Import what a run needs, after the page is drawn: the first start is then quick, and no worker imports first."""
+    """Start the process that trains, and import torch, after the page is drawn: the first start is then quick."""
+    apart.warm()
     import torch  # noqa: F401
-
-    import npd_core.defend  # noqa: F401
 
 
 def _store_of(run_id: str) -> RunStore:
