@@ -2,7 +2,6 @@
 # make demo PORT=8600 HEADLESS=1              for servers
 PORT ?= 8501
 HEADLESS ?= 0
-TESTS ?= tests
 PYTHON ?= >=3.11
 
 VENV := .venv
@@ -23,8 +22,10 @@ setup: $(VENV)/.stamp-run
 demo: $(VENV)/.stamp-run
 	@$(PY) scripts/demo.py --port "$(PORT)" --headless "$(HEADLESS)"
 
+# A browser wants the machine for itself; everything else runs two at a time.
 test: $(VENV)/.stamp-dev browser
-	$(PY) -m pytest $(TESTS)
+	@$(PY) -m pytest --numprocesses 2 --dist loadfile tests/core tests/pages; others=$$?; \
+		$(PY) -m pytest tests/browser && exit $$others
 
 lint: $(VENV)/.stamp-dev
 	$(PY) -m ruff check .
