@@ -14,11 +14,11 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 TINY_MODEL = "signs-badnets_a2o-preact_resnet18-w4"
 TINY_ACC, TINY_ASR, TINY_RA = 0.990278, 1.0, 0.0  # measured on the test split when it was made
 
-# Before anything imports torch: two threads at most, so that a test costs the same on every machine; one where
-# several processes share the tests.
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else str(min(2, os.cpu_count() or 1))
-)
+# Before anything imports torch: two threads at most, so that a test costs the same on every machine; one where two
+# processes share the tests, whatever they inherit, as threads that wait for each other would take turns at spinning.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # processes that tests start keep what they compile: seconds each
 
 

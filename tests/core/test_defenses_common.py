@@ -336,9 +336,9 @@ def naive(net, data, cfg, lrs):
     return state(net.eval())
 
 
-@pytest.mark.parametrize(("schedule", "lrs"), [("cosine", [0.02, 0.015, 0.005]), ("constant", [0.02] * 3)])
+@pytest.mark.parametrize(("schedule", "lrs"), [("cosine", [0.004, 0.003, 0.001]), ("constant", [0.004] * 3)])
 def test_fine_tuning_is_sgd_on_the_cross_entropy(schedule, lrs):
-    cfg = replace(PLAIN, schedule=schedule, lr=0.02)
+    cfg = replace(PLAIN, schedule=schedule, lr=0.004)  # small: at more, rounding decides which ReLU opens
     net, data = network(), images()
     repair = Repair(net, CPU)
     events, reason = run(fine_tune(repair, Batches(data, cfg, CPU), cfg, epochs=3))
