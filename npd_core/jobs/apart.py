@@ -30,6 +30,8 @@ from npd_core.request import DefenseRequest
 
 LOOK = 0.2
 """Seconds between two looks at whether the run was asked to stop."""
+OURS = "NPD_"
+"""How the environment variables begin that a run is worked under; they are those of the moment it begins."""
 GONE: dict[str, Any] = {"type": "gone"}
 
 _log = logging.getLogger(__name__)
@@ -116,7 +118,7 @@ class _Worker:
             self._answers[job] = answers
             if self._gone:
                 answers.put(GONE)
-        ours = {name: value for name, value in os.environ.items() if name.startswith("NPD_")}
+        ours = {name: value for name, value in os.environ.items() if name.startswith(OURS)}
         self.tell("begin", job, request=request.to_dict(), out=str(out), environment=ours)
         return job, answers
 
@@ -203,6 +205,8 @@ class Desk:
         job = command["job"]
         match command["do"]:
             case "begin":
+                for name in [name for name in os.environ if name.startswith(OURS)]:
+                    del os.environ[name]
                 os.environ.update(command["environment"])
                 self._runs[job] = self._events(job, command)
             case "next" if job in self._runs:

@@ -156,13 +156,14 @@ def test_the_desk_works_an_epoch_at_a_time_in_the_environment_of_the_run(monkeyp
     seen: list[object] = []
 
     def events(asked: DefenseRequest, out: Path, stop: Callable[[], bool]) -> Iterator[Event]:
-        seen.extend([asked, out, os.environ["NPD_ZOO_DIR"]])
+        seen.extend([asked, out, os.environ["NPD_ZOO_DIR"], "NPD_DATA_DIR" in os.environ])
         yield Started(2, 0, 1, 32, "cpu")
         for epoch in range(2):
             yield EpochEnd(epoch, {"total": 1.0}, 0.1)
         yield Finished(1, 0.1, stopped=stop())
 
-    monkeypatch.setenv("NPD_ZOO_DIR", "here")
+    for name in ("NPD_ZOO_DIR", "NPD_DATA_DIR", "NPD_RUNS_DIR"):
+        monkeypatch.setenv(name, "here")  # remembers them all, so that the end of the test puts them back
     told = Told(monkeypatch, events)
     assert told.begin(NPD_ZOO_DIR="there") == []
     assert told("next") == ["Started", "EpochEnd"]
@@ -170,7 +171,7 @@ def test_the_desk_works_an_epoch_at_a_time_in_the_environment_of_the_run(monkeyp
     assert told("stop") == []
     assert told("next") == ["Finished", "over"]
     assert told.answers[-2]["stopped"]
-    assert seen == [request("fake"), Path("/nowhere"), "there"]
+    assert seen == [request("fake"), Path("/nowhere"), "there", False]
     assert {answer["job"] for answer in told.answers} == {3}
     assert told("next") == [], "it is over"
 
