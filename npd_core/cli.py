@@ -21,13 +21,27 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, fields
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import npd_core
-from npd_core import cli_export, paths
+from npd_core import cli_experiments, cli_export, paths
+from npd_core.cli_parts import (
+    ALL_DEFENSES,
+    PAPER_SETTINGS,
+    Answer,
+    Parser,
+    progress_bar,
+    read_number,
+    read_number_or_none,
+    read_positive,
+    read_share_or_count,
+    read_value,
+    read_whole,
+    text_table,
+)
 from npd_core.data.spec import DATASETS
 from npd_core.defenses import DEFENSES, PRESETS, DefenseConfig
 from npd_core.errors import CheckpointError, ConfigError, DataMissingError, NPDError, StorageError, unknown_name
@@ -36,16 +50,14 @@ from npd_core.experiments.grid import config_for
 from npd_core.polarizer.config import BN_MODES, INNER_STEPS, LOG_FORMS, NORMS, REFRESH, VARIANTS, NPDConfig, preset
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import TaskID
     from torch.nn import Module
 
     from npd_core.zoo.card import Card
     from npd_core.zoo.weights import Backdoored
 
-ALL_DEFENSES = (*VARIANTS, *DEFENSES)
 SHARED_SETTINGS = ("epochs", "lr", "batch_size", "seed", "precision")
 """Options of NPD that set the field of the same name in a baseline's config, where it has one."""
-PAPER_SETTINGS = ("lambda1", "lambda2", "lambda3", "lambda4", "rho", "norm", "epochs", "lr", "batch_size", "seed")
 CHOICES: dict[str, tuple[str, ...]] = {
     "norm": NORMS,
     "bn_mode": BN_MODES,
@@ -60,15 +72,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 
 INTERRUPTED = "interrupted; nothing was left half-written."
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a command has to say: `value` for `--json`, `text` for people."""
-
-    value: Any
-    text: str
-    code: int = 0
 
 
 class _Leaving:
@@ -170,7 +173,7 @@ def models(args: argparse.Namespace) -> Answer:
         (r["id"], _percent(r["acc"]), _percent(r["asr"]), _size(r["bytes"]), "yes" if r["data_available"] else "no")
         for r in rows
     ]
-    return Answer(rows, _table(("model", "ACC %", "ASR %", "size", "data here"), lines))
+    return Answer(rows, text_table(("model", "ACC %", "ASR %", "size", "data here"), lines))
 
 
 def data_list(args: argparse.Namespace) -> Answer:
@@ -194,7 +197,7 @@ def data_list(args: argparse.Namespace) -> Answer:
         (spec.id, "yes" if a.available else "no", ", ".join(a.splits) or "-", "" if a.available else a.reason)
         for spec, a in found
     ]
-    return Answer(rows, _table(("data set", "here", "splits", ""), lines))
+    return Answer(rows, text_table(("data set", "here", "splits", ""), lines))
 
 
 def data_get(args: argparse.Namespace) -> Answer:
@@ -203,7 +206,7 @@ def data_get(args: argparse.Namespace) -> Answer:
     from npd_core.data.spec import get_dataset
 
     spec = get_dataset(args.name)
-    with _progress("{task.percentage:>3.0f} %") as bar:
+    with progress_bar("{task.percentage:>3.0f} %") as bar:
         task = bar.add_task(spec.title, total=None)
         found = get_dataset_files(
             spec.id, progress=lambda done, total: bar.update(task, completed=done, total=total or None)
@@ -407,7 +410,7 @@ def attack(args: argparse.Namespace) -> Answer:
             )
     value = {"attack": chosen.name, "dataset": dataset, "model": card.id if card else None, "folder": str(folder)}
     lines = [(str(r["index"]), r["label"], r["target"], str(r["largest_change"])) for r in rows]
-    text = _table(("image", "true class", "wanted", "largest change of 255"), lines)
+    text = text_table(("image", "true class", "wanted", "largest change of 255"), lines)
     return Answer(value | {"images": rows}, f"{text}\nPictures in {folder}")
 
 
@@ -452,7 +455,7 @@ def zoo_verify(args: argparse.Namespace) -> Answer:
     for row in rows:
         shares = ("-",) * 3 if row["measured"] is None else [_percent(share) for share in row["measured"].values()]
         lines.append((row["model"], *shares, "ok" if row["ok"] else f"NOT OK: {row['reason']}"))
-    text = _table(("model", "ACC %", "ASR %", "RA %", "files and numbers"), lines)
+    text = text_table(("model", "ACC %", "ASR %", "RA %", "files and numbers"), lines)
     return Answer(rows, text, code=0 if all(row["ok"] for row in rows) else 1)
 
 
@@ -487,7 +490,7 @@ def bench(args: argparse.Namespace) -> Answer:
     head = ("model", "layer", "forwards/step", "train img/s", "s/epoch", "eval img/s")
     facts = report["environment"]
     where = f"{facts['device_name']} · {facts['threads']} threads · torch {facts['torch']} · bf16 {facts['bf16']}"
-    return Answer(report, f"{_table(head, lines)}\n{where}")
+    return Answer(report, f"{text_table(head, lines)}\n{where}")
 
 
 # how they show it
@@ -497,7 +500,7 @@ def _shown(events: Iterable[Event], title: str) -> Iterator[Event]:
     """The same events, drawn as a progress bar on stderr; where that is no terminal, a line an epoch."""
     calm = not sys.stderr.isatty()
     started = Started(0, 0, 0, 0, "")
-    with _progress("{task.completed:.0f}/{task.total:.0f} steps · {task.fields[note]}") as bar:
+    with progress_bar("{task.completed:.0f}/{task.total:.0f} steps · {task.fields[note]}") as bar:
         task: TaskID | None = None
         for event in events:
             match event:
@@ -525,30 +528,6 @@ def _shown(events: Iterable[Event], title: str) -> Iterator[Event]:
             yield event
 
 
-def _progress(text: str) -> Progress:
-    """A progress bar on stderr, with `text` at its end."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn(text),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    return Progress(
-        *columns,
-        console=console,
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-        disable=not console.is_terminal,
-    )
-
-
 def _before_after(result: Mapping[str, Any], defense: str) -> str:
     """ACC, ASR and RA before and after, in percent, with what they mean."""
     before, after = result["before"], result["after"]
@@ -567,7 +546,7 @@ def _before_after(result: Mapping[str, Any], defense: str) -> str:
         lines.append((*row, means))
     head = ("", "before %", "after %", "change", "") if after is not None else ("", "%", "")
     where = f" at {result['layer']}" if result.get("layer") else ""
-    text = f"{result['model']} · {defense}{where}\n{_table(head, lines)}\n"
+    text = f"{result['model']} · {defense}{where}\n{text_table(head, lines)}\n"
     if after is not None:
         text += f"DER {_percent(result['der'])} % · "
     seconds = result["seconds"]
@@ -586,7 +565,7 @@ def _comparison(value: Mapping[str, Any]) -> str:
         lines.append((row["defense"], *shares, _percent(row.get("der")), time_taken))
         notes += [f"{row['defense']} failed: {row['failed']}"] if "failed" in row else []
         notes += _notes(row)
-    table = _table(("", "ACC %", "ASR %", "RA %", "DER %", "seconds"), lines)
+    table = text_table(("", "ACC %", "ASR %", "RA %", "DER %", "seconds"), lines)
     return "\n".join([str(value["model"]), table, *notes])
 
 
@@ -598,22 +577,6 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
     if details.get("select") == "oracle":
         return ["anp chose its threshold by the ASR on test images, which no defender has."]
     return []
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns of text, the first to the left, the others to the right where they hold numbers."""
-    lines = [tuple(head), *(tuple(str(cell) for cell in row) for row in rows)]
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    numeric = [all(_is_number(cell) for cell in column[1:]) for column in zip(*lines, strict=True)]
-    out = []
-    for line in lines:
-        cells = (c.rjust(w) if n else c.ljust(w) for c, w, n in zip(line, widths, numeric, strict=True))
-        out.append("  ".join(cells).rstrip())
-    return "\n".join(out)
-
-
-def _is_number(cell: str) -> bool:
-    return cell.strip() in ("", "-") or cell.strip()[:1] in "+-0123456789"
 
 
 def _percent(share: float | None) -> str:
@@ -711,32 +674,6 @@ def _replacing(folder: Path) -> Iterator[Path]:
 # how they are asked
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are one line, an NPDError, and name the nearest valid choice."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(allow_abbrev=False, **kwargs)
-
-    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Raises ConfigError, UnknownNameError; SystemExit(0) after `--help` and `--version`."""
-        args, extra = self.parse_known_args(list(argv))
-        parser: Parser = args.parser
-        for word in extra:
-            if word.startswith("-"):
-                options = [option for option in parser._option_string_actions if option.startswith("--")]
-                raise unknown_name("option", word.split("=")[0], options)
-            raise ConfigError(f"`{parser.prog}` does not take {word!r}: see `{parser.prog} --help`.")
-        return args
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message.removeprefix('argument ')}; see `{self.prog} --help`.")
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if action.choices is not None and value not in action.choices:
-            kind = action.option_strings[0] if action.option_strings else "command"
-            raise unknown_name(kind, value, action.choices)
-
-
 def build_parser() -> Parser:
     """All commands and their options. Imports nothing but the configs."""
     parser = Parser(prog="npd", description="Neural Polarizer Lab: filter a backdoor out with one thin learned layer.")
@@ -768,27 +705,26 @@ def build_parser() -> Parser:
         "--defenses", metavar="A,B,C", default="all", help=f"all (default), or some of {', '.join(ALL_DEFENSES)}"
     )
     _add_clean(side_by_side)
-    side_by_side.add_argument("--seed", metavar="N", type=_whole, help="of every defense, and of the clean images (0)")
+    side_by_side.add_argument(
+        "--seed", metavar="N", type=read_whole, help="of every defense, and of the clean images (0)"
+    )
     side_by_side.add_argument("--device", default="auto", help="auto, cpu or cuda")
 
     measure = add(commands, "evaluate", evaluate, "measure ACC, ASR and RA of a model, with or without a saved defense")
     measure.add_argument("model", metavar="MODEL", help="id of a model, see `npd models`")
     measure.add_argument("--polarizer", metavar="DIR", type=Path, help="folder that `npd defend --save` wrote")
-    measure.add_argument("--images", metavar="N", type=_positive, help="measure on the first N test images only")
+    measure.add_argument("--images", metavar="N", type=read_positive, help="measure on the first N test images only")
     measure.add_argument("--precision", choices=CHOICES["precision"], default="auto")
     measure.add_argument("--device", default="auto", help="auto, cpu or cuda")
 
     show = add(commands, "attack", attack, "write pictures of an attack: clean, poisoned, and ten times the difference")
     show.add_argument("attack", metavar="ID", help="an attack whose trigger needs no model, or the id of a model")
     show.add_argument("--dataset", metavar="D", help="data set of the pictures (default: signs, or that of the model)")
-    show.add_argument("--images", metavar="N", type=_positive, default=8, help="how many test images (8)")
+    show.add_argument("--images", metavar="N", type=read_positive, default=8, help="how many test images (8)")
     show.add_argument("--out", metavar="DIR", type=Path, help="folder for the PNG files (attack-ID)")
 
-    cli_export.add_commands(add, commands, Answer)
-
-    from npd_core.cli_experiments import add_commands  # here, as it uses what is above
-
-    add_commands(lambda name, command, help: add(commands, name, command, help))
+    for others in (cli_export, cli_experiments):
+        others.add_commands(lambda name, command, help: add(commands, name, command, help))
 
     zoo = commands.add_parser("zoo", help="make backdoored models, and check them")
     zoo.set_defaults(parser=zoo)
@@ -797,9 +733,11 @@ def build_parser() -> Parser:
     train.add_argument(
         "model", metavar="ID", help="<dataset>-<attack>-<arch>-w<width>; the attack `clean` plants no backdoor"
     )
-    train.add_argument("--poison-ratio", metavar="X", type=_number, default=0.1, help="share of poisoned images (0.1)")
-    train.add_argument("--epochs", metavar="N", type=_positive, help="default: those of the recipe of the data set")
-    train.add_argument("--seed", metavar="N", type=_whole, default=0)
+    train.add_argument(
+        "--poison-ratio", metavar="X", type=read_number, default=0.1, help="share of poisoned images (0.1)"
+    )
+    train.add_argument("--epochs", metavar="N", type=read_positive, help="default: those of the recipe of the data set")
+    train.add_argument("--seed", metavar="N", type=read_whole, default=0)
     train.add_argument("--device", default="auto", help="auto, cpu or cuda")
     verify = add(actions, "verify", zoo_verify, "hash the files of the models and measure them anew")
     verify.add_argument("models", metavar="ID", nargs="*", help="default: every model of the zoo")
@@ -810,7 +748,7 @@ def build_parser() -> Parser:
     speed.add_argument(
         "--layer", action="append", default=[], help="may be repeated; default: that of the architecture"
     )
-    speed.add_argument("--clean", metavar="SHARE|N", type=_share_or_count, default=0.05, help="clean images (0.05)")
+    speed.add_argument("--clean", metavar="SHARE|N", type=read_share_or_count, default=0.05, help="clean images (0.05)")
     speed.add_argument("--device", default="auto", help="auto, cpu or cuda")
     return parser
 
@@ -828,7 +766,7 @@ def _add_defend(parser: Parser) -> None:
     parser.add_argument(
         "--watch",
         metavar="N",
-        type=_whole,
+        type=read_whole,
         default=0,
         help="measure ACC, ASR and RA on N test images after every epoch; the training never sees them",
     )
@@ -872,7 +810,7 @@ def _add_clean(parser: Parser) -> None:
     parser.add_argument(
         "--clean",
         metavar="SHARE|N",
-        type=_share_or_count,
+        type=read_share_or_count,
         default=0.05,
         help="clean images of the defender: a share such as 0.05 (default), or a number of images",
     )
@@ -892,7 +830,7 @@ def _add_setting(group: argparse._ArgumentGroup, field: Field[Any], doc: str) ->
     elif field.name in CHOICES:
         group.add_argument(option, choices=CHOICES[field.name], metavar="|".join(CHOICES[field.name]), **common)
     else:
-        kinds = {"float": _number, "int": _whole, "float | None": _number_or_none}
+        kinds = {"float": read_number, "int": read_whole, "float | None": read_number_or_none}
         group.add_argument(option, type=kinds[str(field.type)], metavar="N" if field.type == "int" else "X", **common)
 
 
@@ -935,32 +873,10 @@ def _config(args: argparse.Namespace, card: Card) -> NPDConfig | DefenseConfig:
         if name in given:
             raise ConfigError(f"`{name}` was given twice: leave one of them out.")
         try:
-            given[name] = _value(known[name], text)
+            given[name] = read_value(known[name], text)
         except argparse.ArgumentTypeError as error:
             raise ConfigError(f"--set {name}: {error}.") from None
     return _preset(defense, card, given)
-
-
-def _value(kind: str, text: str) -> Any:
-    """The value that `text` says.
-
-    Args:
-        kind: annotation of the field, such as `int`, `float | None` or `tuple[float, ...]`; a tuple's parts are
-            separated by commas.
-    Raises:
-        ArgumentTypeError: not of this kind.
-    """
-    if kind.endswith(" | None") and text.lower() == "none":
-        return None
-    kind = kind.removesuffix(" | None")
-    readers: dict[str, Callable[[str], Any]] = {"int": _whole, "float": _number, "str": str}
-    if kind.startswith("tuple["):
-        return tuple(_value(re.split(r"[\[,]", kind)[1], part) for part in text.split(","))
-    if kind == "bool":
-        if text.lower() not in ("true", "false"):
-            raise argparse.ArgumentTypeError(f"must be true or false, got {text!r}")
-        return text.lower() == "true"
-    return readers[kind](text)
 
 
 def _assigned(values: Mapping[str, Any]) -> str:
@@ -983,32 +899,3 @@ def _field_docs(config: type) -> dict[str, str]:
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
             docs[field.target.id] = " ".join(str(ast.literal_eval(text.value)).split())
     return docs
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
-
-
-def _number_or_none(text: str) -> float | None:
-    return None if text.lower() == "none" else _number(text)
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
-
-
-def _positive(text: str) -> int:
-    if (count := _whole(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text!r}")
-    return count
-
-
-def _share_or_count(text: str) -> float | int:
-    """`500` is a number of images, `0.05` and `1.0` are shares."""
-    return int(text) if text.strip().lstrip("+-").isdecimal() else _number(text)

@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from npd_core import paths
-from npd_core.cli import (
+from npd_core.cli_parts import (
     ALL_DEFENSES,
     PAPER_SETTINGS,
     Answer,
     Parser,
-    _positive,
-    _progress,
-    _share_or_count,
-    _table,
-    _value,
-    _whole,
+    progress_bar,
+    read_positive,
+    read_share_or_count,
+    read_value,
+    read_whole,
+    text_table,
 )
 from npd_core.errors import StorageError, unknown_name
 from npd_core.experiments.record import TABLES, Cell, TableRecord, find_table, table_path, write_table
@@ -57,7 +57,7 @@ def sweep(args: argparse.Namespace) -> Answer:
     asked = [job_for(request, args.images) for request in requests(grid)]
     axes = ["defense", "layer", "clean", *settings, *(["seed"] if len(args.seeds) > 1 else [])]
     done: dict[str, Outcome] = {}
-    with _progress("{task.completed:.0f}/{task.total:.0f} runs · {task.fields[note]}") as bar:
+    with progress_bar("{task.completed:.0f}/{task.total:.0f} runs · {task.fields[note]}") as bar:
         task = bar.add_task(f"sweep of {grid.model}", total=len(asked), note="")
         for event in run(asked, workers=args.workers, scheduler=args.scheduler):
             request = event.job.request
@@ -83,7 +83,7 @@ def sweep(args: argparse.Namespace) -> Answer:
         _write(args.csv, to_csv(cells, axes))
     head, rows = terminal_rows(cells, axes)
     value = {"model": grid.model, "cells": [_plain(cell) for cell in cells], "environment": environment}
-    return Answer(value, "\n".join([grid.model, _table(head, rows), *_failures(cells, axes)]), _code(cells))
+    return Answer(value, "\n".join([grid.model, text_table(head, rows), *_failures(cells, axes)]), _code(cells))
 
 
 def table(args: argparse.Namespace) -> Answer:
@@ -109,7 +109,7 @@ def table(args: argparse.Namespace) -> Answer:
     )
     plan = plan_table(name, options)
     record: TableRecord | None = None
-    with _progress("{task.completed:.0f}/{task.total:.0f} cells · {task.fields[note]}") as bar:
+    with progress_bar("{task.completed:.0f}/{task.total:.0f} cells · {task.fields[note]}") as bar:
         task = bar.add_task(f"{name} on {plan.dataset}", total=len(plan.cells), note="")
         for event in run_table(plan, command=_command(args), workers=args.workers, scheduler=args.scheduler):
             if not isinstance(event, Progress):
@@ -124,7 +124,7 @@ def table(args: argparse.Namespace) -> Answer:
     if args.html is not None:
         _write(args.html, to_html(record))
     head, rows = terminal_rows(record.cells, record.axes)
-    text = [f"{record.title} · {record.dataset}", _table(head, rows), *_failures(record.cells, record.axes)]
+    text = [f"{record.title} · {record.dataset}", text_table(head, rows), *_failures(record.cells, record.axes)]
     text += [*record.cut, _record(record, args.out)]
     return Answer(record.to_dict(), "\n".join(text), _code(record.cells))
 
@@ -150,7 +150,7 @@ def suggest(args: argparse.Namespace) -> Answer:
     weights = args.weights or (config.lambda2,)
     clean = load_clean(card.dataset, args.clean, args.seed)
     found: list[Candidate] = []
-    with _progress("{task.completed:.0f}/{task.total:.0f} settings · {task.fields[note]}") as bar:
+    with progress_bar("{task.completed:.0f}/{task.total:.0f} settings · {task.fields[note]}") as bar:
         task = bar.add_task(f"suggest for {card.id}", total=len(layers) * len(weights), note="")
         for event in candidates(
             net, ImageSet(clean.images, clean.labels), layers, weights, config, card.image_size, device,
@@ -178,7 +178,8 @@ def suggest(args: argparse.Namespace) -> Answer:
         "chosen": best and best._asdict(), "config": config.to_dict(), "environment": environment(device),
     }  # fmt: skip
     return Answer(
-        value, "\n".join([f"{card.id}, images held out of {len(clean.labels)} clean ones", _table(head, rows), said])
+        value,
+        "\n".join([f"{card.id}, images held out of {len(clean.labels)} clean ones", text_table(head, rows), said]),
     )
 
 
@@ -283,19 +284,19 @@ def add_commands(add: Callable[[str, Callable[[argparse.Namespace], Answer], str
         help="insertion points; all: every one; main: after every main-path convolution (default: the usual point)",
     )
     many.add_argument(
-        "--clean", metavar="C,C", type=_list(_share_or_count), default=(0.05,), help="shares or numbers (0.05)"
+        "--clean", metavar="C,C", type=_list(read_share_or_count), default=(0.05,), help="shares or numbers (0.05)"
     )
-    many.add_argument("--seeds", metavar="N,N", type=_list(_whole), default=(0,), help="of images and training (0)")
+    many.add_argument("--seeds", metavar="N,N", type=_list(read_whole), default=(0,), help="of images and training (0)")
     kinds = {field.name: str(field.type) for field in fields(NPDConfig)}
     for name in LISTS:
         many.add_argument(
             f"--{name.replace('_', '-')}",
             metavar="X,X",
             dest=name,
-            type=_list(partial(_value, kinds[name])),
+            type=_list(partial(read_value, kinds[name])),
             help="values; default: that of the preset",
         )
-    many.add_argument("--images", metavar="N", type=_positive, help="measure on N test images (default: all)")
+    many.add_argument("--images", metavar="N", type=read_positive, help="measure on N test images (default: all)")
     _add_running(many)
 
     one = add("table", table, "run a table of the paper, or Figure 3, and print it beside the paper's numbers")
@@ -306,9 +307,9 @@ def add_commands(add: Callable[[str, Callable[[argparse.Namespace], Answer], str
     one.add_argument("--defenses", metavar="A,B", type=_words, help="default: those of the table")
     one.add_argument("--arch", default="preact_resnet18", help="architecture (preact_resnet18)")
     one.add_argument(
-        "--width", metavar="W", type=_positive, help="default: the one at which most of the models are there"
+        "--width", metavar="W", type=read_positive, help="default: the one at which most of the models are there"
     )
-    one.add_argument("--seed", metavar="N", type=_whole, default=0)
+    one.add_argument("--seed", metavar="N", type=read_whole, default=0)
     one.add_argument(
         "--out",
         metavar="DIR",
@@ -327,26 +328,26 @@ def add_commands(add: Callable[[str, Callable[[argparse.Namespace], Answer], str
         "--lambdas",
         metavar="X,X",
         dest="weights",
-        type=_list(partial(_value, "float")),
+        type=_list(partial(read_value, "float")),
         help="values of lambda 2 = lambda 3 to try (that of the preset)",
     )
     where.add_argument(
         "--max-loss",
         metavar="X",
-        type=partial(_value, "float"),
+        type=partial(read_value, "float"),
         default=0.02,
         help="clean accuracy that may be lost, as a fraction (0.02)",
     )
-    where.add_argument("--folds", metavar="N", type=_positive, default=5, help="parts, each held out once (5)")
-    where.add_argument("--held", metavar="N", type=_positive, help="hold out only N of them: sooner, less sure")
-    where.add_argument("--clean", metavar="C", type=_share_or_count, default=0.05, help="share or number (0.05)")
-    where.add_argument("--epochs", metavar="N", type=_positive, help="default: that of the preset")
-    where.add_argument("--seed", metavar="N", type=_whole, default=0)
+    where.add_argument("--folds", metavar="N", type=read_positive, default=5, help="parts, each held out once (5)")
+    where.add_argument("--held", metavar="N", type=read_positive, help="hold out only N of them: sooner, less sure")
+    where.add_argument("--clean", metavar="C", type=read_share_or_count, default=0.05, help="share or number (0.05)")
+    where.add_argument("--epochs", metavar="N", type=read_positive, help="default: that of the preset")
+    where.add_argument("--seed", metavar="N", type=read_whole, default=0)
     where.add_argument("--device", default="auto", help="auto, cpu or cuda")
 
 
 def _add_running(parser: Parser) -> None:
-    parser.add_argument("--workers", metavar="N", type=_positive, default=1, help="processes on this machine (1)")
+    parser.add_argument("--workers", metavar="N", type=read_positive, default=1, help="processes on this machine (1)")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, such as tcp://10.0.0.1:8786")
     parser.add_argument("--csv", metavar="FILE", type=Path, help="write one line a run")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")

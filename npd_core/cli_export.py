@@ -6,20 +6,17 @@ import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from npd_core import paths
+from npd_core.cli_parts import Answer, Parser
 from npd_core.errors import ConfigError, NPDError, StorageError, unknown_name
 from npd_core.jobs.export import MODEL_FORMATS, archive
 from npd_core.jobs.store import Run, RunStore, read_record
 
 FORMATS = ("polarizer", *MODEL_FORMATS)
 
-Say = Callable[[Any, str], Any]
-"""Value and text -> what a command returns."""
 
-
-def export(args: argparse.Namespace, say: Say) -> Any:
+def export(args: argparse.Namespace) -> Answer:
     """`npd export RUN`"""
     if args.format not in FORMATS:
         raise unknown_name("format", args.format, FORMATS)
@@ -33,12 +30,12 @@ def export(args: argparse.Namespace, say: Say) -> Any:
         content = model_archive(run.folder, args.format)
     _write(out, content)
     value = {"run": run.id, "model": run.request.model, "format": args.format, "file": str(out), "bytes": len(content)}
-    return say(
+    return Answer(
         value, f"{run.request.model} as {args.format}: {out} ({len(content) / 1e6:.2f} MB); use.py in it uses it"
     )
 
 
-def report(args: argparse.Namespace, say: Say) -> Any:
+def report(args: argparse.Namespace) -> Answer:
     """`npd report RUN`"""
     run = _run(args.run)
     out = _target(args.out, f"{run.request.model}-report.html")
@@ -47,10 +44,10 @@ def report(args: argparse.Namespace, say: Say) -> Any:
     text = run_report(run.folder)
     _write(out, text.encode())
     value = {"run": run.id, "model": run.request.model, "file": str(out), "bytes": len(text.encode())}
-    return say(value, f"Report of {run.request.model}: {out}")
+    return Answer(value, f"Report of {run.request.model}: {out}")
 
 
-def bring(args: argparse.Namespace, say: Say) -> Any:
+def bring(args: argparse.Namespace) -> Answer:
     """`npd bring CHECKPOINT`"""
     for path in (args.checkpoint, args.images, args.triggered):
         if path is not None and not path.is_file():
@@ -73,7 +70,7 @@ def bring(args: argparse.Namespace, say: Say) -> Any:
         f"{card.id}: {card.arch}{width}, {card.num_classes} classes, ACC {card.acc:.1%} on the images held out\n"
         f"Kept in {card.folder}\nPolarize it with: {command} --lambda2 {cfg.lambda2:g} --lambda3 {cfg.lambda3:g}"
     )
-    return say(value, text)
+    return Answer(value, text)
 
 
 def _run(name: str) -> Run:
@@ -122,26 +119,18 @@ def _numbers(text: str, names: list[str]) -> list[float]:
     return numbers
 
 
-def add_commands(add: Callable[..., Any], commands: Any, say: Say) -> None:
-    """Register the commands.
-
-    Args:
-        add: as in `cli.build_parser`: (subparsers, name, command, help) -> parser.
-    """
-
-    def bound(command: Callable[[argparse.Namespace, Say], Any]) -> Callable[[argparse.Namespace], Any]:
-        return lambda args: command(args, say)
-
-    home = add(commands, "export", bound(export), "write the polarizer or the repaired network of a run as a zip file")
+def add_commands(add: Callable[[str, Callable[[argparse.Namespace], Answer], str], Parser]) -> None:
+    """The commands of this module; `add` takes a command's word, its function and its help."""
+    home = add("export", export, "write the polarizer or the repaired network of a run as a zip file")
     home.add_argument("run", metavar="RUN", help="folder that `npd defend --save` wrote, or the id of a run")
     home.add_argument("--format", default="safetensors", help=f"{', '.join(FORMATS)} (default: safetensors)")
     home.add_argument("--out", metavar="FILE", type=Path, help="zip file to write (MODEL-FORMAT.zip)")
 
-    page = add(commands, "report", bound(report), "write a run as one HTML file: settings, curves, pictures, numbers")
+    page = add("report", report, "write a run as one HTML file: settings, curves, pictures, numbers")
     page.add_argument("run", metavar="RUN", help="folder that `npd defend --save` wrote, or the id of a run")
     page.add_argument("--out", metavar="FILE", type=Path, help="HTML file to write (MODEL-report.html)")
 
-    own = add(commands, "bring", bound(bring), "bring a network of your own, with a few clean images, to be defended")
+    own = add("bring", bring, "bring a network of your own, with a few clean images, to be defended")
     own.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="a .safetensors, .pt or .pth file")
     own.add_argument("images", metavar="IMAGES", type=Path, help="clean images: a zip of class folders, or parquet")
     own.add_argument("--arch", default="auto", help="auto (default), preact_resnet18, vgg19_bn, or one of torchvision")

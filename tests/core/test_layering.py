@@ -34,7 +34,9 @@ STAGES = [
     ("report",),
     ("experiments",),
     ("bench",),
-    ("cli", "cli_experiments", "cli_export"),
+    ("cli_parts",),
+    ("cli_experiments", "cli_export"),
+    ("cli",),
     ("__main__",),
 ]
 CONFIGS = ("polarizer.config", "defenses.config", "request", "experiments.record")
