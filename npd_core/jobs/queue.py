@@ -256,7 +256,8 @@ class RunManager:
                 except NPDError as error:
                     state, message = "failed", str(error)
                 except BaseException as error:
-                    _log.exception("Run %s ended by an unexpected error.", job.id)
+                    if not job.over.is_set():  # else the app is closing, and has told its end
+                        _log.exception("Run %s ended by an unexpected error.", job.id)
                     full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
                     state, message = "failed", NO_MEMORY if full else UNEXPECTED
                 with self._changed:
