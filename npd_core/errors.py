@@ -56,3 +56,8 @@ def unknown_name(kind: str, name: object, choices: Iterable[str]) -> UnknownName
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     shown = ", ".join(names[:12]) + (f", and {len(names) - 12} more" if len(names) > 12 else "")
     return UnknownNameError(f"Unknown {kind} {str(name)!r}.{hint} Choose one of: {shown or 'none available'}.")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the machine or its accelerator had no memory left; torch's own error is known by its name, unimported."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

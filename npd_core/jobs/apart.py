@@ -3,6 +3,9 @@
 The process lives as long as this one and keeps what it imported. It reads commands and writes answers, a JSON object a
 line. `begin` names a run, `next` asks for its events up to the end of an epoch, `stop` for an early end, `drop` that it
 be forgotten. It is told nothing else, and ends when nobody can tell it anything any more.
+
+Not `multiprocessing`, as `npd_core.experiments.workers` uses: its processes import the main module of their parent,
+which under Streamlit is the app.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from npd_core import paths
-from npd_core.errors import NPDError
+from npd_core.errors import NPDError, out_of_memory
 from npd_core.events import EpochEnd, Event, Measured, from_record, to_record
 from npd_core.jobs.store import Thinner
 from npd_core.request import DefenseRequest
@@ -192,7 +195,7 @@ class Desk:
     def __init__(self, answer: Callable[[dict[str, Any]], None]) -> None:
         """Args: answer: sends an object to who asked."""
         self._answer = answer
-        self._runs: dict[int, Iterator[dict[str, Any]]] = {}
+        self._runs: dict[int, Generator[dict[str, Any], None, None]] = {}
         self._stopped: set[int] = set()
 
     def hear(self, command: dict[str, Any]) -> None:
@@ -220,11 +223,11 @@ class Desk:
 
     def _forget(self, job: int) -> None:
         events = self._runs.pop(job, None)
-        if isinstance(events, Generator):
+        if events is not None:
             events.close()
         self._stopped.discard(job)
 
-    def _events(self, job: int, command: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def _events(self, job: int, command: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
         """The records of a run, and how it ended."""
         thin = Thinner()
         try:
@@ -237,8 +240,7 @@ class Desk:
             yield {"type": "refused", "message": str(error)}
         except Exception as error:
             _log.exception("A run ended by an unexpected error.")
-            full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-            yield {"type": "memory" if full else "error", "message": f"{type(error).__name__}: {error}"}
+            yield {"type": "memory" if out_of_memory(error) else "error", "message": f"{type(error).__name__}: {error}"}
         else:
             yield {"type": "over"}
 

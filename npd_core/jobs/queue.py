@@ -20,7 +20,7 @@ from typing import cast
 
 from npd_core import paths
 from npd_core.defenses.config import CONFIGS
-from npd_core.errors import ConfigError, NPDError, StorageError
+from npd_core.errors import ConfigError, NPDError, StorageError, out_of_memory
 from npd_core.events import EpochEnd, Event, Failed, Finished, Measured
 from npd_core.jobs.apart import run_apart
 from npd_core.jobs.store import RESULT, Owner, Run, RunStore, State, Thinner
@@ -258,8 +258,7 @@ class RunManager:
                 except BaseException as error:
                     if not job.over.is_set():  # else the app is closing, and has told its end
                         _log.exception("Run %s ended by an unexpected error.", job.id)
-                    full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-                    state, message = "failed", NO_MEMORY if full else UNEXPECTED
+                    state, message = "failed", NO_MEMORY if out_of_memory(error) else UNEXPECTED
                 with self._changed:
                     if self._closed and state == "failed":  # much else ends with the process, the run with it
                         state, message = "interrupted", CLOSED.format("ran")

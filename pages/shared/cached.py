@@ -163,14 +163,14 @@ def curve_charts(
 def _metric_chart(run_id: str, mark: str, mode: str | None, epochs: int, _measured: MetricCurves) -> str:
     from npd_core.figures.curves import metric_figure
 
-    return str(metric_figure(_measured, mode, epochs).to_json())
+    return metric_figure(_measured, mode, epochs).to_json()
 
 
 @st.cache_data(max_entries=64, ttl=SHARED, show_spinner=False)
 def _loss_chart(run_id: str, mark: str, mode: str | None, epochs: int, _losses: LossCurves) -> str:
     from npd_core.figures.curves import loss_figure
 
-    return str(loss_figure(_losses, mode, epochs).to_json())
+    return loss_figure(_losses, mode, epochs).to_json()
 
 
 def archive(run_id: str) -> bytes:
