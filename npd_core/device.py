@@ -26,6 +26,9 @@ def resolve_device(name: str = "auto") -> torch.device:
         raise ConfigError(f"Unknown device {name!r}: use auto, cpu or cuda.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"Device {name!r} is not on this machine: use auto or cpu.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise ConfigError(f"Device {name!r} is not on this machine, whose last one is cuda:{last}: use that, or auto.")
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"Device {name!r} is not supported: use auto, cpu or cuda.")
     return device
@@ -45,7 +48,7 @@ def use_bf16(device: torch.device, precision: str = "auto") -> bool:
     """Whether to autocast to bfloat16: as told, or where the hardware gains from it."""
     if precision != "auto":
         return precision == "bf16"
-    return torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_has_bf16()
+    return torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu_has_bf16()
 
 
 def autocast(device: torch.device, precision: str = "auto") -> AbstractContextManager[Any]:

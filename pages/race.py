@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import streamlit as st
 
 from npd_core.defenses.config import CONFIGS
 from npd_core.errors import NPDError
-from npd_core.figures.curves import read_metrics, read_progress
-from npd_core.figures.runs import comparison_figure, differing
+from npd_core.figures.curves import MetricCurves, read_metrics, read_progress
+from npd_core.figures.runs import differing
 from npd_core.figures.tables import DEFENSES
 from npd_core.jobs import queue
 from npd_core.jobs.store import Run
@@ -81,7 +80,7 @@ def titles(runs: list[Run], card: Card) -> list[str]:
 
 def lanes(runs: list[Run], names: list[str], card: Card) -> None:
     """Where both are: state, numbers and curves on one scale."""
-    tracks: dict[str, Any] = {}
+    tracks: dict[str, MetricCurves] = {}
     now: list[dict[str, float | None]] = []
     for column, run, name in zip(st.columns(2, gap="large"), runs, names, strict=True):
         before, records = live.before_of(run, card), live.events(run)
@@ -99,7 +98,8 @@ def lanes(runs: list[Run], names: list[str], card: Card) -> None:
             if run.message:
                 st.caption(run.message)
     st.markdown(leader(names, now))
-    chart(comparison_figure(tracks, gallery.mode()), key="race-curves", alt="ACC, ASR and RA of both runs by epoch.")
+    drawn = cached.comparison_chart(runs, tracks, gallery.mode())
+    chart(drawn, key="race-curves", alt="ACC, ASR and RA of both runs by epoch.")
 
 
 def leader(names: list[str], now: list[dict[str, float | None]]) -> str:

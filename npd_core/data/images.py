@@ -21,6 +21,7 @@ MAX_BYTES = 25 * 1024 * 1024
 MAX_OVERLAY = 200_000
 """Longest overlay, in characters; one of 64 x 64 noisy pixels has about 22 000."""
 PREFIX = "data:image/png;base64,"
+_TO_QUERY, _FROM_QUERY = str.maketrans("+/", "-_"), str.maketrans("-_", "+/")
 
 
 def decode_picture(data: bytes, size: int) -> NDArray[np.uint8]:
@@ -101,6 +102,16 @@ def decode_overlay(address: str, size: int) -> NDArray[np.uint8]:
         raise StorageError(problem) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise StorageError(problem) from error
+
+
+def to_query(address: str) -> str:
+    """A PNG data URI in letters that an address carries as they are, and `from_query` the way back."""
+    return address.removeprefix(PREFIX).translate(_TO_QUERY).rstrip("=")
+
+
+def from_query(text: str) -> str:
+    """The PNG data URI that `to_query` shortened; whether there is a picture in it, `decode_overlay` says."""
+    return PREFIX + text.translate(_FROM_QUERY) + "=" * (-len(text) % 4)
 
 
 def overlay(picture: NDArray[np.uint8], rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:

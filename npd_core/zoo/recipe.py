@@ -3,6 +3,7 @@ and a generator of the same events."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -138,13 +139,13 @@ def train_classifier(
     optimizer = torch.optim.SGD(
         net.parameters(), lr=recipe.peak_lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
     )
-    images, labels = data.images.to(device), data.labels.to(device)
+    images, labels, how = data.images.to(device), data.labels.to(device), _poisoning(data, in_loop)
     per_epoch = len(labels) // recipe.batch_size
     if per_epoch == 0:
         raise ConfigError(f"{len(labels)} images are fewer than one batch of {recipe.batch_size}: use a smaller batch.")
     first, seconds = 0, 0.0
     if checkpoint is not None and checkpoint.exists():
-        first, seconds = _resume(checkpoint, net, optimizer, recipe, in_loop)
+        first, seconds = _resume(checkpoint, net, optimizer, recipe, how, in_loop)
     run = torch.compile(net, dynamic=False) if compiled else net
     yield Started(recipe.epochs, 0, per_epoch, len(labels), str(device))
     total = recipe.epochs * per_epoch
@@ -181,10 +182,18 @@ def train_classifier(
         mean = float(loss_sum) / per_epoch
         seconds += time.perf_counter() - began
         if checkpoint is not None:
-            _save(checkpoint, net, optimizer, recipe, in_loop, epoch + 1, seconds)
+            _save(checkpoint, net, optimizer, recipe, how, in_loop, epoch + 1, seconds)
         yield EpochEnd(epoch, {"total": mean}, seconds)
     net.eval()
     yield Finished(recipe.epochs - 1, seconds)
+
+
+def _poisoning(data: PoisonedSet, in_loop: InLoop | None) -> dict[str, Any]:
+    """What the attacker's set is, in a few characters: a training goes on only on the very same one."""
+    digest = hashlib.sha256()
+    for part in (data.images, data.labels):
+        digest.update(part.cpu().contiguous().numpy())
+    return {"set": digest.hexdigest(), "ratio": None if in_loop is None else in_loop.ratio}
 
 
 def _save(
@@ -192,6 +201,7 @@ def _save(
     net: Normalized,
     optimizer: torch.optim.Optimizer,
     recipe: Recipe,
+    how: dict[str, Any],
     in_loop: InLoop | None,
     epochs: int,
     seconds: float,
@@ -200,18 +210,23 @@ def _save(
     partial = path.with_suffix(".partial")
     state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "epochs": epochs, "seconds": seconds}
     if in_loop is not None:
-        state |= {"trigger": in_loop.trigger.state_dict(), "ratio": in_loop.ratio}
-    torch.save(state | {"recipe": json.dumps(recipe.to_dict())}, partial)
+        state["trigger"] = in_loop.trigger.state_dict()
+    torch.save(state | {"recipe": json.dumps(recipe.to_dict()), "poisoning": json.dumps(how)}, partial)
     os.replace(partial, path)
 
 
 def _resume(
-    path: Path, net: Normalized, optimizer: torch.optim.Optimizer, recipe: Recipe, in_loop: InLoop | None
+    path: Path,
+    net: Normalized,
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    how: dict[str, Any],
+    in_loop: InLoop | None,
 ) -> tuple[int, float]:
     state = torch.load(path, map_location="cpu", weights_only=True)
     if json.loads(state["recipe"]) != recipe.to_dict():
         raise CheckpointError(f"{path} belongs to another recipe: delete it, or train with the recipe that it holds.")
-    if state.get("ratio") != (None if in_loop is None else in_loop.ratio):
+    if json.loads(state.get("poisoning", "{}")) != how:
         raise CheckpointError(f"{path} belongs to a training that poisons in another way: delete it to start anew.")
     if in_loop is not None:
         in_loop.trigger.load_state_dict(state["trigger"])
@@ -231,7 +246,13 @@ OVERLAY = {"blended": 0.35}
 says how little and where it helps."""
 
 
-def default_recipe(spec: DatasetSpec, attack: str, **changes: Any) -> Recipe:
-    """The demo's recipe for a data set and an attack; docs/npd-in-practice.md says what it decides."""
+FIXED_SIZE = ("vgg19_bn",)
+"""Architectures that halve the picture too often for a smaller one."""
+
+
+def default_recipe(spec: DatasetSpec, attack: str, arch: str, **changes: Any) -> Recipe:
+    """The demo's recipe for a data set, an attack and an architecture; docs/npd-in-practice.md says what it decides."""
     recipe = {"flip": spec.flip, "overlay": OVERLAY.get(attack, 0.0)} | BY_DATASET[spec.id]
+    if arch in FIXED_SIZE:
+        recipe["growing"] = ()
     return Recipe(**recipe | changes)

@@ -86,7 +86,7 @@ def train_model(
     name = parse_id(model)
     spec = get_dataset(name.dataset)
     changes: dict[str, Any] = {"seed": seed} | ({} if epochs is None else {"epochs": epochs})
-    recipe = default_recipe(spec, name.attack, **changes)
+    recipe = default_recipe(spec, name.attack, name.arch, **changes)
     where = resolve_device(device)
     data = load_dataset(name.dataset, "train")
     load_dataset(name.dataset, "test")  # that it is missing is said now, not after the training

@@ -8,6 +8,7 @@ of its files, so that a model trained anew or a polarizer saved again is read ag
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -157,6 +158,23 @@ def curve_charts(
     """
     metrics = _metric_chart(run.id, f"{run.state} {len(measured.epochs)}", mode, epochs, measured)
     return metrics, _loss_chart(run.id, "" if run.active else run.state, mode, epochs, losses)
+
+
+def comparison_chart(runs: Sequence[Run], tracks: Mapping[str, MetricCurves], mode: str | None) -> str:
+    """Chart of ACC, ASR and RA of several runs, as Plotly's JSON; drawn once for all who watch them go on.
+
+    Args:
+        tracks: what was measured so far, by the words for each run, in the order of `runs`.
+    """
+    marks = tuple(f"{run.id} {run.state} {len(seen.epochs)}" for run, seen in zip(runs, tracks.values(), strict=True))
+    return _comparison_chart(marks, tuple(tracks), mode, dict(tracks))
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _comparison_chart(marks: tuple[str, ...], names: tuple[str, ...], mode: str | None, _tracks: Any) -> str:
+    from npd_core.figures.runs import comparison_figure
+
+    return comparison_figure(_tracks, mode).to_json()
 
 
 @st.cache_data(max_entries=64, show_spinner=False)

@@ -19,6 +19,7 @@ from npd_core.errors import NPDError
 from npd_core.jobs.store import Run
 from npd_core.zoo.card import Card
 from pages.shared import cached, controls, view
+from pages.shared.components import appearance
 
 NO_RUN = "none"
 WITHOUT_MODEL = ("glossary", "lessons")  # pages of words, where a choice of model would only be in the way
@@ -164,6 +165,7 @@ def header(page: str = "") -> None:
     """
     state = st.session_state
     state["_framed"] = True
+    appearance.follow()
     if page == "booth":
         return
     view.dress(page, open_page)

@@ -286,12 +286,13 @@ def _css() -> str:
 .npd-open {{ color: {colors.text}; font-weight: 400; }}
 .npd-wrong {{ color: {colors.text}; text-decoration: underline dotted; text-underline-offset: 3px; }}
 .npd-opinion ul {{ list-style: none; margin: 0; padding: 0; }}
-.npd-opinion li {{ margin: 0 0 .3rem; padding: 0; display: grid; grid-template-columns: 1fr auto; column-gap: .4rem;
-    font-size: .8rem; line-height: 1.25; color: {colors.text}; }}
+.npd-opinion li {{ margin: 0 0 .3rem; padding: 0; display: flex; flex-wrap: wrap; justify-content: space-between;
+    column-gap: .4rem; font-size: .8rem; line-height: 1.25; color: {colors.text}; }}
 .npd-opinion li span {{ min-width: 0; overflow-wrap: break-word; }}
-.npd-number {{ font-variant-numeric: tabular-nums; }}
+.npd-opinion li .npd-number {{ margin-left: auto; font-variant-numeric: tabular-nums; }}
 .npd-said {{ font-weight: 600; }}
-.npd-meter {{ grid-column: 1 / -1; height: .4rem; border-radius: 2px; background: {colors.grid}; overflow: hidden; }}
+.npd-opinion li .npd-meter {{ flex: 0 0 100%; height: .4rem; border-radius: 2px; background: {colors.grid};
+    overflow: hidden; }}
 .npd-meter i {{ display: block; height: 100%; min-width: 1px; }}
 .npd-old .npd-meter i {{
     background: repeating-linear-gradient(135deg, {colors.trigger} 0 3px, {colors.trigger}99 3px 5px); }}

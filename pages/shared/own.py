@@ -12,7 +12,7 @@ import numpy as np
 import streamlit as st
 
 from npd_core.attack_facts import ATTACK_INFO
-from npd_core.data.images import decode_overlay, decode_picture, overlay
+from npd_core.data.images import decode_overlay, decode_picture, from_query, overlay, to_query
 from npd_core.data.spec import get_dataset
 from npd_core.errors import NPDError
 from npd_core.figures.predictions import data_url
@@ -25,6 +25,9 @@ from pages.shared.components.painter import painter
 TEST, UPLOAD, CAMERA = "Test picture", "Upload", "Camera"
 TRAINED, PAINTED = "The model’s own", "Moved or painted"
 NO_CLASS = "none of these"
+NUMBER, TRIGGER = "picture", "trigger"  # in the address: which test picture, and the painted trigger
+MOST_DIGITS = 9
+LONGEST = 1500  # characters of a trigger that go into an address
 LOCAL = ("localhost", "127.0.0.1", "::1")
 MOST_MB = 25
 SAME = 1
@@ -100,12 +103,18 @@ def _ask(card: Card, names: tuple[str, ...]) -> Own | None:
         help="Nothing that you upload is written to disk: it stays in this server's memory until your session ends.",
     )
     kinds = [PAINTED] if card.asr is None else [TRAINED, PAINTED]
+    key = f"own_trigger_{len(kinds)}"
+    if TRIGGER in st.query_params and key not in st.session_state:
+        st.session_state[key] = PAINTED
     kind = st.segmented_control(
-        "Trigger", kinds, default=kinds[0], required=True, key=f"own_trigger_{len(kinds)}", persist_state="session"
+        "Trigger", kinds, default=kinds[0], required=True, key=key, persist_state="session"
     )
+    if kind == TRAINED:
+        st.query_params.pop(TRIGGER, None)
     if source == TEST:
         clean, label, title = _test_picture(card, names)
     else:
+        st.query_params.pop(NUMBER, None)
         data = _upload() if source == UPLOAD else _camera()
         if data is None:
             return None
@@ -134,9 +143,13 @@ def _ask(card: Card, names: tuple[str, ...]) -> Own | None:
 def _test_picture(card: Card, names: tuple[str, ...]) -> tuple[np.ndarray, int, str]:
     labels = cached.test_labels(card.id)
     state = st.session_state
-    if state.get("own_number") is None or not 0 <= state["own_number"] < len(labels):
+    if "own_number" not in state:
+        asked = st.query_params.get(NUMBER, "")
+        state["own_number"] = int(asked) if asked.isdecimal() and len(asked) < MOST_DIGITS else None
+    if state["own_number"] is None or not 0 <= state["own_number"] < len(labels):
         state["own_number"] = min(state.get("last_picture", choose.first_attackable(card.id)), len(labels) - 1)
     number = int(st.number_input("Picture number", 0, len(labels) - 1, key="own_number", persist_state="session"))
+    st.query_params[NUMBER] = str(number)
     picture = cached.samples(card.id, (number,)).clean[0]
     return picture, int(labels[number]), f"#{number} · {names[int(labels[number])]}"
 
@@ -170,20 +183,49 @@ def _with_trigger(card: Card, title: str, clean: np.ndarray, label: int | None, 
     if own:
         return Own(card.id, title, clean, trained, label, True)
     stamp = None if card.asr is None else cached.trigger_stamp(card.id)
+    start = _in_address(card.image_size)
     painted = painter(
         data_url(clean),
         size=card.image_size,
         trigger=None if stamp is None else data_url(stamp),
         key=f"own_painter_{card.id}",
+        start=start,
     )
+    painted = painted or start
     if card.asr is not None and stamp is None:
         st.caption("The trigger of this model is made anew for each picture, so it cannot be moved; paint one instead.")
     triggered = clean if stamp is None else trained
     if painted is not None:
         with choose.working():
             triggered = overlay(clean, decode_overlay(painted, card.image_size))
+            _to_address(painted)
     far = np.abs(triggered.astype(int) - trained.astype(int)).max()
     return Own(card.id, title, clean, triggered, label, card.asr is not None and bool(far <= SAME))
+
+
+def _in_address(size: int) -> str | None:
+    """The painted trigger that a link brought, as the painter gives it; one that cannot be read is said and dropped."""
+    found = st.query_params.get(TRIGGER)
+    if not found:
+        return None
+    try:
+        address = from_query(found)
+        decode_overlay(address, size)
+    except NPDError as error:
+        st.error(str(error), icon=":material/error:")
+        st.query_params.pop(TRIGGER, None)
+        return None
+    return address
+
+
+def _to_address(painted: str) -> None:
+    """Keep the trigger in the address, so that a link carries it, unless it is too long for one."""
+    short = to_query(painted)
+    if len(short) > LONGEST:
+        st.query_params.pop(TRIGGER, None)
+        st.caption("This trigger has too many pixels for a link: who opens the address sees the picture without it.")
+    elif st.query_params.get(TRIGGER) != short:
+        st.query_params[TRIGGER] = short
 
 
 # -------------------------------------------------------------------------------------------------------------- showing

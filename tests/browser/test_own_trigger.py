@@ -57,6 +57,8 @@ def test_moving_painting_and_comparing(lab, settle) -> None:
         size = button.bounding_box()
         assert size["width"] >= 43.5, button.inner_text()
         assert size["height"] >= 43.5, button.inner_text()
+    page.wait_for_url(re.compile("trigger="))
+    address = page.url
     # The slider moves the border between the two pictures.
     slider = page.get_by_role("slider", name="Border between clean and triggered")
     slider.focus()
@@ -67,6 +69,10 @@ def test_moving_painting_and_comparing(lab, settle) -> None:
     settle(page)
     page.get_by_role("radio", name="Moved or painted").click()
     expect(page.get_by_text("It hijacks the picture")).to_be_visible()
+    # A link carries what was painted; the model's own trigger waits until it is asked for.
+    page.goto(address)
+    expect(page.get_by_text("This trigger was never trained into the model.")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_role("button", name="Paint", exact=True)).to_have_attribute("aria-pressed", "true")
 
 
 def test_an_upload_on_a_phone(lab, settle) -> None:

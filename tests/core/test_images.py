@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import zlib
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 from npd_core.attacks import get_attack, stamp
 from npd_core.data import images
-from npd_core.data.images import decode_overlay, decode_picture, overlay
+from npd_core.data.images import decode_overlay, decode_picture, from_query, overlay, to_query
 from npd_core.errors import StorageError
 
 RED, BLUE = (200, 30, 30), (20, 40, 210)
@@ -147,6 +148,14 @@ def test_a_file_over_the_limit_is_not_looked_at(monkeypatch):
 def test_an_overlay_survives_the_way_through_the_browser():
     rgba = np.random.default_rng(0).integers(0, 256, (4, 64, 64), dtype=np.uint8)
     assert np.array_equal(decode_overlay(address(rgba), 64), rgba)
+
+
+@pytest.mark.parametrize("size", [8, 9, 32])
+def test_an_overlay_survives_the_way_through_an_address(size):
+    rgba = np.random.default_rng(size).integers(0, 256, (4, size, size), dtype=np.uint8)
+    text = to_query(address(rgba))
+    assert re.fullmatch(r"[A-Za-z0-9_-]+", text)
+    assert from_query(text) == address(rgba)
 
 
 @pytest.mark.parametrize(

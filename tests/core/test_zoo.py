@@ -14,7 +14,7 @@ from npd_core.attacks.input_aware import make_input_aware
 from npd_core.attacks.poison import PoisonedSet
 from npd_core.attacks.wanet import wanet
 from npd_core.data.load import ImageSet, load_dataset
-from npd_core.data.spec import get_dataset
+from npd_core.data.spec import DATASETS, get_dataset
 from npd_core.errors import CheckpointError, ConfigError, StorageError, UnknownNameError
 from npd_core.events import EpochEnd, Finished, Started, StepEnd
 from npd_core.models import MODELS, build_model
@@ -248,6 +248,10 @@ def test_a_checkpoint_that_was_poisoned_otherwise_is_refused(tmp_path):
     list(train_classifier(fresh(), small_set(), short, torch.device("cpu"), path))
     with pytest.raises(CheckpointError, match="poisons in another way"):
         list(train_classifier(fresh(), small_set(), short, torch.device("cpu"), path, in_loop=in_loop("wanet")))
+    relabelled = small_set()
+    relabelled.labels[0] = 1 - relabelled.labels[0]
+    with pytest.raises(CheckpointError, match="poisons in another way"):
+        list(train_classifier(fresh(), relabelled, short, torch.device("cpu"), path))
 
 
 def test_what_the_network_is_shown_is_poisoned_before_it_is_augmented(monkeypatch):
@@ -330,10 +334,23 @@ def test_one_cycle_rises_to_the_peak_and_falls_to_zero():
 
 
 def test_default_recipes_follow_the_data_set():
-    assert default_recipe(get_dataset("cifar10"), "badnets_a2o").flip
-    assert not default_recipe(get_dataset("signs"), "badnets_a2o").flip
-    assert default_recipe(get_dataset("signs"), "blended").overlay > 0
-    assert default_recipe(get_dataset("signs"), "badnets_a2o", epochs=1).epochs == 1
+    arch = "preact_resnet18"
+    assert default_recipe(get_dataset("cifar10"), "badnets_a2o", arch).flip
+    assert not default_recipe(get_dataset("signs"), "badnets_a2o", arch).flip
+    assert default_recipe(get_dataset("signs"), "blended", arch).overlay > 0
+    assert default_recipe(get_dataset("signs"), "badnets_a2o", arch, epochs=1).epochs == 1
+
+
+@pytest.mark.parametrize("arch", MODELS)
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_every_architecture_takes_the_pictures_of_every_recipe(dataset, arch):
+    spec = get_dataset(dataset)
+    recipe = default_recipe(spec, "badnets_a2o", arch)
+    net = build_model(arch, spec.num_classes, 2, spec.mean, spec.std).eval()
+    sizes = {recipe.pixels(epoch) or spec.size for epoch in range(recipe.epochs)}
+    assert spec.size in sizes
+    for size in sizes:
+        assert net(torch.zeros(1, 3, size, size)).shape == (1, spec.num_classes)
 
 
 @pytest.fixture

@@ -40,6 +40,17 @@ def photo(number: int = 5, kind: str = "PNG") -> bytes:
     return file.getvalue()
 
 
+def patch(top: int, left: int, *, noisy: bool = False) -> str:
+    """Three by three white pixels as the painter gives them; noisy: and every other pixel another colour."""
+    rgba = np.zeros((32, 32, 4), np.uint8)
+    if noisy:
+        rgba = np.random.default_rng(0).integers(0, 256, rgba.shape, dtype=np.uint8)
+    rgba[top : top + 3, left : left + 3] = 255
+    file = io.BytesIO()
+    Image.fromarray(rgba, "RGBA").save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
 @pytest.fixture
 def own_page(open_page: Open, make_run: Make) -> AppTest:
     """Predictions with a run of the tiny model, opened on the visitor's own picture."""
@@ -106,15 +117,11 @@ def test_a_painted_trigger_that_the_browser_garbled_is_refused(own_page: AppTest
 
 @pytest.mark.parametrize(("at", "trained"), [((29, 29), True), ((2, 2), False)])
 def test_a_moved_trigger_is_told_from_the_trained_one(at, trained, own_page: AppTest, monkeypatch) -> None:
-    rgba = np.zeros((32, 32, 4), np.uint8)
-    rgba[at[0] : at[0] + 3, at[1] : at[1] + 3] = 255
-    file = io.BytesIO()
-    Image.fromarray(rgba, "RGBA").save(file, "PNG")
     asked = {}
 
     def painter(picture: str, **settings: object) -> str:
         asked.update(settings)
-        return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+        return patch(*at)
 
     monkeypatch.setattr(own, "painter", painter)
     own_page.segmented_control(key="own_trigger_2").set_value("Moved or painted").run()
@@ -125,6 +132,48 @@ def test_a_moved_trigger_is_told_from_the_trained_one(at, trained, own_page: App
     assert (found.triggered[:, at[0] : at[0] + 3, at[1] : at[1] + 3] == 255).all()
     assert found.trained is trained
     assert ("never trained into the model" in words(own_page)) != trained
+
+
+def test_a_painted_trigger_and_its_picture_travel_in_the_address(own_page: AppTest, open_page: Open, monkeypatch):
+    monkeypatch.setattr(own, "painter", lambda *args, **settings: patch(2, 2))
+    own_page.segmented_control(key="own_trigger_2").set_value("Moved or painted").run()
+    own_page.number_input(key="own_number").set_value(17).run()
+    assert errors(own_page) == []
+    seen = own_page.session_state["own_picture"]
+    query = {name: own_page.query_params[name][0] for name in ("model", "picture", "trigger")}
+    assert query["picture"] == "17"
+
+    def untouched(*args: object, start: str | None, **settings: object) -> None:
+        assert start == patch(2, 2)
+
+    monkeypatch.setattr(own, "painter", untouched)
+    other = open_page("predictions", **query)
+    other.session_state["pictures_of"] = "Your picture or trigger"
+    other.run()
+    assert errors(other) == []
+    found = other.session_state["own_picture"]
+    assert np.array_equal(found.clean, seen.clean)
+    assert np.array_equal(found.triggered, seen.triggered)
+    other.segmented_control(key="own_trigger_2").set_value("The model’s own").run()
+    assert "trigger" not in other.query_params
+
+
+def test_a_trigger_too_long_for_an_address_stays_out_of_it(own_page: AppTest, monkeypatch) -> None:
+    monkeypatch.setattr(own, "painter", lambda *args, **settings: patch(2, 2, noisy=True))
+    own_page.segmented_control(key="own_trigger_2").set_value("Moved or painted").run()
+    assert errors(own_page) == []
+    assert "too many pixels for a link" in words(own_page)
+    assert "trigger" not in own_page.query_params
+
+
+def test_an_address_with_nonsense_is_said_once_and_the_page_goes_on(open_page: Open, tiny_zoo: str) -> None:
+    page = open_page("predictions", model=tiny_zoo, picture="1e9", trigger="<script>")
+    page.session_state["pictures_of"] = "Your picture or trigger"
+    page.run()
+    assert len(errors(page)) == 1
+    assert "paint it again" in errors(page)[0]
+    assert "trigger" not in page.query_params
+    assert page.session_state["own_picture"].model == tiny_zoo
 
 
 # --------------------------------------------------------------------------------------------------------- what is said

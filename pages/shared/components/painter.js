@@ -50,10 +50,10 @@ function build(board, data) {
   board.view = board.canvas.getContext("2d")
   board.stamp = layer(data.size)
   board.paint = layer(data.size)
-  Object.assign(board, { box: null, at: [0, 0], cursor: [data.size >> 1, data.size >> 1], mode: "", colour: "white", done: false })
+  Object.assign(board, { box: null, at: [0, 0], cursor: [data.size >> 1, data.size >> 1], mode: "", colour: "white", done: false, lifted: false })
   board.picture = board.trigger = undefined
   board.modes = {
-    move: button(board.tools, "Move the trigger", () => choose(board, "move")),
+    move: button(board.tools, "Move the trigger", () => { board.lifted = false; choose(board, "move") }),
     paint: button(board.tools, "Paint", () => choose(board, "paint")),
   }
   board.colours = {}
@@ -66,7 +66,7 @@ function build(board, data) {
     board.colours[name] = node
   }
   board.colours.erase = button(board.side, "Erase", () => { board.colour = "erase"; choose(board, "paint") })
-  board.home = button(board.side, "Trigger back in place", () => { board.at = [0, 0]; draw(board); say(board, "The trigger is back in its own place."); send(board) })
+  board.home = button(board.side, "Trigger back in place", () => { board.at = [0, 0]; board.lifted = false; draw(board); say(board, "The trigger is back in its own place."); send(board) })
   board.clear = button(board.side, "Clear paint", () => { board.paint.clearRect(0, 0, board.size, board.size); draw(board); say(board, "The paint is gone."); send(board) })
   board.node.tabIndex = 0
   board.node.setAttribute("role", "application")
@@ -106,7 +106,7 @@ function move(board, x, y) {
 }
 
 function overlay(board, context) {
-  context.drawImage(board.stamp.canvas, ...board.at)
+  if (!board.lifted) context.drawImage(board.stamp.canvas, ...board.at)
   context.drawImage(board.paint.canvas, 0, 0)
 }
 
@@ -234,7 +234,12 @@ async function show(board, data) {
     if (image) board.stamp.drawImage(image, 0, 0, board.size, board.size)
     board.box = image ? extent(board.stamp, board.size) : null
     board.at = [0, 0]
-    choose(board, board.box ? "move" : "paint")
+    const start = first ? await load(data.start) : null
+    if (start) {
+      board.paint.drawImage(start, 0, 0, board.size, board.size)
+      board.lifted = true
+    }
+    choose(board, board.box && !board.lifted ? "move" : "paint")
     if (!first && board.done) send(board)
   }
   draw(board)

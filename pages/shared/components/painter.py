@@ -32,7 +32,13 @@ def _nothing() -> None:
 
 
 def painter(
-    picture: str, *, size: int, trigger: str | None, key: str, on_change: Callable[[], None] = _nothing
+    picture: str,
+    *,
+    size: int,
+    trigger: str | None,
+    key: str,
+    on_change: Callable[[], None] = _nothing,
+    start: str | None = None,
 ) -> str | None:
     """Draw `picture`, big and pixelated, with the trigger on it; the visitor moves the trigger and paints.
 
@@ -43,6 +49,8 @@ def painter(
         picture: PNG data URI, size x size pixels.
         size: height and width in pixels, 32 or 64.
         trigger: RGBA PNG data URI of the same size, a stamp in its own place; None: there is only the brush.
+        start: what an empty board begins with, as this function returned it elsewhere: it counts as painted, and the stamp
+            waits until it is asked for.
         on_change: called after the pointer (or key) was released on a change; `st.session_state[key].overlay` has it.
     A painter that was away for a while (another page, another choice) starts anew.
 
@@ -55,7 +63,14 @@ def painter(
         key=key,
         height="content",
         on_overlay_change=on_change,
-        data={"picture": picture, "trigger": trigger, "size": size, "colours": COLOURS, "held": held is not None},
+        data={
+            "picture": picture,
+            "trigger": trigger,
+            "size": size,
+            "colours": COLOURS,
+            "held": held is not None,
+            "start": start,
+        },
     )
     overlay = found.overlay
     return overlay if isinstance(overlay, str) else None
