@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from npd_core.attacks import DYNAMIC
 from npd_core.attacks.poison import poison_training_set
 from npd_core.data.clean import load_clean
 from npd_core.data.load import ImageSet, load_dataset
@@ -19,9 +20,10 @@ from npd_core.defenses import DEFENSES as BASELINES
 from npd_core.defenses.artifact import round_as_stored, save_repaired
 from npd_core.defenses.config import ANPConfig, EPConfig
 from npd_core.device import environment, resolve_device
-from npd_core.errors import unknown_name
-from npd_core.evaluation import Metrics, TestSets, der, evaluate, named, test_sets
+from npd_core.errors import ConfigError, unknown_name
+from npd_core.evaluation import TestSets, evaluate, named, test_sets
 from npd_core.events import EpochEnd, Event, Failed, Finished, Measured, StepEnd
+from npd_core.metrics import Metrics, der
 from npd_core.models import Normalized
 from npd_core.polarizer.artifact import forget_snapshots, save_polarizer, save_snapshot, write_text
 from npd_core.polarizer.config import VARIANTS, NPDConfig, default_layer
@@ -145,8 +147,13 @@ def _training(
     assert not isinstance(cfg, NPDConfig)
     more: dict[str, Any] = {}
     if isinstance(cfg, EPConfig) and cfg.batch == "mixture":
+        if not card.poison_ratio:
+            raise ConfigError(
+                f"No poisoned training set of {card.id} is known: let EP look at clean images, batch=clean."
+            )
         data = load_dataset(card.dataset, "train")
-        poisoned = poison_training_set(data, attack, card.poison_ratio, card.seed)
+        crossed = DYNAMIC[attack.name].cross_ratio if attack.name in DYNAMIC else 0
+        poisoned = poison_training_set(data, attack, card.poison_ratio, card.seed, crossed)
         more["mixture"] = ImageSet(poisoned.images, poisoned.labels)
     if isinstance(cfg, ANPConfig) and cfg.select == "oracle":
         more["oracle"] = lambda pruned: evaluate(pruned, sets, device)

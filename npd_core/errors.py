@@ -6,7 +6,7 @@ NPDError
 ├── DataMissingError   a data set, or a part of it, that is not on this machine
 ├── CheckpointError    weights or a saved polarizer that are absent, damaged, or do not fit
 ├── StorageError       a file that could not be written or read (disk full, no permission)
-└── DivergedError      training produced NaN or lost the clean accuracy
+└── KilledError        the process of a training was ended by somebody else
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class StorageError(NPDError):
     """A file that could not be read or written."""
 
 
-class DivergedError(NPDError):
-    """A training that left the road: NaN, or clean accuracy collapsed."""
+class KilledError(NPDError):
+    """A training whose process was ended from outside."""
 
 
 def unknown_name(kind: str, name: object, choices: Iterable[str]) -> UnknownNameError:

@@ -1,4 +1,4 @@
-"""ACC, ASR, RA and DER. Measures, never trains."""
+"""Measures ACC, ASR and RA of a network, never trains."""
 
 from __future__ import annotations
 
@@ -11,17 +11,7 @@ from npd_core.attacks import Attack
 from npd_core.attacks.poison import PoisonedTest, poison_test_set
 from npd_core.data.load import ImageSet, load_dataset
 from npd_core.device import autocast
-
-
-class Metrics(NamedTuple):
-    """Fractions in [0, 1]."""
-
-    acc: float
-    """Clean test images classified correctly."""
-    asr: float
-    """Poisoned test images, true label other than the target, classified as the target."""
-    ra: float = 0.0
-    """The same poisoned images, classified as their true label. ASR + RA <= 1."""
+from npd_core.metrics import Metrics
 
 
 class TestSets(NamedTuple):
@@ -112,9 +102,3 @@ def cross_accuracy(net: nn.Module, clean: ImageSet, attack: Attack, device: torc
         return None
     said = predict(net, attack.apply_cross(clean.images), device).argmax(1)
     return float(said.eq(clean.labels.to(device)).float().mean())
-
-
-def der(before: Metrics, after: Metrics) -> float:
-    """Defense effectiveness rating, Eq. 6: [max(0, drop of ASR) - max(0, drop of ACC) + 1] / 2, in [0, 1]; 0.5 is
-    "nothing done"."""
-    return (max(0.0, before.asr - after.asr) - max(0.0, before.acc - after.acc) + 1) / 2

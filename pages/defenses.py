@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from npd_core.errors import NPDError
+from npd_core.experiments.published import undefended
 from npd_core.experiments.record import Cell, TableRecord
 from npd_core.figures import tables
 from npd_core.figures.tables import DEFENSES, METRICS, SOURCES, Outcome
@@ -41,22 +42,28 @@ def of_attack(cells: list[Cell], attack: str) -> list[Outcome]:
     return outcomes
 
 
-def over_attacks(cells: list[Cell]) -> tuple[list[Outcome], list[str]]:
+def over_attacks(cells: list[Cell], dataset: str) -> tuple[list[Outcome], list[str]]:
     """The mean of each defense over the attacks for which every one has numbers, and those attacks."""
     attacks = list(dict.fromkeys(cell.row["attack"] for cell in cells))
     defenses = in_order([cell.defense for cell in cells])
     numbers = {(cell.row["attack"], cell.defense): cell for cell in cells if cell.after is not None}
     common = [attack for attack in attacks if all((attack, name) in numbers for name in defenses)]
     outcomes = []
+    start: dict[str, Outcome] = {}
     if common:
         before = [measured.undefended([numbers[attack, defenses[0]]])[0] for attack in common]
-        outcomes.append(tables.mean(before, DEFENSES["none"], "recorded"))
+        start["recorded"] = tables.mean(before, DEFENSES["none"], "recorded")
+        outcomes.append(start["recorded"])
+        printed = [undefended(dataset, attack) for attack in common]
+        said = [Outcome(DEFENSES["none"], "published", found.acc, found.asr) for found in printed if found is not None]
+        if len(said) == len(common):
+            start["published"] = tables.mean(said, DEFENSES["none"], "published")
     for name in defenses if common else []:
         both = [outcome for attack in common for outcome in measured.recorded(numbers[attack, name], DEFENSES[name])]
         for source in ("recorded", "published"):
             kept = [outcome for outcome in both if outcome.source == source]
             if len(kept) == len(common):
-                outcomes.append(tables.mean(kept, DEFENSES[name], source))
+                outcomes.append(tables.mean(kept, DEFENSES[name], source, start.get(source)))
     return outcomes, common
 
 
@@ -69,7 +76,7 @@ def comparison(found: TableRecord | None, card: Card, runs: dict[str, Run]) -> N
         shown = [cell for cell in cells if cell.row["attack"] == attack]
         outcomes = of_attack(cells, attack)
     elif found is not None:
-        outcomes, common = over_attacks(cells)
+        outcomes, common = over_attacks(cells, found.dataset)
         names = ", ".join(frame.ATTACK_TITLES.get(name, name) for name in common)
         st.caption(
             f"Mean over the attacks for which every defense has numbers: {names}."

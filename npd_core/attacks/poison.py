@@ -48,16 +48,22 @@ class PoisonedBatch(NamedTuple):
     """What the trigger itself wants to be small."""
 
 
-def poison_training_set(data: ImageSet, attack: Attack, ratio: float, seed: int) -> PoisonedSet:
+def poison_training_set(data: ImageSet, attack: Attack, ratio: float, seed: int, cross_ratio: int = 0) -> PoisonedSet:
     """Stamp and relabel `round(ratio * N)` images, drawn uniformly over all classes (dirty label).
 
-    Raises ConfigError when the ratio lies outside [0, 1].
+    Args:
+        cross_ratio: of an attack with crossed images, how many of them for each stamped one; they keep their labels.
+    Raises:
+        ConfigError: the ratio lies outside [0, 1].
     """
     check_ratio(ratio)
     total = len(data.labels)
-    chosen = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[: round(ratio * total)]
+    count = round(ratio * total)
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    chosen, crossed = order[:count], order[count : (1 + cross_ratio) * count]
     images, labels = data.images.clone(), data.labels.clone()
     images[chosen] = attack.apply(data.images[chosen])
+    images[crossed] = attack.apply_cross(data.images[crossed])
     labels[chosen] = attack.rule.target(data.labels[chosen])
     poisoned = torch.zeros(total, dtype=torch.bool)
     poisoned[chosen] = True

@@ -38,7 +38,7 @@ from npd_core.errors import ConfigError, StorageError
 from npd_core.evaluation import predict
 from npd_core.models import Normalized
 from npd_core.polarizer.artifact import write_text, write_weights
-from npd_core.polarizer.config import STEADY, NPDConfig
+from npd_core.polarizer.config import NPDConfig, preset
 from npd_core.zoo.card import CARD, TRIGGERED, WEIGHTS, Card, get_card, sha256
 
 MOST = 32
@@ -155,8 +155,7 @@ def remove(model: str) -> None:
 
 def suggested_config(card: Card) -> NPDConfig:
     """The settings to begin with: the project's steady ones, the budget grown with the image (rho = 3 at 32 pixels)."""
-    settings = STEADY | {"epochs": 12, "batch_size": 32, "rho": round(3 * card.image_size / 32, 2)}
-    return NPDConfig(**settings)
+    return preset(card.dataset, size=card.image_size)
 
 
 def _write(

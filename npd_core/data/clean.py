@@ -111,6 +111,6 @@ def load_clean(name: str, amount: float | int, seed: int) -> CleanSubset:
     spec = get_dataset(name)
     split = load.clean_split(name)
     labels = load.load_labels(name, split)
-    of = len(labels) if split == "train" else spec.train_images
+    of = max(len(labels), spec.train_images)
     indices = clean_indices(labels, spec.num_classes, amount, seed, of)
     return CleanSubset(*load.load_rows(name, split, indices), torch.from_numpy(indices))

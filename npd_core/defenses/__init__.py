@@ -92,8 +92,11 @@ def preset(name: str, dataset: str, **changes: Any) -> DefenseConfig:
 
 def preset_for(name: str, card: Card, **changes: Any) -> DefenseConfig:
     """The defaults of a defense for a model, with `changes`: those for its data set, and clean images cropped and
-    mirrored as they were in the model's own training. Raises as `preset`."""
+    mirrored as they were in the model's own training; EP looks at clean ones where no poisoned set is known. Raises as
+    `preset`."""
     seen = {setting: card.recipe[setting] for setting in ("flip", "pad") if setting in card.recipe}
+    if name == "ep" and not card.poison_ratio:
+        seen["batch"] = "clean"
     return preset(name, card.dataset, **{"flip": get_dataset(card.dataset).flip} | seen | changes)
 
 

@@ -17,8 +17,8 @@ from npd_core.defenses.common import Batches, Repair, accuracy, batch_norms, spl
 from npd_core.defenses.config import ANPConfig
 from npd_core.device import autocast
 from npd_core.errors import ConfigError
-from npd_core.evaluation import Metrics
 from npd_core.events import EpochEnd, Event, Started, StepEnd
+from npd_core.metrics import Metrics
 from npd_core.models.normalized import Normalized
 
 EPOCH = 100

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from npd_core.errors import CheckpointError
 from npd_core.models import Normalized, build_model
-from npd_core.polarizer.artifact import FORMAT, read_json, write_text, write_weights
+from npd_core.polarizer.artifact import FORMAT, read_json, write_described
 from npd_core.zoo.card import Card, sha256
 from npd_core.zoo.weights import half_precision
 
@@ -34,10 +34,8 @@ def save_repaired(net: Normalized, folder: Path, meta: Mapping[str, Any]) -> Non
     Raises:
         StorageError: the folder cannot be written; files of an earlier save stay whole.
     """
-    weights = folder / WEIGHTS
-    write_weights(weights, half_precision(net))
-    description = {"format": FORMAT, "kind": "repaired network", "sha256": sha256(weights), **meta}
-    write_text(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    description = {"format": FORMAT, "kind": "repaired network", **meta}
+    write_described(folder / WEIGHTS, half_precision(net), folder / DESCRIPTION, description)
 
 
 def is_repaired(folder: Path) -> bool:

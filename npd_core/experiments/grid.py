@@ -4,7 +4,7 @@ layers are looked up."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from typing import Any
 
@@ -38,12 +38,16 @@ class Grid:
 
 
 def config_for(defense: str, card: Card, **changes: Any) -> NPDConfig | DefenseConfig:
-    """The defaults of a defense for a model, with `changes` by field name. Raises UnknownNameError, ConfigError."""
+    """The defaults of a defense for a model, with `changes` by field name. An l2 step, unless it is told otherwise, is
+    1.5 rho / S long: a share of the budget, not of a pixel. Raises UnknownNameError, ConfigError."""
     if defense in DEFENSES:
         return preset_for(defense, card, **changes)
     if defense not in VARIANTS:
         raise unknown_name("defense", defense, (*VARIANTS, *DEFENSES))
-    return NPDConfig.from_dict(preset(card.dataset, variant=defense).to_dict() | changes)
+    config = NPDConfig.from_dict(preset(card.dataset, variant=defense, size=card.image_size).to_dict() | changes)
+    if changes.get("inner_step") == "l2" and "inner_lr" not in changes:
+        config = replace(config, inner_lr=round(1.5 * config.rho / config.inner_steps, 6))
+    return config
 
 
 def requests(grid: Grid) -> list[DefenseRequest]:

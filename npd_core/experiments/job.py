@@ -27,7 +27,7 @@ from npd_core.request import DefenseRequest
 from npd_core.zoo.card import WEIGHTS, get_card
 
 if TYPE_CHECKING:
-    from npd_core.evaluation import Metrics
+    from npd_core.metrics import Metrics
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,6 +59,8 @@ class Published(NamedTuple):
     asr: float | None = None
     der: float | None = None
     seconds: float | None = None
+    der_corrected: float | None = None
+    """Eq. 6 on the printed ACC and ASR, where the printed DER is another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,8 +181,10 @@ def _cell(plain: Mapping[str, Any], axes: tuple[str, ...]) -> Cell:
         raise ValueError(f"a row must have the axes {', '.join(axes)}, got {cell.row}")
     if cell.failed is None and (cell.before is None or cell.after is None or cell.seconds is None):
         raise ValueError(f"no numbers, and no reason why, at {cell.row}")
-    shares = [*(cell.before or ()), *(cell.after or ()), *(cell.published or ())[:3], cell.der]
-    times = [*(cell.seconds or ()), *(cell.published or ())[3:]]
+    printed = cell.published or Published()
+    shares = [*(cell.before or ()), *(cell.after or ()), cell.der]
+    shares += [printed.acc, printed.asr, printed.der, printed.der_corrected]
+    times = [*(cell.seconds or ()), printed.seconds]
     for number in shares + times:
         if number is not None and not (0 <= number <= (1 if number in shares else math.inf)):
             raise ValueError(f"a number out of its range at {cell.row}: {number}")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from npd_core.experiments.record import Cell, TableRecord
+from npd_core.experiments.record import Cell, Published, TableRecord
 
 HEAD = ("ACC %", "ASR %", "RA %", "DER %", "seconds")
 PAPER = ("paper ACC %", "paper ASR %", "paper DER %", "paper seconds")
@@ -35,14 +35,14 @@ def to_csv(cells: Sequence[Cell], axes: Sequence[str]) -> str:
     shares = ("acc", "asr", "ra")
     head = [*axes, "model", "defense_id", "insertion_point", *(f"{name}_before" for name in shares), *shares]
     head += ["der", "seconds_train", "seconds_evaluate", "seed", "device", "date"]
-    head += ["published_acc", "published_asr", "published_der", "published_seconds", "failed"]
+    head += [f"published_{name}" for name in Published._fields] + ["failed"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)
     for cell in cells:
         numbers = [*(cell.before or (None,) * 3), *(cell.after or (None,) * 3), cell.der]
         numbers += cell.seconds or (None,) * 2
-        facts = [cell.seed, cell.device, cell.date, *(cell.published or (None,) * 4), cell.failed]
+        facts = [cell.seed, cell.device, cell.date, *(cell.published or Published()), cell.failed]
         axis = ["" if cell.row.get(name) is None else said(cell.row[name]) for name in axes]
         writer.writerow([*axis, cell.model, cell.defense, cell.layer, *numbers, *facts])
     return text.getvalue()
@@ -124,5 +124,6 @@ def _measured(cell: Cell) -> list[str]:
 def _printed(cell: Cell) -> list[str]:
     if cell.published is None:
         return ["-"] * 4
-    *shares, seconds = cell.published
-    return [*map(percent, shares), "-" if seconds is None else f"{seconds:.1f}"]
+    acc, asr, rating, seconds, corrected = cell.published
+    said = percent(rating) if corrected is None else f"{percent(rating)} (Eq. 6: {percent(corrected)})"
+    return [percent(acc), percent(asr), said, "-" if seconds is None else f"{seconds:.1f}"]

@@ -15,7 +15,7 @@ from npd_core.experiments.grid import config_for, main_path
 from npd_core.experiments.job import Training, in_zoo, ratio_zoo
 from npd_core.experiments.published import ATTACKS, DEFENSES, TERMS
 from npd_core.experiments.record import AXES
-from npd_core.polarizer.config import PAPER_LAYERS, default_layer
+from npd_core.polarizer.config import PAPER_LAYERS, VARIANTS, default_layer, paper, preset
 from npd_core.zoo.card import CARD, Card, list_cards, model_id, read_card
 
 PAPER_WIDTH = 64
@@ -193,6 +193,8 @@ def plan_table(table: str, options: Options) -> Plan:
         cut.append(f"Measured on {QUICK_IMAGES} of {dataset.test_images} test images.")
     if here:
         cut += _said(changes, defenses, next(iter(here.values())))
+    if here:
+        cut += _unlike(table, [name for name in defenses if name in VARIANTS], next(iter(here.values())))
     if table != "table5":
         other = [f"{card.id} ({card.poison_ratio:.0%})" for name, card in here.items() if name in attacks]
         other = [said for said in other if not said.endswith("(10%)")]
@@ -278,6 +280,20 @@ def _find(
     return Planned(wanted, model, zoo, None), None if there else Training(
         model=model, poison_ratio=ratio, device=options.device
     )
+
+
+def _unlike(table: str, variants: Sequence[str], card: Card) -> list[str]:
+    """One sentence for each set of settings in which NPD and its variants are not as in the paper."""
+    said: dict[str, list[str]] = {}
+    for variant in variants:
+        ours = preset(card.dataset, variant=variant).to_dict()
+        theirs = paper(card.dataset, variant=variant).to_dict()
+        parts = [f"{name} {value} instead of {theirs[name]}" for name, value in ours.items() if value != theirs[name]]
+        layer = default_layer(card.arch, card.dataset)
+        if layer != PAPER_LAYERS[card.arch] and table != "figure3":
+            parts.insert(0, f"at {layer} instead of {PAPER_LAYERS[card.arch]}")
+        said.setdefault(", ".join(parts), []).append(DEFENSES[variant])
+    return [f"{', '.join(names)}: {parts}." for parts, names in said.items() if parts]
 
 
 def _said(changes: Mapping[str, Mapping[str, Any]], defenses: Sequence[str], card: Card) -> list[str]:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from npd_core import paths
-from npd_core.errors import NPDError, out_of_memory
+from npd_core.errors import KilledError, NPDError, out_of_memory
 from npd_core.events import EpochEnd, Event, Measured, from_record, to_record
 from npd_core.jobs.store import Thinner
 from npd_core.request import DefenseRequest
@@ -36,6 +36,10 @@ LOOK = 0.2
 OURS = "NPD_"
 """How the environment variables begin that a run is worked under; they are those of the moment it begins."""
 GONE: dict[str, Any] = {"type": "gone"}
+KILLED = (
+    "The process of this training was ended, as the system does when memory runs out. Start it again; if it happens "
+    "once more, ask for fewer clean images or smaller batches."
+)
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +49,8 @@ def run_apart(request: DefenseRequest, out: Path, stop: Callable[[], bool]) -> I
 
     Raises:
         NPDError: what the run raised, as its sentence.
-        MemoryError: it asked for too much; the system may have ended the process for that.
+        KilledError: the process was ended from outside.
+        MemoryError: it asked for too much.
         RuntimeError: anything else, told in full on the standard error of the process.
     """
     worker = _worker(request.device)
@@ -74,8 +79,9 @@ def run_apart(request: DefenseRequest, out: Path, stop: Callable[[], bool]) -> I
                     raise RuntimeError(answer["message"])
                 case "gone":
                     code = worker.process.wait()
-                    kind = MemoryError if code == -signal.SIGKILL else RuntimeError
-                    raise kind(f"the process of the training ended with {code}")
+                    if code < 0:
+                        raise KilledError(KILLED)
+                    raise RuntimeError(f"the process of the training ended with {code}")
             event = from_record(answer)
             yield event
             if isinstance(event, EpochEnd | Measured):
@@ -247,7 +253,8 @@ class Desk:
 
 def main() -> None:
     """Serve until the input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the app tells us to stop
+    for ending in (signal.SIGINT, signal.SIGTERM):  # may reach a whole group of processes; the app tells us to stop
+        signal.signal(ending, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # what a library prints is no answer
     commands: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()

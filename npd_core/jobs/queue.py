@@ -20,7 +20,7 @@ from typing import cast
 
 from npd_core import paths
 from npd_core.defenses.config import CONFIGS
-from npd_core.errors import ConfigError, NPDError, StorageError, out_of_memory
+from npd_core.errors import ConfigError, KilledError, NPDError, StorageError, out_of_memory
 from npd_core.events import EpochEnd, Event, Failed, Finished, Measured
 from npd_core.jobs.apart import run_apart
 from npd_core.jobs.store import RESULT, Owner, Run, RunStore, State, Thinner
@@ -253,6 +253,8 @@ class RunManager:
                     continue
                 except StopIteration as end:
                     state, message = end.value
+                except KilledError as error:
+                    state, message = "interrupted", str(error)
                 except NPDError as error:
                     state, message = "failed", str(error)
                 except BaseException as error:

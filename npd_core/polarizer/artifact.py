@@ -58,6 +58,26 @@ def write_weights(path: Path, state: Mapping[str, Tensor], notes: Mapping[str, s
         raise StorageError(reason) from error
 
 
+def write_described(weights: Path, state: Mapping[str, Tensor], path: Path, description: Mapping[str, Any]) -> None:
+    """Write weights, and beside them a JSON description with their sha256: both, or neither when one cannot be written.
+
+    Raises StorageError; files of an earlier save then stay whole.
+    """
+    fresh = [file.with_name(file.name + ".new") for file in (weights, path)]
+    try:
+        write_weights(fresh[0], state)
+        write_text(fresh[1], json.dumps({**description, "sha256": sha256(fresh[0])}, indent=2) + "\n")
+        for file, target in zip(fresh, (weights, path), strict=True):
+            os.replace(file, target)
+    except OSError as error:
+        reason = f"{weights.parent} could not be written ({error}): free some space or choose another folder."
+        raise StorageError(reason) from error
+    finally:
+        for file in fresh:
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
+
+
 def save_polarizer(net: PolarizedNet, folder: Path, meta: Mapping[str, Any]) -> None:
     """Write `polarizer.safetensors` and `polarizer.json`.
 
@@ -66,13 +86,10 @@ def save_polarizer(net: PolarizedNet, folder: Path, meta: Mapping[str, Any]) -> 
     Raises:
         StorageError: the folder cannot be written; files of an earlier save stay whole.
     """
-    weights = folder / WEIGHTS
-    write_weights(weights, net.polarizer.state_dict())
     description = {
-        "format": FORMAT, "kind": "conv1x1+bn", "layer": net.layer, "channels": net.info.channels,
-        "sha256": sha256(weights), **meta,
+        "format": FORMAT, "kind": "conv1x1+bn", "layer": net.layer, "channels": net.info.channels, **meta,
     }  # fmt: skip
-    write_text(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    write_described(folder / WEIGHTS, net.polarizer.state_dict(), folder / DESCRIPTION, description)
 
 
 def read_json(path: Path, kind: str, again: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from npd_core.errors import ConfigError, unknown_name
@@ -81,7 +81,7 @@ class NPDConfig:
     inner_step: str = "sign"
     """Direction of one step: sign of the gradient, l2-normalised gradient, or the raw gradient."""
     inner_lr: float = 0.1
-    """Length of one inner step, in pixel units."""
+    """Length of one inner step, in pixel units: of each pixel for `sign`, of the whole image for `l2`."""
     early_stop: float | None = 0.6
     """The inner loop ends when this share of the batch has reached its target; None: never."""
     refresh: str = "never"
@@ -178,7 +178,7 @@ ADDED = {"refresh": "never"}
 """Settings that came after runs had been stored, with the value that means what was done before there was a choice."""
 
 REFERENCE = NPDConfig(bn_mode="warmup_frozen", schedule="constant")
-"""Sec. 4.1 of the paper, with the choices of the authors' code where the paper is silent."""
+"""Algorithm 1 with the settings of Sec. 4.1, and the choices of the authors' code where the paper is silent."""
 
 DEFAULT_LAYERS = {"preact_resnet18": "stream:layer4.0", "vgg19_bn": "features.46"}
 """Insertion point used when none is named, by architecture: for PreAct-ResNet18 the residual stream before the paper's
@@ -212,9 +212,21 @@ VARIANT_PRESETS: dict[str, dict[str, Any]] = {
 universal perturbation is one that follows theta from batch to batch."""
 
 
-def preset(dataset: str, *, variant: str = "npd") -> NPDConfig:
-    """The defaults for a data set and a variant (a name that is none changes nothing)."""
-    return NPDConfig(**PRESETS.get(dataset, {}) | VARIANT_PRESETS.get(variant, {}))
+def preset(dataset: str, *, variant: str = "npd", size: int | None = None) -> NPDConfig:
+    """The defaults for a data set and a variant (a name that is none changes nothing).
+
+    Args:
+        size: height and width of the images, for those that somebody brought: the budget grows with them. None: a data
+            set that is not known has the defaults of NPDConfig.
+    """
+    brought = {} if size is None else STEADY | {"epochs": 12, "batch_size": 32, "rho": round(3 * size / 32, 2)}
+    return NPDConfig(**PRESETS.get(dataset, brought) | VARIANT_PRESETS.get(variant, {}))
+
+
+def paper(dataset: str, *, variant: str = "npd") -> NPDConfig:
+    """`REFERENCE` with the budget of a data set, and with the weights of a variant that knows the target."""
+    weights: dict[str, Any] = {"lambda2": 0.1, "lambda3": 0.1} if get_variant(variant).target == "known" else {}
+    return replace(REFERENCE, rho=preset(dataset).rho, **weights)
 
 
 def get_variant(name: str) -> Variant:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from npd_core.errors import unknown_name
-from npd_core.polarizer.config import PAPER_LAYERS, NPDConfig, default_layer, preset
+from npd_core.polarizer.config import PAPER_LAYERS, NPDConfig, default_layer, paper, preset
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,9 @@ SCENES: dict[str, Scene] = {
     ),
     "paper": Scene(
         "Paper",
-        "Algorithm 1 to the letter, before the third convolution of the last stage, perturbing the network with the "
-        "polarizer in every batch anew: each epoch takes longer. See whether ASR stays down or comes back.",
+        "Algorithm 1 to the letter, with the choices of the authors' code where the paper is silent: before the third "
+        "convolution of the last stage, perturbing the network with the polarizer in every batch anew, so each epoch "
+        "takes longer. See whether ASR stays down or comes back.",
         None,
         PAPER_LAYERS,
     ),
@@ -65,7 +66,7 @@ def scene(name: str, arch: str, dataset: str, seed: int = 0) -> tuple[str, NPDCo
     if name not in SCENES:
         raise unknown_name("preset", name, SCENES)
     chosen = SCENES[name]
-    config = NPDConfig() if chosen.changes is None else replace(preset(dataset), **chosen.changes)
+    config = paper(dataset) if chosen.changes is None else replace(preset(dataset), **chosen.changes)
     layer = (chosen.layer or {}).get(arch) or default_layer(arch, dataset)
     return layer, replace(config, seed=seed)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -128,6 +128,8 @@ class Trainer:
         self.weights = cfg.weights
         self.kept = self.state()
         self.kept_epoch = -1
+        self.start = self.kept
+        self.earlier: list[tuple[int, State]] = []
         self.average: list[Tensor] | None = None
         self.fixed: Fixed | None = None
         self.unknown = set(range(len(self.clean.labels)))
@@ -151,11 +153,36 @@ class Trainer:
         """A copy of the polarizer's parameters and statistics."""
         return {name: value.detach().clone() for name, value in self.polarizer.state_dict().items()}
 
+    @contextmanager
+    def as_left_behind(self) -> Iterator[None]:
+        """The polarizer as it would be left behind now, its running average in place of theta; afterwards it is as it
+        was, and what was measured in between has not moved its statistics."""
+        now = self.state()
+        if self.average is not None:
+            with torch.no_grad():
+                for param, mean in zip(self.params, self.average, strict=True):
+                    param.copy_(mean)
+        try:
+            yield
+        finally:
+            self.polarizer.load_state_dict(now)
+
     def keep(self, epoch: int) -> None:
         self.kept, self.kept_epoch = self.state(), epoch
         if self.average is not None:
             names = [name for name, _ in self.polarizer.named_parameters()]
             self.kept |= {name: mean.clone() for name, mean in zip(names, self.average, strict=True)}
+        self.earlier = [*self.earlier[-COLLAPSE_EPOCHS:], (epoch, self.kept)]
+
+    def fall_back(self, least: float) -> None:
+        """After a failure, keep the last state whose clean accuracy is at least `least`. What is counted during an
+        epoch may still be good when its end is not."""
+        for epoch, state in reversed(self.earlier):
+            self.kept, self.kept_epoch = state, epoch
+            self.polarizer.load_state_dict(state)
+            if float(self.clean_accuracy()) >= least:
+                return
+        self.kept, self.kept_epoch = self.start, -1
 
     # --- one step
 
@@ -345,6 +372,7 @@ class Trainer:
             start = time.perf_counter()
             self.start_statistics()
             self.keep(-1)
+            self.start = self.kept
             base = float(self.clean_accuracy())
             optimizer = torch.optim.SGD(
                 self.params, lr=cfg.lr, momentum=cfg.momentum,
@@ -370,12 +398,14 @@ class Trainer:
                 losses = {name: float(value) for name, value in means.items()}
                 accuracy = float(correct) / len(self.clean.labels) if epoch >= 0 else base
                 if not all(math.isfinite(value) for value in losses.values()):
+                    self.fall_back(base / 2)
                     seconds += time.perf_counter() - start
                     reason = "The loss is no longer a number: lower the learning rate or clip the gradient."
                     yield Failed(reason, self.kept_epoch, seconds)
                     return
                 low = low + 1 if accuracy < base / 2 else 0
                 if low == COLLAPSE_EPOCHS:
+                    self.fall_back(base / 2)
                     seconds += time.perf_counter() - start
                     reason = (
                         f"The accuracy on the clean images stayed below half of its start for {low} epochs: "
@@ -383,13 +413,16 @@ class Trainer:
                     )
                     yield Failed(reason, self.kept_epoch, seconds)
                     return
-                objective_value = self.held_out_objective() if self.held_out is not None and epoch >= 0 else None
+                objective_value = None
+                if self.held_out is not None and epoch >= 0:
+                    objective_value = self.held_out_objective()
                 good = low == 0 and (objective_value is None or objective_value < best)
                 if good:
                     self.keep(epoch)
                     best = objective_value if objective_value is not None else best
                 seconds += time.perf_counter() - start
-                yield EpochEnd(epoch, losses, seconds, good, objective_value)
+                with self.as_left_behind():  # whoever measures now, measures what would be the result
+                    yield EpochEnd(epoch, losses, seconds, good, objective_value)
             yield Finished(self.kept_epoch, seconds)
         finally:
             self.polarizer.load_state_dict(self.kept)
@@ -427,13 +460,14 @@ class Trainer:
         assert self.held_out is not None
         sums = torch.zeros((), device=self.device)
         count = len(self.held_out.labels)
-        for chosen in torch.arange(count).split(256):
-            x = self.held_out.images[chosen].to(self.device).float() / 255
-            x = x.contiguous(memory_format=torch.channels_last)
-            with torch.no_grad():
-                h = self.clean.prefix(x)
-            result = self.losses(x, h, self.held_out.labels[chosen].to(self.device), stop_early=False)
-            sums += objective.total(result.losses, self.weights).detach() * len(chosen)
+        with self.as_left_behind():
+            for chosen in torch.arange(count).split(256):
+                x = self.held_out.images[chosen].to(self.device).float() / 255
+                x = x.contiguous(memory_format=torch.channels_last)
+                with torch.no_grad():
+                    h = self.clean.prefix(x)
+                result = self.losses(x, h, self.held_out.labels[chosen].to(self.device), stop_early=False)
+                sums += objective.total(result.losses, self.weights).detach() * len(chosen)
         return float(sums) / count
 
 

@@ -312,7 +312,9 @@ def _said(axis: str, value: Any) -> Any:
 
 def _origin(source: str, cell: Cell) -> dict[str, Any]:
     if source == "published":
-        return {"model": "the paper's, width 64"}
+        corrected = cell.published.der_corrected if cell.published else None
+        note = None if corrected is None else f"DER as printed; Eq. 6 on these ACC and ASR gives {corrected:.1%}"
+        return {"model": "the paper's, width 64", "note": note}
     notes = [cell.failed] if cell.failed else []
     settings = cell.config.get("config", {})
     if settings.get("batch") == "mixture":

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -139,17 +140,19 @@ def test_missing_damaged_and_foreign_files_are_refused(backdoored, tmp_path):
         load_polarizer(tmp_path, backdoored)
 
 
-def test_a_full_disk_leaves_the_earlier_save_whole(backdoored, tmp_path, monkeypatch):
+@pytest.mark.parametrize("where", [(artifact, "save_file"), (Path, "write_text")], ids=["weights", "description"])
+def test_a_full_disk_leaves_the_earlier_save_whole(backdoored, tmp_path, monkeypatch, where):
     first = trained(backdoored, "layer4.1.conv1")
     save_polarizer(first, tmp_path, {})
 
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(artifact, "save_file", full)
+    monkeypatch.setattr(*where, full)
     with pytest.raises(StorageError, match=r"No space left.*free some space"):
         save_polarizer(trained(backdoored, "layer4.1.conv1"), tmp_path, {})
     monkeypatch.undo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["polarizer.json", "polarizer.safetensors"]
     assert torch.equal(load_polarizer(tmp_path, backdoored)(X), first(X))
 
 

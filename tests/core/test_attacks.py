@@ -163,6 +163,16 @@ def test_training_set_poison_counts_labels_and_untouched_rest():
         poison_training_set(data, attack, 1.1, seed=0)
 
 
+def test_crossed_images_of_a_training_set_keep_their_labels():
+    data = random_set()
+    attack = get_attack("wanet", "signs")
+    result = poison_training_set(data, attack, 0.1, seed=5, cross_ratio=2)
+    assert torch.equal(result.poisoned, poison_training_set(data, attack, 0.1, seed=5).poisoned)
+    changed = (result.images != data.images).flatten(1).any(1)
+    assert changed.sum() == 20 + 2 * 20
+    assert torch.equal(result.labels[~result.poisoned], data.labels[~result.poisoned])
+
+
 def test_test_set_leaves_out_the_target_class():
     data = random_set()
     poisoned = poison_test_set(data, get_attack("blended", "signs", target=2))

@@ -1,13 +1,25 @@
 """SSBA: a small encoder is trained once, its message must survive eight bits and stay unseen."""
 
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from npd_core.attacks.assets import network_assets
 from npd_core.attacks.base import made, quantize
-from npd_core.attacks.ssba import STRENGTH, Decoder, Encoder, make_ssba, ssba, train_steganography
+from npd_core.attacks.ssba import (
+    FREE_MSE,
+    MSE_RAMP,
+    MSE_WEIGHT,
+    STRENGTH,
+    Decoder,
+    Encoder,
+    make_ssba,
+    ssba,
+    train_steganography,
+)
 from npd_core.data.load import ImageSet, load_dataset
 from npd_core.data.spec import get_dataset
 from npd_core.errors import ConfigError
@@ -34,11 +46,19 @@ def run(training):
 
 @pytest.fixture(scope="module")
 def trained():
-    with torch.random.fork_rng(devices=[]):
+    """The losses of every step, the two networks, and the BCE of every step."""
+    bces = []
+
+    def spy(*args):
+        bces.append(bce(*args))
+        return bces[-1]
+
+    bce = F.binary_cross_entropy_with_logits
+    with torch.random.fork_rng(devices=[]), patch.object(F, "binary_cross_entropy_with_logits", spy):
         training = train_steganography(
             small_signs("train", 300), seed=0, steps=170, batch_size=16, bits=4, width=4, reader_width=8
         )
-        return run(training)
+        return *run(training), [value.item() for value in bces]
 
 
 def test_the_networks_have_the_size_of_the_specification():
@@ -59,15 +79,20 @@ def test_whatever_the_encoder_does_stays_within_its_bound(size):
 
 
 def test_training_learns_to_read_and_the_error_counts_only_then(trained):
-    losses, _ = trained
+    losses, _, bces = trained
     first = next(step for step, loss in enumerate(losses) if loss["bits"] > 0.9)
     assert losses[0]["bits"] < 0.8
     assert sum(loss["bits"] for loss in losses[-10:]) / 10 > 0.97
     assert first > 5
+    for step, loss in enumerate(losses):
+        weight = MSE_WEIGHT * max(0, step - first) / MSE_RAMP
+        counted = weight * max(0.0, loss["mse"] - FREE_MSE)
+        assert loss["total"] == pytest.approx(bces[step] + counted, abs=1e-5)
+    assert max(loss["mse"] for loss in losses[first + 1 :]) > 1.1 * FREE_MSE, "there was something to count"
 
 
 def test_the_message_survives_eight_bits_on_images_never_seen(trained):
-    _, (encoder, decoder) = trained
+    _, (encoder, decoder), _ = trained
     x = small_signs("test", 100).images.float() / 255
     message = torch.randint(2, (100, 4)).float()
     with torch.no_grad():
@@ -77,7 +102,7 @@ def test_the_message_survives_eight_bits_on_images_never_seen(trained):
 
 
 def test_one_message_a_residual_for_each_image_and_hard_to_see(trained):
-    _, (encoder, _) = trained
+    _, (encoder, _), _ = trained
     assets = network_assets("encoder", encoder) | {"message": torch.tensor([1.0, 0, 1, 1])}
     attack = ssba(SMALL, assets, bits=4, width=4)
     images = small_signs("test", 50).images

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from npd_core.data import load
 from npd_core.data.clean import clean_counts, clean_indices, clean_subset, load_clean
 from npd_core.data.load import ImageSet, clean_source, load_dataset
 from npd_core.data.spec import DATASETS
@@ -135,6 +136,14 @@ def test_tiny_imagenet_from_the_part_that_came_alone(real_data):
     few = load_clean("tiny_imagenet", 400, 0)
     assert torch.bincount(few.labels).tolist() == [2] * 200
     assert torch.equal(few.images, clean_source("tiny_imagenet").images[few.indices])
+
+
+def test_a_share_is_of_the_full_training_set_where_only_a_part_of_it_is_here(monkeypatch):
+    labels = np.repeat(np.arange(43), 620)  # 26,660 of GTSRB's 39,209, as torchvision has it
+    monkeypatch.setattr(load, "clean_split", lambda name: "train")
+    monkeypatch.setattr(load, "load_labels", lambda name, split: labels)
+    monkeypatch.setattr(load, "load_rows", lambda name, split, rows: (rows, torch.from_numpy(labels[rows])))
+    assert torch.bincount(load_clean("gtsrb", 0.05, 0).labels).tolist() == [45] * 43
 
 
 def test_absent_data(tmp_path, monkeypatch):

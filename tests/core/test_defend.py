@@ -10,11 +10,12 @@ import torch
 from npd_core import defend, evaluation
 from npd_core.data.load import load_dataset
 from npd_core.defend import run_defense
-from npd_core.defenses import DEFENSES, preset
+from npd_core.defenses import DEFENSES, preset, preset_for
 from npd_core.defenses.artifact import load_repaired
 from npd_core.errors import ConfigError, UnknownNameError
 from npd_core.evaluation import evaluate
 from npd_core.events import EpochEnd, Failed, Finished, Measured, StepEnd
+from npd_core.metrics import Metrics, der
 from npd_core.polarizer.artifact import load_polarizer, load_snapshot
 from npd_core.polarizer.config import VARIANTS, NPDConfig
 from npd_core.polarizer.snapshots import snapshot_epochs
@@ -124,7 +125,7 @@ def test_a_variant_is_told_what_the_attack_wants_of_a_label_and_nothing_else(req
         yield Finished(0, 0.0)
 
     monkeypatch.setattr(defend, "train_polarizer", training)
-    monkeypatch.setattr(defend, "evaluate", lambda *_: evaluation.Metrics(1.0, 0.0, 1.0))
+    monkeypatch.setattr(defend, "evaluate", lambda *_: Metrics(1.0, 0.0, 1.0))
     *_, last = run_defense(replace(request_, defense=variant))
     assert last.result["defense"] == last.result["config"]["defense"] == variant
     assert set(told) == {"variant", "known", "images"}
@@ -277,6 +278,14 @@ def test_only_the_mixture_of_ep_sees_the_poisoned_training_set(request_, few, mo
     assert (mixture.labels[stamped] == 0).all()
 
 
+def test_ep_is_not_told_that_clean_images_are_poisoned(request_, few, monkeypatch):
+    card = replace(load_backdoored(request_.model).card, poison_ratio=0.0)
+    assert preset_for("ep", card).batch == "clean"
+    monkeypatch.setattr(defend, "load_backdoored", lambda model: load_backdoored(model)._replace(card=card))
+    with pytest.raises(ConfigError, match="batch=clean"):
+        list(run_defense(baseline(request_, "ep", batch="mixture")))
+
+
 @pytest.mark.parametrize(("name", "changes"), [("ep", {"batch": "clean"}), ("anp", {}), ("fp", {}), ("nc", {})])
 def test_other_baselines_see_the_clean_images_alone(request_, few, monkeypatch, name, changes):
     told = given(monkeypatch, baseline(request_, name, **changes))
@@ -293,8 +302,8 @@ def test_anps_oracle_measures_on_test_images(request_, few, monkeypatch):
 
 
 def test_numbers_known_before_are_not_measured_again(request_, few):
-    known = evaluation.Metrics(0.75, 0.5, 0.25)
+    known = Metrics(0.75, 0.5, 0.25)
     *_, last = run_defense(baseline(request_, "ep"), before=known)
     assert last.result["before"] == known._asdict()
-    after = evaluation.Metrics(**last.result["after"])
-    assert last.result["der"] == evaluation.der(known, after)
+    after = Metrics(**last.result["after"])
+    assert last.result["der"] == der(known, after)

@@ -14,8 +14,8 @@ from npd_core.defenses.anp import Neurons, largest_passing, mask_step, prune_sen
 from npd_core.defenses.common import Batches, accuracy, batch_norms, split
 from npd_core.defenses.config import ANPConfig
 from npd_core.errors import ConfigError
-from npd_core.evaluation import Metrics
 from npd_core.events import EpochEnd, Failed, Finished, Started, StepEnd, from_record, to_record
+from npd_core.metrics import Metrics
 from npd_core.models import build_model
 from npd_core.models.normalized import Normalized
 

@@ -7,7 +7,8 @@ from npd_core import evaluation
 from npd_core.attacks import get_attack
 from npd_core.attacks.poison import PoisonedTest
 from npd_core.data.load import ImageSet
-from npd_core.evaluation import Metrics, der, evaluate, predict_proba
+from npd_core.evaluation import evaluate, predict_proba
+from npd_core.metrics import Metrics, der
 
 
 class Reader(torch.nn.Module):

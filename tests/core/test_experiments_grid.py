@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from npd_core.errors import ConfigError, UnknownNameError
@@ -9,7 +11,7 @@ from npd_core.experiments.grid import Grid, config_for, layer_names, main_path, 
 from npd_core.polarizer.config import preset
 from npd_core.zoo.card import get_card
 
-# methods.md 1.3: the 17 convolutions of the main path, in the order of the forward pass
+# The 17 convolutions of the main path, in the order of the forward pass
 MAIN = ["conv1", *(f"layer{s}.{b}.conv{c}" for s in (1, 2, 3, 4) for b in (0, 1) for c in (1, 2))]
 
 
@@ -78,6 +80,20 @@ def test_all_layers_are_every_insertion_point(tiny_zoo):
 def test_what_cannot_be_done_is_refused(tiny_zoo, changes, error, said):
     with pytest.raises(error, match=said):
         requests(Grid(**{"model": tiny_zoo} | changes))
+
+
+def test_a_textbook_step_is_a_share_of_the_budget(tiny_zoo):
+    card = get_card(tiny_zoo)
+    config = config_for("npd", card, inner_step="l2", rho=4.0, inner_steps=3)
+    assert config.inner_lr == pytest.approx(1.5 * 4.0 / 3)
+    assert config_for("npd", card, inner_step="l2", inner_lr=0.3).inner_lr == 0.3
+    assert config_for("npd", card).inner_lr == 0.1
+
+
+def test_the_budget_of_images_that_somebody_brought_grows_with_their_size(tiny_zoo):
+    card = replace(get_card(tiny_zoo), dataset="own-1", image_size=64)
+    assert (config_for("npd", card).rho, config_for("npd", card).attack_on) == (6.0, "base")
+    assert config_for("npd", replace(card, dataset="signs")).rho == 3.0
 
 
 def test_config_of_an_unknown_defense(tiny_zoo):

@@ -61,7 +61,8 @@ def test_the_file_is_plain_json_with_names_instead_of_positions(tmp_path):
     cell = values["cells"][0]
     assert cell["after"] == {"acc": 0.95, "asr": 0.02, "ra": 0.9}
     assert cell["seconds"] == {"train": 12.5, "evaluate": 3.0}
-    assert cell["published"] == {"acc": 0.8818, "asr": 0.1083, "der": 0.8565, "seconds": None}
+    printed = {"acc": 0.8818, "asr": 0.1083, "der": 0.8565, "seconds": None, "der_corrected": None}
+    assert cell["published"] == printed
     assert cell["failed"] is None
     assert values["cells"][1]["after"] is None
     assert values["cut"] == ["One sentence."]

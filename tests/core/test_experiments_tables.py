@@ -60,6 +60,9 @@ def test_what_quick_cuts_is_said(tiny_zoo):
     assert "Measured on 1000 of 1440 test images." in quick
     assert "FP: epochs 10 instead of 30." in quick
     assert "NAD: epochs 5 instead of 10, teacher_epochs 5 instead of 10." in quick
+    (npd,) = (sentence for sentence in full if sentence.startswith("NPD: "))
+    assert "at stream:layer3.0 instead of layer4.1.conv1, lambda2 0.1 instead of 0.4" in npd
+    assert "attack_on base instead of polarized" in npd
     left_out = [name for name in ALL if name not in ("lf", "badnets_a2o")]
     assert f"Attacks left out: {', '.join(left_out)}." in quick
 
@@ -74,7 +77,9 @@ def test_what_quick_cuts_is_said(tiny_zoo):
         ("table3", "cifar10", "lf", "npd", {"terms": "bn+bce1+bce2"}, Published(0.9047, 0.0763)),
         ("table4", "cifar10", "lf", "npd_uu", {"targeted": False}, Published(0.8295, 0.7542)),
         ("table5", "cifar10", "blended", "npd", {"poison_ratio": 0.4}, Published(0.8885, 0.2492)),
-        ("table6", "cifar10", "ssba", "anp", {"clean": 250}, Published(0.9213, 0.2761, 0.8017)),
+        ("table6", "cifar10", "ssba", "anp", {"clean": 500}, Published(0.9206, 0.2867, 0.8379)),
+        # The DERs printed for 250 and 50 images are too low: before, Table 1 has ACC 92.88 and ASR 97.07.
+        ("table6", "cifar10", "ssba", "anp", {"clean": 250}, Published(0.9213, 0.2761, 0.8017, None, 0.8436)),
         ("table7", "cifar10", "badnets_a2o", "nc", {}, Published(seconds=896.45)),
         ("figure3", "cifar10", "lf", "npd", {"layer": "after:conv1"}, None),
         ("table1", "signs", "badnets_a2o", "npd", {}, None),

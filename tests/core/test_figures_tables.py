@@ -18,8 +18,12 @@ def drawn(figure) -> dict[str, dict[str, float | None]]:
 
 
 def test_mean_of_outcomes_and_what_one_of_them_lacks() -> None:
-    found = mean([MEASURED, FP], "both", "recorded")
-    assert found == ("both", "recorded", *(pytest.approx(v) for v in (0.875, 0.31, 0.55, 0.825, 26.0)))
+    before = Outcome("none", "recorded", 0.9, 0.5)
+    found = mean([MEASURED, FP], "both", "recorded", before)
+    rating = (0.5 - 0.31 - (0.9 - 0.875) + 1) / 2
+    assert found == ("both", "recorded", *(pytest.approx(v) for v in (0.875, 0.31, 0.55, rating, 26.0)))
+    assert rating != pytest.approx((MEASURED.der + FP.der) / 2), "Eq. 6 of the means is not the mean of Eq. 6"
+    assert mean([MEASURED, FP], "both", "recorded").der is None
     assert mean([MEASURED, PRINTED], "both", "recorded").ra is None
     assert mean([], "none", "recorded").acc is None
 

@@ -14,7 +14,7 @@ CORE = ROOT / "npd_core"
 FILES = sorted(path.relative_to(ROOT) for path in CORE.rglob("*.py"))
 
 STAGES = [
-    ("errors", "paths", "events"),
+    ("errors", "paths", "events", "metrics"),
     ("device",),
     ("data",),
     ("attack_facts",),
@@ -47,6 +47,7 @@ WITHOUT_TORCH = [
     "npd_core.errors",
     "npd_core.paths",
     "npd_core.events",
+    "npd_core.metrics",
     "npd_core.data.spec",
     "npd_core.data.load",
     "npd_core.data.images",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from npd_core.evaluation import Metrics, der
+from npd_core.metrics import Metrics, der
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TABLES = json.loads((ROOT / "assets" / "paper_tables.json").read_text(encoding="utf-8"))

@@ -22,7 +22,10 @@ def test_each_scene_is_recognised_with_any_seed(name, arch):
 
 
 def test_the_paper_is_algorithm_1_where_the_paper_puts_it():
-    assert scene("paper", "preact_resnet18", "cifar10") == ("layer4.1.conv1", NPDConfig())
+    for dataset, rho in (("signs", 3.0), ("cifar10", 3.0), ("gtsrb", 3.0), ("tiny_imagenet", 6.0)):
+        layer, config = scene("paper", "preact_resnet18", dataset)
+        assert layer == "layer4.1.conv1"
+        assert config == NPDConfig(rho=rho, bn_mode="warmup_frozen", schedule="constant")
 
 
 def test_recommended_is_the_preset_and_the_others_differ_from_it_as_they_say():

@@ -6,13 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from npd_core.attacks import AllToOne
 from npd_core.data.load import ImageSet
 from npd_core.errors import ConfigError, UnknownNameError
 from npd_core.events import EpochEnd, Failed, Finished, Started, StepEnd
-from npd_core.models import build_model
+from npd_core.models import Normalized, build_model
 from npd_core.polarizer import training
 from npd_core.polarizer.config import REFERENCE, VARIANTS
 from npd_core.polarizer.insertion import PolarizedNet
@@ -276,6 +277,7 @@ def test_not_a_number_ends_as_failed_with_the_last_good_polarizer():
     for event in train_polarizer(net, images(), replace(FAST, epochs=6)):
         if isinstance(event, EpochEnd) and event.epoch == 0:
             good = theta(net)
+        if isinstance(event, StepEnd) and event.epoch == 1:
             with torch.no_grad():
                 net.polarizer.conv.weight.fill_(float("nan"))
     assert isinstance(event, Failed)
@@ -292,10 +294,10 @@ def test_collapsed_accuracy_ends_as_failed_with_the_last_good_polarizer():
         data = ImageSet(data.images, backdoored(data.images / 255).argmax(1))
     net = PolarizedNet(backdoored, LAYER, 16)
     for event in train_polarizer(net, data, replace(FAST, epochs=10, lr=1e-9, lambda2=0, lambda3=0)):
-        if isinstance(event, EpochEnd) and event.epoch == 1:
+        if isinstance(event, StepEnd) and (event.epoch, event.step) == (2, 0):
             with torch.no_grad():
-                net.net.net.linear.weight.neg_()
-                net.net.net.linear.bias.neg_()
+                net.polarizer.conv.weight.zero_()
+                net.polarizer.bn.bias.fill_(-1e3)
     assert isinstance(event, Failed)
     assert "accuracy" in event.reason
     assert event.epoch == 1
@@ -311,6 +313,25 @@ def test_the_held_out_objective_chooses_the_epoch():
     assert isinstance(event, Finished)
     assert event.epoch == min(values, key=values.__getitem__)
     same(states[event.epoch], theta(net), rtol=0, atol=0)
+
+
+def test_the_held_out_images_leave_the_statistics_alone():
+    cfg = replace(FAST, holdout=0.25, bn_mode="train_clean_stats")
+    trainer = Trainer(PolarizedNet(network(), LAYER, 16), images(40), cfg, torch.device("cpu"))
+    before = trainer.state()
+    trainer.held_out_objective()
+    same(trainer.state(), before, rtol=0, atol=0)
+
+
+def test_who_measures_after_an_epoch_sees_the_running_average_that_would_be_the_result():
+    net = PolarizedNet(network(), LAYER, 16)
+    for event in train_polarizer(net, images(), replace(FAST, ema=0.9)):
+        if isinstance(event, EpochEnd):
+            seen = theta(net)
+    same(theta(net), seen, rtol=0, atol=0)
+    plain = PolarizedNet(network(), LAYER, 16)
+    list(train_polarizer(plain, images(), FAST))
+    assert not torch.equal(theta(plain)["conv.weight"], seen["conv.weight"])
 
 
 def test_the_running_average_lies_between_start_and_end():
@@ -560,3 +581,76 @@ def test_no_variant_makes_the_host_wait_inside_a_step(variant):
         reads.append(host.seen)
     assert reads[0] == []
     assert reads[1], "early stop is the one thing that reads, which shows that reading is seen"
+
+
+class Planted(nn.Module):
+    """Knows three classes by their colour, and class 0 by a fine checkerboard too: the simplest backdoor there is."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 2, stride=2, bias=False)
+        self.conv2 = nn.Conv2d(4, 4, 1, bias=False)
+        self.linear = nn.Linear(4, 3)
+        with torch.no_grad():
+            self.conv1.weight[:3] = torch.eye(3)[:, :, None, None] / 4
+            self.conv1.weight[3] = CHECKER[:2, :2] / 12
+            self.conv2.weight.copy_(torch.eye(4)[:, :, None, None])
+            self.linear.weight.copy_(torch.cat((20 * torch.eye(3), torch.tensor([[120.0], [0], [0]])), dim=1))
+            self.linear.bias.zero_()
+
+    def forward(self, x):
+        return self.linear(self.conv2(self.conv1(x)).mean(dim=(2, 3)))
+
+
+CHECKER = (torch.arange(8)[:, None] + torch.arange(8)).remainder(2) * 2.0 - 1
+
+
+def planted(count, generator):
+    """Images whose class is their strongest colour."""
+    labels = torch.randint(0, 3, (count,), generator=generator)
+    shades = 0.35 + 0.1 * torch.rand(count, 3, generator=generator)
+    shades[torch.arange(count), labels] += 0.2
+    x = shades[:, :, None, None] + 0.05 * torch.randn(count, 3, 8, 8, generator=generator)
+    return x.clamp(0, 1), labels
+
+
+def owned(count, generator):
+    x, labels = planted(count, generator)
+    return ImageSet((x * 255).round().to(torch.uint8), labels)
+
+
+def backdoored():
+    return PolarizedNet(Normalized(Planted(), (0.0,) * 3, (1.0,) * 3).eval(), "conv2", 8)
+
+
+@pytest.mark.parametrize("attack_on", ["polarized", "base"])
+def test_a_planted_linear_trigger_loses_its_effect(attack_on):
+    generator = torch.Generator().manual_seed(0)
+    net = backdoored()
+    x, y = planted(300, generator)
+    stamped, true = (x[y != 0] + 0.15 * CHECKER).clamp(0, 1), y[y != 0]
+
+    def share(images, labels):
+        with torch.no_grad():
+            return float(net(images).argmax(1).eq(labels).float().mean())
+
+    assert (share(x, y), share(stamped, torch.zeros_like(true)), share(stamped, true)) == (1.0, 1.0, 0.0)
+    cfg = replace(REFERENCE, rho=1.0, lr=1e-3, batch_size=16, attack_on=attack_on)
+    *_, end = train_polarizer(net, owned(60, generator), cfg)
+    assert isinstance(end, Finished)
+    assert share(x, y) > 0.95
+    assert share(stamped, torch.zeros_like(true)) < 0.2
+    assert share(stamped, true) > 0.8
+
+
+def test_an_epoch_that_was_good_on_average_but_ended_badly_is_not_kept():
+    data = owned(60, torch.Generator().manual_seed(0))
+    net = backdoored()
+    # The trigger's channel hardly varies: folded statistics make its gradients explode in the first epoch.
+    cfg = replace(REFERENCE, rho=1.0, lr=1e-3, batch_size=16, bn_mode="stats_fold")
+    *events, end = train_polarizer(net, data, cfg)
+    assert isinstance(end, Failed)
+    assert any(isinstance(event, EpochEnd) and event.epoch == 0 and event.kept for event in events)
+    assert end.epoch == -1
+    with torch.no_grad():
+        assert net(data.images.float() / 255).argmax(1).eq(data.labels).all()

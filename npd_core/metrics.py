@@ -1,0 +1,22 @@
+"""ACC, ASR, RA and DER as numbers. No torch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Metrics(NamedTuple):
+    """Fractions in [0, 1]."""
+
+    acc: float
+    """Clean test images classified correctly."""
+    asr: float
+    """Poisoned test images, true label other than the target, classified as the target."""
+    ra: float = 0.0
+    """The same poisoned images, classified as their true label. ASR + RA <= 1."""
+
+
+def der(before: Metrics, after: Metrics) -> float:
+    """Defense effectiveness rating, Eq. 6: [max(0, drop of ASR) - max(0, drop of ACC) + 1] / 2, in [0, 1]; 0.5 is
+    "nothing done"."""
+    return (max(0.0, before.asr - after.asr) - max(0.0, before.acc - after.acc) + 1) / 2
