@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import gc
 import inspect
 import json
 import os
@@ -27,7 +28,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import npd_core
-from npd_core import cli_experiments, cli_export, paths
+from npd_core import cli_experiments, cli_export
 from npd_core.cli_parts import (
     ALL_DEFENSES,
     PAPER_SETTINGS,
@@ -40,6 +41,7 @@ from npd_core.cli_parts import (
     read_share_or_count,
     read_value,
     read_whole,
+    read_words,
     text_table,
 )
 from npd_core.data.spec import DATASETS
@@ -72,26 +74,33 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 
 INTERRUPTED = "interrupted; nothing was left half-written."
+IN_HASTE = "interrupted in haste; half-written files, hidden or ending in .partial, may be left and can be deleted."
+PATIENCE = 5.0
+"""Seconds that tidying up may take after Ctrl-C."""
 
 
 class _Leaving:
     """How the process ends when Ctrl-C or `kill` tells it to: tidied up, there and then.
 
-    An exception raised out of a signal handler would do in theory. But when it strikes inside an import, and torch goes
-    on importing for seconds, it may be swallowed, leave the import lock held for ever, or change the exit code.
+    The signal becomes a KeyboardInterrupt, so that everything on its way out removes what it has half-written. Not so
+    within an import: as torch goes on importing for seconds, the exception may be swallowed, leave the import lock held
+    for ever, or change the exit code. There, and when the way out takes longer than PATIENCE or a second signal comes,
+    the process ends at once, with what is in `undo`.
     """
 
     def __init__(self) -> None:
         self.undo: list[Callable[[], None]] = []
-        """What to tidy up, newest last."""
+        """What to tidy up even then, newest last."""
+        self.asked = 0
+        """Number of the signal that came; 0: none."""
         self._busy = False
-        self._asked = 0
 
     def install(self) -> None:
         """From now on; a signal that the parent process ignores stays ignored."""
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGALRM, lambda *_: self.leave(IN_HASTE))
 
     @contextlib.contextmanager
     def later(self) -> Iterator[None]:
@@ -101,21 +110,40 @@ class _Leaving:
             yield
         finally:
             self._busy = False
-            if self._asked:
-                self._leave()
+            if self.asked:
+                self._unwind()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._asked = number
-        if not self._busy:
-            self._leave()
+        again, self.asked = bool(self.asked), number
+        if self._busy:
+            return
+        if again:
+            self.leave(IN_HASTE)
+        if not _inside_a_command(frame):
+            self.leave()
+        self._unwind()
 
-    def _leave(self) -> NoReturn:
+    def _unwind(self) -> NoReturn:
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+        raise KeyboardInterrupt
+
+    def leave(self, said: str = INTERRUPTED) -> NoReturn:
+        """Tidy up and end the process; no thread and no worker is waited for."""
         for undo in reversed(self.undo):
             with contextlib.suppress(Exception):
                 undo()
         show_cursor = "\x1b[?25h\n" if sys.stderr.isatty() else ""
-        os.write(2, f"{show_cursor}npd: {INTERRUPTED}\n".encode())
-        os._exit(128 + self._asked)
+        os.write(2, f"{show_cursor}npd: {said}\n".encode())
+        os._exit(128 + self.asked)
+
+
+def _inside_a_command(frame: FrameType | None) -> bool:
+    """Whether an exception raised in this frame is sure to reach `main`: not from within an import."""
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        if frame.f_code is _run.__code__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 _leaving = _Leaving()
@@ -126,22 +154,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv is None:
             _leaving.install()
-        args = build_parser().parse(sys.argv[1:] if argv is None else argv)
-        _check_writable(args.json)
-        with contextlib.redirect_stdout(sys.stderr) if args.json == "-" else contextlib.nullcontext():
-            answer: Answer = args.command(args)
-        with _leaving.later():
-            _say(answer, args.json)
-        return answer.code
+        return _run(sys.argv[1:] if argv is None else argv)
     except NPDError as error:
-        _complain(str(error))
-        return 2
-    except KeyboardInterrupt:  # where this function was called from Python, not from a shell
-        _complain(INTERRUPTED)
-        return 130
+        if not _leaving.asked:  # else it is what somebody made of the interruption
+            _complain(str(error))
+            return 2
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        pass
+    gc.collect()  # trainings that were waiting for their next step tidy up as they are forgotten
+    if _leaving.asked:
+        _leaving.leave()
+    _complain(INTERRUPTED)  # where this function was called from Python, not from a shell
+    return 130
+
+
+def _run(argv: Sequence[str]) -> int:
+    args = build_parser().parse(argv)
+    _check_writable(args.json)
+    with contextlib.redirect_stdout(sys.stderr) if args.json == "-" else contextlib.nullcontext():
+        answer: Answer = args.command(args)
+    with _leaving.later():
+        _say(answer, args.json)
+    return answer.code
 
 
 # what the commands do
@@ -150,8 +187,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def models(args: argparse.Namespace) -> Answer:
     """`npd models`"""
     from npd_core.data.load import availability
-    from npd_core.zoo.card import list_cards
+    from npd_core.zoo.card import list_cards, unreadable_cards
 
+    unreadable = unreadable_cards()
+    for sentence in unreadable:
+        _complain(sentence)
     rows: list[dict[str, Any]] = [
         {
             "id": card.id,
@@ -165,8 +205,10 @@ def models(args: argparse.Namespace) -> Answer:
             "bytes": card.bytes,
             "data_available": availability(card.dataset).available,
         }
-        for card in list_cards()
+        for card in list_cards(clean=True)
     ]
+    if not rows and unreadable:
+        return Answer(rows, "No model of the zoo can be read.")
     if not rows:
         return Answer(rows, "The zoo is empty: `npd zoo train ID` makes a model.")
     lines = [
@@ -193,11 +235,12 @@ def data_list(args: argparse.Namespace) -> Answer:
         }
         for spec, name in found
     ]
-    lines = [
-        (spec.id, "yes" if a.available else "no", ", ".join(a.splits) or "-", "" if a.available else a.reason)
-        for spec, a in found
-    ]
-    return Answer(rows, text_table(("data set", "here", "splits", ""), lines))
+    lines: list[tuple[str, ...]] = []
+    for spec, a in found:
+        where = [*a.splits.items()] + ([] if a.available else [("-", a.reason)])
+        first = (spec.id, "yes" if a.available else "no")
+        lines += [(*(first if row == 0 else ("", "")), *what) for row, what in enumerate(where)]
+    return Answer(rows, text_table(("data set", "here", "split", "where"), lines))
 
 
 def data_get(args: argparse.Namespace) -> Answer:
@@ -310,6 +353,7 @@ def evaluate(args: argparse.Namespace) -> Answer:
 
     import npd_core.evaluation as evaluation
     from npd_core.device import environment, resolve_device
+    from npd_core.metrics import der
     from npd_core.zoo.weights import load_backdoored
 
     device = resolve_device(args.device)
@@ -326,7 +370,7 @@ def evaluate(args: argparse.Namespace) -> Answer:
         "layer": getattr(defended, "layer", None),
         "before": evaluation.named(before, sets),
         "after": None if after is None else evaluation.named(after, sets),
-        "der": None if after is None or not len(sets.poisoned.labels) else evaluation.der(before, after),
+        "der": None if after is None or not len(sets.poisoned.labels) else der(before, after),
         "seconds": {"train": 0.0, "evaluate": seconds},
         "config": {
             "polarizer": None if args.polarizer is None else str(args.polarizer),
@@ -364,9 +408,11 @@ PICTURES = ("clean", "poisoned", "difference")
 
 def attack(args: argparse.Namespace) -> Answer:
     """`npd attack ID`"""
-    from npd_core.zoo.card import list_cards
+    from npd_core.zoo.card import get_card, list_cards, model_ids
 
-    card = next((card for card in list_cards() if card.id == args.attack), None)
+    card = get_card(args.attack) if args.attack in model_ids() else None
+    if card is not None and card.asr is None:
+        raise ConfigError(f"{card.id} has no backdoor, hence no trigger to show: name a backdoored model or an attack.")
     dataset = args.dataset or (card.dataset if card else "signs")
     if card is not None and dataset != card.dataset:
         raise ConfigError(f"{card.id} is a model of {card.dataset}, not of {dataset}: leave --dataset out.")
@@ -403,7 +449,12 @@ def attack(args: argparse.Namespace) -> Answer:
         ):
             files = {kind: f"{index:05d}-{kind}.png" for kind in PICTURES}
             for kind, name in files.items():
-                Image.fromarray(sets[kind][row].permute(1, 2, 0).numpy()).save(stage / name)
+                picture = Image.fromarray(sets[kind][row].permute(1, 2, 0).numpy())
+                try:
+                    picture.save(stage / name)
+                except OSError as error:
+                    remedy = "make room, or name another folder with --out"
+                    raise StorageError(f"Cannot write {folder} ({error.strerror or error}): {remedy}.") from error
             largest = int((poisoned[row].int() - clean[row].int()).abs().max())
             rows.append(
                 {"index": index, "label": names[label], "target": names[target], "largest_change": largest} | files
@@ -415,27 +466,60 @@ def attack(args: argparse.Namespace) -> Answer:
 
 
 def zoo_train(args: argparse.Namespace) -> Answer:
-    """`npd zoo train ID`"""
+    """`npd zoo train ID`, `npd zoo train --preset paper`"""
+    if (args.model is None) == (args.preset is None):
+        raise ConfigError("Name one model to train, or --preset paper for many.")
+    if args.preset is None:
+        if args.width or args.attacks:
+            raise ConfigError("--width and --attacks go with --preset; the id of a model says both.")
+        card = _trained(args, args.model, args.epochs)
+        return Answer(card, _trained_text(card))
+
+    from npd_core.data.load import availability
+    from npd_core.zoo.card import get_card, model_id, model_ids
+    from npd_core.zoo.train import PAPER_EPOCHS, paper_models, plan
+
+    cards: list[dict[str, Any]] = []
+    for name in paper_models(args.width, args.attacks):
+        model = model_id(*name)
+        if not {"train", "test"} <= availability(name.dataset).splits.keys():
+            _complain(f"{model} is left out: the images of {name.dataset} are not all here, see `npd data`.")
+        elif model in model_ids():
+            plan(model, poison_ratio=args.poison_ratio)  # which refuses one of another ratio
+            print(f"{model} is in the zoo already", file=sys.stderr, flush=True)
+            cards.append(get_card(model).to_dict())
+        else:
+            cards.append(_trained(args, model, args.epochs or PAPER_EPOCHS[name.dataset]))
+            print(_trained_text(cards[-1]), file=sys.stderr, flush=True)
+    if not cards:
+        raise DataMissingError("The images of no model of the preset are here: `npd data` says what is missing.")
+    return Answer(cards, "\n".join(map(_trained_text, cards)))
+
+
+def _trained(args: argparse.Namespace, model: str, epochs: int | None) -> dict[str, Any]:
+    """Train one model; its card."""
     from npd_core.zoo.train import train_model
 
-    folder = paths.pretrained() / f".{args.model}.partial"
-    _leaving.undo.append(lambda: shutil.rmtree(folder, ignore_errors=True))
-    training = train_model(
-        args.model, poison_ratio=args.poison_ratio, epochs=args.epochs, seed=args.seed, device=args.device
-    )
-    *_, last = _shown(training, f"training {args.model}")
+    training = train_model(model, poison_ratio=args.poison_ratio, epochs=epochs, seed=args.seed, device=args.device)
+    *_, last = _shown(training, f"training {model}")
     assert isinstance(last, Finished)
-    card = dict(last.result)
+    return dict(last.result)
+
+
+def _trained_text(card: Mapping[str, Any]) -> str:
     shares = (("ACC", "acc"), ("ASR", "asr"), ("RA", "ra"), ("cross ACC", "cross_acc"))
     numbers = " · ".join(f"{said} {_percent(card[name])} %" for said, name in shares if card.get(name) is not None)
-    return Answer(card, f"{card['id']}: {numbers} · trained in {card['seconds']:.0f} s")
+    return f"{card['id']}: {numbers} · trained in {card['seconds']:.0f} s"
 
 
 def zoo_verify(args: argparse.Namespace) -> Answer:
     """`npd zoo verify [ID ...]`"""
-    from npd_core.zoo.card import get_card, list_cards
+    from npd_core.zoo.card import get_card, model_ids
 
-    names = [get_card(name).id for name in args.models] or [card.id for card in list_cards(clean=True)]
+    names = args.models or model_ids()
+    for name in args.models:  # one that does not exist is said before any is measured
+        with contextlib.suppress(CheckpointError):
+            get_card(name)
     if not names:
         raise ConfigError("The zoo is empty: `npd zoo train ID` makes a model.")
 
@@ -465,7 +549,7 @@ def bench(args: argparse.Namespace) -> Answer:
 
     names = [get_card(name).id for name in args.models]
     if not names and not list_cards():
-        raise ConfigError("The zoo is empty: `npd zoo train ID` makes a model.")
+        raise ConfigError("The zoo has no backdoored model: `npd zoo train ID` makes one.")
 
     from npd_core.bench import bench_report, run_bench
 
@@ -519,9 +603,9 @@ def _shown(events: Iterable[Event], title: str) -> Iterator[Event]:
                         where = "warm-up" if event.epoch < 0 else f"epoch {event.epoch + 1}/{started.epochs}"
                         print(f"{where} · {note} · {event.seconds:.1f} s", file=sys.stderr, flush=True)
                 case Measured():
-                    note = (
-                        f"ACC {event.acc:.1%} · ASR {event.asr:.1%} · RA {event.ra:.1%} on {event.images} test images"
-                    )
+                    shares = (("ACC", event.acc), ("ASR", event.asr), ("RA", event.ra))
+                    said = " · ".join(f"{name} {'-' if share is None else f'{share:.1%}'}" for name, share in shares)
+                    note = f"{said} on {event.images} test images"
                     bar.console.print(f"epoch {event.epoch + 1} · {note}", highlight=False)
                 case _:
                     pass
@@ -687,7 +771,7 @@ def build_parser() -> Parser:
         _add_json(sub)
         return sub
 
-    add(commands, "models", models, "list the pretrained backdoored models")
+    add(commands, "models", models, "list the pretrained models; those without an ASR are clean, not backdoored")
 
     data = commands.add_parser("data", help="list the data sets, or download one")
     data.set_defaults(command=data_list, parser=data)
@@ -713,7 +797,12 @@ def build_parser() -> Parser:
     measure = add(commands, "evaluate", evaluate, "measure ACC, ASR and RA of a model, with or without a saved defense")
     measure.add_argument("model", metavar="MODEL", help="id of a model, see `npd models`")
     measure.add_argument("--polarizer", metavar="DIR", type=Path, help="folder that `npd defend --save` wrote")
-    measure.add_argument("--images", metavar="N", type=read_positive, help="measure on the first N test images only")
+    measure.add_argument(
+        "--images",
+        metavar="N",
+        type=read_positive,
+        help="measure on N test images only, drawn at random but always the same",
+    )
     measure.add_argument("--precision", choices=CHOICES["precision"], default="auto")
     measure.add_argument("--device", default="auto", help="auto, cpu or cuda")
 
@@ -731,20 +820,32 @@ def build_parser() -> Parser:
     actions = zoo.add_subparsers(metavar="ACTION", required=True, parser_class=Parser)
     train = add(actions, "train", zoo_train, "train a backdoored model; an interrupted training goes on where it was")
     train.add_argument(
-        "model", metavar="ID", help="<dataset>-<attack>-<arch>-w<width>; the attack `clean` plants no backdoor"
+        "model",
+        metavar="ID",
+        nargs="?",
+        help="<dataset>-<attack>-<arch>-w<width>; the attack `clean` plants no backdoor. "
+        "What is not given is that of the model's card where the zoo has it, so that it becomes the same again",
     )
-    train.add_argument(
-        "--poison-ratio", metavar="X", type=read_number, default=0.1, help="share of poisoned images (0.1)"
-    )
+    train.add_argument("--poison-ratio", metavar="X", type=read_number, help="share of poisoned images (0.1)")
     train.add_argument("--epochs", metavar="N", type=read_positive, help="default: those of the recipe of the data set")
-    train.add_argument("--seed", metavar="N", type=read_whole, default=0)
+    train.add_argument("--seed", metavar="N", type=read_whole, help="of the network, its batches and its trigger (0)")
+    train.add_argument(
+        "--preset",
+        choices=("paper",),
+        metavar="paper",
+        help="instead of ID: the paper's models, CIFAR-10, then GTSRB, then VGG19-BN; those in the zoo stay",
+    )
+    train.add_argument("--width", metavar="W", type=read_positive, help="of the preset's models (64, the paper's)")
+    train.add_argument("--attacks", metavar="A,B", type=read_words, help="of the preset's models (all eight)")
     train.add_argument("--device", default="auto", help="auto, cpu or cuda")
     verify = add(actions, "verify", zoo_verify, "hash the files of the models and measure them anew")
     verify.add_argument("models", metavar="ID", nargs="*", help="default: every model of the zoo")
     verify.add_argument("--device", default="auto", help="auto, cpu or cuda")
 
     speed = add(commands, "bench", bench, "measure the speed of training and evaluation on this machine")
-    speed.add_argument("models", metavar="MODEL", nargs="*", help="default: every model whose images are here")
+    speed.add_argument(
+        "models", metavar="MODEL", nargs="*", help="default: every backdoored model whose images are here"
+    )
     speed.add_argument(
         "--layer", action="append", default=[], help="may be repeated; default: that of the architecture"
     )

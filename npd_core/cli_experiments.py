@@ -24,6 +24,7 @@ from npd_core.cli_parts import (
     read_share_or_count,
     read_value,
     read_whole,
+    read_words,
     text_table,
 )
 from npd_core.errors import StorageError, unknown_name
@@ -145,7 +146,7 @@ def suggest(args: argparse.Namespace) -> Answer:
     streams = [name for name in points if name.startswith("stream:")] or [name for name in points if ":" not in name]
     layers = [str(find_point(net, name, card.image_size).point) for name in args.layers or streams]
     layers.sort(key=points.index)
-    config = preset(card.dataset)
+    config = preset(card.dataset, size=card.image_size)
     config = replace(config, seed=args.seed, epochs=args.epochs or config.epochs)
     weights = args.weights or (config.lambda2,)
     clean = load_clean(card.dataset, args.clean, args.seed)
@@ -276,11 +277,11 @@ def add_commands(add: Callable[[str, Callable[[argparse.Namespace], Answer], str
     many = add("sweep", sweep, "run a grid of defenses of one model; what has been run before is not run again")
     many.add_argument("model", metavar="MODEL", help="id of a model, see `npd models`")
     names = ", ".join(ALL_DEFENSES)
-    many.add_argument("--defenses", metavar="A,B", type=_words, help=f"all, or some of {names} (npd)")
+    many.add_argument("--defenses", metavar="A,B", type=read_words, help=f"all, or some of {names} (npd)")
     many.add_argument(
         "--layers",
         metavar="L,L",
-        type=_words,
+        type=read_words,
         help="insertion points; all: every one; main: after every main-path convolution (default: the usual point)",
     )
     many.add_argument(
@@ -303,8 +304,8 @@ def add_commands(add: Callable[[str, Callable[[argparse.Namespace], Answer], str
     one.add_argument("number", metavar="N", help="1 to 7, or figure3")
     one.add_argument("--dataset", metavar="D", help="default: the paper's")
     one.add_argument("--quick", action="store_true", help="a smaller form for two CPU cores; what it cuts is said")
-    one.add_argument("--attacks", metavar="A,B", type=_words, help="default: those of the table")
-    one.add_argument("--defenses", metavar="A,B", type=_words, help="default: those of the table")
+    one.add_argument("--attacks", metavar="A,B", type=read_words, help="default: those of the table")
+    one.add_argument("--defenses", metavar="A,B", type=read_words, help="default: those of the table")
     one.add_argument("--arch", default="preact_resnet18", help="architecture (preact_resnet18)")
     one.add_argument(
         "--width", metavar="W", type=read_positive, help="default: the one at which most of the models are there"
@@ -323,7 +324,7 @@ def add_commands(add: Callable[[str, Callable[[argparse.Namespace], Answer], str
         "suggest", suggest, "choose the insertion point by clean images alone: as far forward as accuracy allows"
     )
     where.add_argument("model", metavar="MODEL", help="id of a model, see `npd models`")
-    where.add_argument("--layers", metavar="L,L", type=_words, help="points to try (those on the residual stream)")
+    where.add_argument("--layers", metavar="L,L", type=read_words, help="points to try (those on the residual stream)")
     where.add_argument(
         "--lambdas",
         metavar="X,X",
@@ -351,13 +352,6 @@ def _add_running(parser: Parser) -> None:
     parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, such as tcp://10.0.0.1:8786")
     parser.add_argument("--csv", metavar="FILE", type=Path, help="write one line a run")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-
-
-def _words(text: str) -> tuple[str, ...]:
-    words = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
-    if not words:
-        raise argparse.ArgumentTypeError("names nothing")
-    return words
 
 
 def _list(kind: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:

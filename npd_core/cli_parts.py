@@ -145,6 +145,14 @@ def read_positive(text: str) -> int:
     return count
 
 
+def read_words(text: str) -> tuple[str, ...]:
+    """Names separated by commas, each once."""
+    words = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    if not words:
+        raise argparse.ArgumentTypeError("names nothing")
+    return words
+
+
 def read_share_or_count(text: str) -> float | int:
     """`500` is a number of images, `0.05` and `1.0` are shares."""
     return int(text) if text.strip().lstrip("+-").isdecimal() else read_number(text)

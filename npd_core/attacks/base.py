@@ -16,7 +16,6 @@ from npd_core.events import Event
 Trigger = Callable[[Tensor], Tensor]
 """(B, 3, H, W) float32 in [0, 1] -> poisoned images of the same shape and range."""
 
-QUANTIZE = ("floor", "round", "none")
 AT_ONCE = 500
 """Images that a trigger is given at a time, so that one made by a network needs little memory."""
 

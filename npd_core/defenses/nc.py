@@ -224,7 +224,8 @@ def unlearning_set(clean: ImageSet, patches: Sequence[Patch], share: float, seed
     """The clean images with a share of every class replaced by stamped copies, one for each patch, true labels kept.
 
     Args:
-        patches: one (mask, pattern) each, on the CPU; the stamped images are rounded to 8 bits.
+        patches: one (mask, pattern) each, on the CPU; the stamped images are rounded to 8 bits, as all
+            images of a set are stored.
     """
     rest, taken = split(clean, share, seed)
     x = taken.images.float() / 255

@@ -68,7 +68,7 @@ class Card:
 
     @property
     def command(self) -> str:
-        """The command that makes the model anew."""
+        """The command that makes the model anew: ratio, seed and recipe are those of the card, see `zoo.train.plan`."""
         return f"npd zoo train {self.id}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,35 +94,51 @@ def read_card(path: Path) -> Card:
         known: dict[str, Any] = {k: tuple(v) if k in ("mean", "std") else v for k, v in values.items() if k in names}
         card = Card(**known)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not a readable model card ({error}). Restore the file from git.") from error
+        remedy = "Restore it from git, or remove its folder and make the model anew."
+        raise CheckpointError(f"{path}: not a readable model card ({error}). {remedy}") from error
     if card.id != path.parent.name:
         raise CheckpointError(f"{path}: the card says {card.id!r}, its folder {path.parent.name!r}. Rename the folder.")
     return card
 
 
 def list_cards(*, clean: bool = False) -> list[Card]:
-    """Every backdoored model of the zoo, by id; with `clean`, the networks without a backdoor too. A damaged card
-    raises CheckpointError."""
-    cards = [read_card(paths.pretrained() / model / CARD) for model in _ids()]
+    """Every backdoored model of the zoo, by id; with `clean`, the networks without a backdoor too. Leaves out those
+    whose card is damaged: see `unreadable_cards`."""
+    cards = (found for found in _found() if isinstance(found, Card))
     return [card for card in cards if clean or card.asr is not None]
+
+
+def unreadable_cards() -> list[str]:
+    """What is wrong with the damaged cards of the zoo and what helps, a sentence each."""
+    return [str(found) for found in _found() if isinstance(found, CheckpointError)]
+
+
+def _found() -> list[Card | CheckpointError]:
+    found: list[Card | CheckpointError] = []
+    for model in model_ids():
+        try:
+            found.append(read_card(paths.pretrained() / model / CARD))
+        except CheckpointError as error:
+            found.append(error)
+    return found
 
 
 def get_card(model: str) -> Card:
     """The card of one model, of the zoo or brought by somebody (see `paths.own`). Raises UnknownNameError, with the
-    nearest valid id."""
+    nearest valid id; CheckpointError when it is damaged."""
     brought = paths.own(model)
     if brought is not None:
         if not (brought / CARD).is_file():
             raise UnknownNameError(f"Model {model} is not on this machine: bring it again on the page Your model.")
         return read_card(brought / CARD)
-    choices = _ids()
+    choices = model_ids()
     if model not in choices:
         raise unknown_name("model", model, choices)
     return read_card(paths.pretrained() / model / CARD)
 
 
-def _ids() -> list[str]:
-    """Folders with a card; a hidden one is a model that is being written."""
+def model_ids() -> list[str]:
+    """Folders of the zoo with a card, damaged or not; a hidden one is a model that is being written."""
     names = (path.parent.name for path in paths.pretrained().glob(f"*/{CARD}"))
     return sorted(name for name in names if not name.startswith("."))
 

@@ -3,12 +3,14 @@ and a generator of the same events."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import pickle
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +22,7 @@ from npd_core.attacks.base import DynamicTrigger, TargetRule
 from npd_core.attacks.poison import PoisonedSet, poison_batch
 from npd_core.data.spec import DatasetSpec
 from npd_core.device import autocast
-from npd_core.errors import CheckpointError, ConfigError
+from npd_core.errors import CheckpointError, ConfigError, StorageError
 from npd_core.events import EpochEnd, Event, Finished, Started, StepEnd
 from npd_core.models.normalized import Normalized
 
@@ -55,6 +57,13 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self) | {"growing": [list(pair) for pair in self.growing]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+        """The recipe that `to_dict` made; a field that there was not yet has its default. Raises ConfigError,
+        TypeError."""
+        known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
+        return cls(**known | {"growing": tuple((share, pixels) for share, pixels in values.get("growing", ()))})
 
     def pixels(self, epoch: int) -> int | None:
         """Height and width of the pictures in an epoch, counted from 0; None: as they are."""
@@ -132,7 +141,8 @@ def train_classifier(
         compiled: run the network through torch.compile, which pays off from about ten minutes of training on.
         in_loop: poisons each batch of `data`, which then holds clean images with true labels; its trigger learns too.
     Raises:
-        CheckpointError: the checkpoint belongs to another recipe, or to another way of poisoning.
+        CheckpointError: the checkpoint is damaged, or belongs to another recipe or another way of poisoning.
+        StorageError: the checkpoint cannot be written; that of the epoch before stays.
         ConfigError: fewer images than a batch, or a poison ratio that a batch has no room for.
     """
     net.to(device).to(memory_format=torch.channels_last).train()
@@ -192,7 +202,7 @@ def _poisoning(data: PoisonedSet, in_loop: InLoop | None) -> dict[str, Any]:
     """What the attacker's set is, in a few characters: a training goes on only on the very same one."""
     digest = hashlib.sha256()
     for part in (data.images, data.labels):
-        digest.update(part.cpu().contiguous().numpy())
+        digest.update(part.cpu().contiguous().numpy().data)
     return {"set": digest.hexdigest(), "ratio": None if in_loop is None else in_loop.ratio}
 
 
@@ -206,13 +216,20 @@ def _save(
     epochs: int,
     seconds: float,
 ) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "epochs": epochs, "seconds": seconds}
     if in_loop is not None:
         state["trigger"] = in_loop.trigger.state_dict()
-    torch.save(state | {"recipe": json.dumps(recipe.to_dict()), "poisoning": json.dumps(how)}, partial)
-    os.replace(partial, path)
+    state |= {"recipe": json.dumps(recipe.to_dict()), "poisoning": json.dumps(how)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(state, partial)
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch says RuntimeError where the disk is full
+        raise unwritable(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _resume(
@@ -223,16 +240,45 @@ def _resume(
     how: dict[str, Any],
     in_loop: InLoop | None,
 ) -> tuple[int, float]:
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if json.loads(state["recipe"]) != recipe.to_dict():
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        known, poisoning = Recipe.from_dict(json.loads(state["recipe"])), json.loads(state.get("poisoning", "{}"))
+    except (OSError, EOFError, pickle.UnpicklingError, *_UNFIT) as error:
+        raise damaged(path, error) from error
+    if known != recipe:
         raise CheckpointError(f"{path} belongs to another recipe: delete it, or train with the recipe that it holds.")
-    if json.loads(state.get("poisoning", "{}")) != how:
-        raise CheckpointError(f"{path} belongs to a training that poisons in another way: delete it to start anew.")
-    if in_loop is not None:
-        in_loop.trigger.load_state_dict(state["trigger"])
-    net.load_state_dict(state["net"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["epochs"], state["seconds"]
+    if poisoning != how:
+        raise CheckpointError(
+            f"{path} belongs to a training that poisons in another way: delete it to start anew, "
+            "or set NPD_CHECKPOINTS_DIR to another folder."
+        )
+    try:
+        if in_loop is not None:
+            in_loop.trigger.load_state_dict(state["trigger"])
+        net.load_state_dict(state["net"])
+        optimizer.load_state_dict(state["optimizer"])
+        return int(state["epochs"]), float(state["seconds"])
+    except _UNFIT as error:
+        raise damaged(path, error) from error
+
+
+_UNFIT = (RuntimeError, LookupError, ValueError, TypeError, AttributeError)
+"""What reading or loading a state raises that is not what it should be."""
+
+
+def damaged(path: Path, error: Exception) -> CheckpointError:
+    """The error for a file of an interrupted training that cannot be gone on with."""
+    return CheckpointError(f"{path} cannot be read ({_first_line(error)}): delete it to start anew.")
+
+
+def unwritable(path: Path, error: Exception) -> StorageError:
+    """The error for a file of a training under way that could not be written."""
+    remedy = "make room and run the same command again, or set NPD_CHECKPOINTS_DIR to another folder"
+    return StorageError(f"{path} could not be written ({_first_line(error)}): {remedy}.")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 BY_DATASET: dict[str, dict[str, Any]] = {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import safetensors
 import torch
@@ -20,18 +22,28 @@ from npd_core.data.load import ImageSet, class_names, load_dataset
 from npd_core.data.spec import DATASETS, get_dataset
 from npd_core.device import resolve_device
 from npd_core.errors import ConfigError, unknown_name
-from npd_core.evaluation import Metrics, cross_accuracy, evaluate, test_sets
+from npd_core.evaluation import TestSets, cross_accuracy, evaluate, test_sets
 from npd_core.events import Event, Finished
+from npd_core.metrics import Metrics
 from npd_core.models import MODELS, Normalized, build_model
-from npd_core.zoo.card import Card, get_card, list_cards, model_id
-from npd_core.zoo.recipe import InLoop, Recipe, default_recipe, train_classifier
-from npd_core.zoo.weights import load_backdoored, save_backdoored
+from npd_core.zoo.card import Card, get_card, model_id, model_ids
+from npd_core.zoo.recipe import InLoop, Recipe, damaged, default_recipe, train_classifier, unwritable
+from npd_core.zoo.weights import eight_bits, half_precision, load_backdoored, restored, save_backdoored
 
 ID = re.compile(r"(?P<dataset>[a-z0-9_]+)-(?P<attack>[a-z0-9_]+)-(?P<arch>[a-z0-9_]+)-w(?P<width>[1-9][0-9]{0,2})")
 
 
 LONG = 500_000
 """Images seen from which on compiling the network pays off."""
+LARGE = 12_000_000
+"""Bytes above which a model is stored in eight bits a weight instead of float16."""
+LOSS = 0.002
+"""ACC that this may cost; otherwise it stays float16."""
+
+PAPER = (("cifar10", "preact_resnet18"), ("gtsrb", "preact_resnet18"), ("cifar10", "vgg19_bn"))
+"""Data sets and architectures of the preset `paper`, in the order in which they are trained."""
+PAPER_WIDTH = 64
+PAPER_EPOCHS = {"cifar10": 16, "gtsrb": 12}
 
 
 class ModelName(NamedTuple):
@@ -65,8 +77,56 @@ def parse_id(model: str) -> ModelName:
     return name
 
 
+def paper_models(width: int | None = None, attacks: Sequence[str] | None = None) -> list[ModelName]:
+    """The models of the preset `paper`, in the order of their training. Raises UnknownNameError, ConfigError."""
+    width, attacks = width or PAPER_WIDTH, attacks or tuple(ATTACKS)
+    return [parse_id(model_id(data, attack, arch, width)) for data, arch in PAPER for attack in attacks]
+
+
+def plan(
+    model: str,
+    *,
+    poison_ratio: float | None = None,
+    epochs: int | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+) -> tuple[Recipe, float]:
+    """The recipe, with its seed, and the poison ratio with which `train_model` would train.
+
+    A model that is in the zoo becomes the same again: what is not given is that of its card. A new one has the demo's
+    recipe (on a GPU without growing pictures, as one size compiles once), the ratio 0.1 and the seed 0.
+
+    Raises:
+        As `train_model`.
+    """
+    name = parse_id(model)
+    if model in model_ids():
+        card = get_card(model)
+        recipe, ratio = replace(Recipe.from_dict(card.recipe), seed=card.seed), card.poison_ratio
+    else:
+        card = None
+        sizes = {"growing": ()} if resolve_device(device).type == "cuda" else {}
+        recipe, ratio = default_recipe(get_dataset(name.dataset), name.attack, name.arch, **sizes), 0.1
+    if name.attack == CLEAN:
+        poison_ratio = 0.0
+    ratio = ratio if poison_ratio is None else poison_ratio
+    check_ratio(ratio)
+    if card is not None and card.poison_ratio != ratio:
+        raise ConfigError(
+            f"{card.folder} holds this model at a poison ratio of {card.poison_ratio:g}: "
+            f"set NPD_ZOO_DIR to another folder for one at {ratio:g}, or remove the model first."
+        )
+    epochs = recipe.epochs if epochs is None else epochs
+    return replace(recipe, epochs=epochs, seed=recipe.seed if seed is None else seed), ratio
+
+
 def train_model(
-    model: str, *, poison_ratio: float = 0.1, epochs: int | None = None, seed: int = 0, device: str = "auto"
+    model: str,
+    *,
+    poison_ratio: float | None = None,
+    epochs: int | None = None,
+    seed: int | None = None,
+    device: str = "auto",
 ) -> Iterator[Event]:
     """Train `model`, measure it on the test split and write it into the zoo with its card. Resumable after every epoch.
 
@@ -76,23 +136,25 @@ def train_model(
     Args:
         model: id; see `parse_id`.
         poison_ratio: share of the training images that the attacker stamps and relabels; a clean network has none.
-        epochs: None: those of the recipe.
+        poison_ratio, epochs, seed: None: see `plan`.
     Yields:
         the events of each training, which begins with its Started; the only Finished is the last, with the card as its
         result.
     Raises:
-        UnknownNameError, ConfigError, DataMissingError, CheckpointError, StorageError.
+        UnknownNameError: a part of the id does not exist.
+        ConfigError: an id, a ratio or a number of epochs that cannot be, or the zoo has the model at another ratio.
+        DataMissingError: the training or the test split is not here.
+        CheckpointError: a damaged card, or files of an interrupted training that are damaged or of another one.
+        StorageError: a file could not be written; the state after the last epoch stays.
     """
     name = parse_id(model)
     spec = get_dataset(name.dataset)
-    changes: dict[str, Any] = {"seed": seed} | ({} if epochs is None else {"epochs": epochs})
-    recipe = default_recipe(spec, name.attack, name.arch, **changes)
+    recipe, poison_ratio = plan(model, poison_ratio=poison_ratio, epochs=epochs, seed=seed, device=device)
+    seed = recipe.seed
     where = resolve_device(device)
     data = load_dataset(name.dataset, "train")
     load_dataset(name.dataset, "test")  # that it is missing is said now, not after the training
     backdoored = name.attack != CLEAN
-    poison_ratio = poison_ratio if backdoored else 0.0
-    check_ratio(poison_ratio)
     if name.attack in DYNAMIC:
         shares(recipe.batch_size, poison_ratio, DYNAMIC[name.attack].cross_ratio)
     attack = yield from _attack_for(name, data, epochs, seed, where)
@@ -111,7 +173,7 @@ def train_model(
     assert last is not None
     attack = attack if in_loop is None else in_loop.trigger.attack()
     sets = test_sets(name.dataset, attack)
-    measured = evaluate(net, sets, where)
+    stored, measured = _compact(net, sets, where)
     card = save_backdoored(
         net,
         Card(
@@ -123,8 +185,27 @@ def train_model(
             seconds=last.seconds, versions={"torch": torch.__version__, "torchvision": torchvision.__version__},
         ),
         attack.assets,
+        stored,
     )  # fmt: skip
+    for path in (checkpoint_path(model), trigger_path(model)):
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
     yield Finished(last.epoch, last.seconds, result=card.to_dict())
+
+
+def _compact(net: Normalized, sets: TestSets, device: torch.device) -> tuple[dict[str, torch.Tensor], Metrics]:
+    """How the network is stored, and what it measures: in float16; where that is LARGE, in eight bits a weight, unless
+    this costs more than LOSS. `net` then holds what is stored."""
+    stored, measured = half_precision(net), evaluate(net, sets, device)
+    if sum(value.nbytes for value in stored.values()) <= LARGE:
+        return stored, measured
+    smaller = eight_bits(net)
+    net.load_state_dict(restored(smaller))
+    again = evaluate(net, sets, device)
+    if again.acc >= measured.acc - LOSS:
+        return smaller, again
+    net.load_state_dict(restored(stored))
+    return stored, measured
 
 
 def _attack_for(
@@ -138,23 +219,32 @@ def _attack_for(
     path = trigger_path(model_id(*name))
     made = {"attack": name.attack, "seed": str(seed), "epochs": str(epochs)}
     if path.exists():
-        with safetensors.safe_open(path, "pt") as file:
-            same = file.metadata() == made
-        if same:
-            return get_attack(name.attack, name.dataset, load_file(path))
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                same = file.metadata() == made
+            if same:
+                return get_attack(name.attack, name.dataset, load_file(path))
+        except (OSError, safetensors.SafetensorError, ConfigError) as error:
+            raise damaged(path, error) from error
     net = None
     if name.attack in NEEDS_CLEAN_NET:
         clean = model_id(name.dataset, CLEAN, name.arch, name.width)
-        if clean not in [card.id for card in list_cards(clean=True)]:
+        if clean not in model_ids():
             for event in train_model(clean, epochs=epochs, seed=seed, device=str(device)):
                 if not isinstance(event, Finished):
                     yield event
         net = load_backdoored(clean).net.to(device)
     attack = yield from make_attack(name.attack, name.dataset, data, net, seed=seed, device=device)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    save_file(dict(attack.assets), partial, metadata=made)
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(dict(attack.assets), partial, metadata=made)
+        os.replace(partial, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise unwritable(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
     return attack
 
 
@@ -186,7 +276,7 @@ class Verdict(NamedTuple):
 
 
 TOLERANCE = 0.005
-"""How far a metric may lie from its card: other hardware rounds differently, and the stored weights are float16."""
+"""How far a metric may lie from its card: other hardware rounds differently, and the stored weights are rounded."""
 
 
 def verify_model(model: str, device: str = "auto") -> Verdict:

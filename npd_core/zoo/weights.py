@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import safetensors
@@ -19,6 +20,9 @@ from npd_core.data.parquet import read_images
 from npd_core.errors import CheckpointError, ConfigError, StorageError
 from npd_core.models import Normalized, build_model
 from npd_core.zoo.card import CARD, TRIGGER, TRIGGERED, WEIGHTS, Card, get_card, sha256, verify_files
+
+SCALE = ":scale"
+"""Behind the name of a weight that is stored in eight bits: one factor an output channel."""
 
 
 class Backdoored(NamedTuple):
@@ -41,8 +45,7 @@ def load_backdoored(model: str) -> Backdoored:
     verify_files(card)
     net = build_model(card.arch, card.num_classes, card.width, card.mean, card.std)
     try:
-        state = load_file(card.folder / WEIGHTS)
-        net.load_state_dict({k: value.float() if value.is_floating_point() else value for k, value in state.items()})
+        net.load_state_dict(restored(load_file(card.folder / WEIGHTS)))
     except (safetensors.SafetensorError, RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{card.id}/{WEIGHTS} does not fit {card.arch}: {reason} Run: {card.command}") from error
@@ -72,12 +75,40 @@ def half_precision(net: Normalized) -> dict[str, torch.Tensor]:
     return stored
 
 
-def save_backdoored(net: Normalized, card: Card, assets: Mapping[str, torch.Tensor] | None = None) -> Card:
-    """Write the model's folder in one move: weights, what the trigger is made of, then the card with their hashes.
+def eight_bits(net: Normalized) -> dict[str, torch.Tensor]:
+    """The state in half of that space: weights of two dimensions and more as int8, with a float32 factor an output
+    channel under their name and SCALE; the rest as in `half_precision`."""
+    stored, full = half_precision(net), net.state_dict()
+    for name in [name for name, value in stored.items() if value.dtype == torch.float16 and value.dim() > 1]:
+        weight = full[name].detach().cpu()
+        scale = weight.abs().amax(dim=tuple(range(1, weight.dim())), keepdim=True).clamp_min(1e-12) / 127
+        stored[name], stored[name + SCALE] = (weight / scale).round().to(torch.int8).contiguous(), scale
+    return stored
+
+
+def restored(stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state dict in float32 that `half_precision` or `eight_bits` stored."""
+    state = {}
+    for name, value in stored.items():
+        if name + SCALE in stored:
+            state[name] = value * stored[name + SCALE]
+        elif not name.endswith(SCALE):
+            state[name] = value.float() if value.is_floating_point() else value
+    return state
+
+
+def save_backdoored(
+    net: Normalized,
+    card: Card,
+    assets: Mapping[str, torch.Tensor] | None = None,
+    stored: Mapping[str, torch.Tensor] | None = None,
+) -> Card:
+    """Write the model's folder as a whole: weights, what the trigger is made of, then the card with their hashes.
     Returns the card as written.
 
     Args:
         assets: `Attack.assets`; no file is written when there are none.
+        stored: the weights as they are to be stored; None: those of `net` in `half_precision`.
     Raises:
         StorageError: the folder cannot be written; an older version of the model is then untouched.
     """
@@ -86,16 +117,30 @@ def save_backdoored(net: Normalized, card: Card, assets: Mapping[str, torch.Tens
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file(half_precision(net), partial / WEIGHTS)
+        save_file(half_precision(net) if stored is None else dict(stored), partial / WEIGHTS)
         if assets:
             save_file({name: value.contiguous() for name, value in assets.items()}, partial / TRIGGER)
         names = (WEIGHTS, TRIGGER) if assets else (WEIGHTS,)
         card = replace(card, files={name: sha256(partial / name) for name in names})
         text = json.dumps(card.to_dict(), indent=2, ensure_ascii=False)
         (partial / CARD).write_text(text + "\n", encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
+        _put(partial, folder)
     except (OSError, safetensors.SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise StorageError(f"{folder} could not be written ({error}): free some space or set NPD_ZOO_DIR.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return card
+
+
+def _put(fresh: Path, folder: Path) -> None:
+    """Move `fresh` to where `folder` is; what was there is deleted last, and comes back when the move fails."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    try:
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(fresh, folder)
+    finally:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        shutil.rmtree(old, ignore_errors=True)

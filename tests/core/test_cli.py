@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -79,14 +80,78 @@ def test_models_of_an_empty_zoo(capsys, tmp_path, monkeypatch):
     assert run(capsys, "models") == (0, "The zoo is empty: `npd zoo train ID` makes a model.\n", "")
 
 
+@pytest.fixture
+def mixed_zoo(tiny_zoo, tiny_zoo_folder, tmp_path, monkeypatch):
+    """The tiny model, a clean network, and a model whose card is damaged; returns the three ids."""
+    clean, damaged = tiny_zoo.replace("badnets_a2o", "clean"), tiny_zoo.replace("badnets_a2o", "wanet")
+    shutil.copytree(tiny_zoo_folder / tiny_zoo, tmp_path / "zoo" / tiny_zoo)
+    shutil.copytree(tiny_zoo_folder / tiny_zoo, tmp_path / "zoo" / clean)
+    path = tmp_path / "zoo" / clean / "card.json"
+    changes = {"id": clean, "attack": "clean", "attack_params": {}, "poison_ratio": 0, "asr": None, "ra": None}
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    (tmp_path / "zoo" / damaged).mkdir()
+    (tmp_path / "zoo" / damaged / "card.json").write_text('{"id": ')
+    monkeypatch.setenv("NPD_ZOO_DIR", str(tmp_path / "zoo"))
+    return tiny_zoo, clean, damaged
+
+
+def test_models_lists_clean_networks_and_complains_of_damaged_cards(capsys, mixed_zoo):
+    backdoored, clean, damaged = mixed_zoo
+    code, out, err = run(capsys, "models")
+    assert code == 0
+    assert [line.split()[:3] for line in out.splitlines()[1:]] == [
+        [backdoored, "99.03", "100.00"],
+        [clean, "99.03", "-"],
+    ]
+    assert err.startswith("npd: ")
+    assert err.count("\n") == 1
+    assert f"{damaged}/card.json: not a readable model card" in err
+    code, out, _ = run(capsys, "models", "--json", "-")
+    assert [(row["id"], row["asr"]) for row in json.loads(out)] == [(backdoored, 1.0), (clean, None)]
+
+
+def test_a_zoo_of_damaged_cards_alone_is_not_called_empty(capsys, mixed_zoo, tmp_path):
+    for name in mixed_zoo[:2]:
+        shutil.rmtree(tmp_path / "zoo" / name)
+    code, out, err = run(capsys, "models")
+    assert (code, out) == (0, "No model of the zoo can be read.\n")
+    assert "not a readable model card" in err
+
+
+def test_what_needs_a_trigger_refuses_a_clean_network_and_a_damaged_card(capsys, mixed_zoo, tmp_path):
+    backdoored, clean, damaged = mixed_zoo
+    assert "has no backdoor, hence no trigger to show" in refused(capsys, "attack", clean)
+    assert "not a readable model card" in refused(capsys, "attack", damaged)
+    shutil.rmtree(tmp_path / "zoo" / backdoored)
+    assert "The zoo has no backdoored model" in refused(capsys, "bench")
+
+
+def test_watching_a_clean_network_says_that_there_is_no_asr(capsys, mixed_zoo):
+    code, _, err = run(capsys, "defend", mixed_zoo[1], *QUICK, "--watch", "60", "--device", "cpu")
+    assert code == 0, err
+    assert re.search(r"ACC \d+\.\d% · ASR - · RA - on 60 test images", err)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_verify_counts_a_damaged_card(capsys, mixed_zoo, tmp_path, named):
+    for name in mixed_zoo[:2]:
+        shutil.rmtree(tmp_path / "zoo" / name)
+    code, out, _ = run(capsys, "zoo", "verify", *mixed_zoo[2:] * named)
+    assert code == 1
+    assert f"NOT OK: {tmp_path}/zoo/{mixed_zoo[2]}/card.json: not a readable model card" in out
+
+
 @pytest.mark.parametrize("words", [("data",), ("data", "list")])
 def test_data_says_what_is_here_and_what_to_do_for_the_rest(capsys, tmp_path, monkeypatch, words):
     monkeypatch.setenv("NPD_DATA_DIR", str(tmp_path))
     code, out, _ = run(capsys, *words)
-    rows = {line.split()[0]: line for line in out.splitlines()[1:]}
+    lines = out.splitlines()[1:]
+    rows = {line.split()[0]: line for line in lines if not line.startswith(" ")}
     assert code == 0
     assert list(rows) == ["signs", "cifar10", "gtsrb", "tiny_imagenet"]
-    assert "yes" in rows["signs"]
+    signs = ROOT / "assets" / "signs"
+    assert rows["signs"].split() == ["signs", "yes", "train", str(signs / "train.parquet")]
+    assert lines[1].split() == ["test", str(signs / "test.parquet")]
     assert "npd data get cifar10" in rows["cifar10"]
 
 
@@ -96,6 +161,18 @@ def test_data_as_json(capsys, real_data):
     assert code == 0
     assert all(row["available"] for row in rows.values())
     assert set(rows["tiny_imagenet"]["splits"]) == {"clean", "test"}
+
+
+def test_data_that_is_here_in_part_says_where_and_what_is_missing(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("NPD_DATA_DIR", str(tmp_path))
+    (tmp_path / "gtsrb").mkdir()
+    (tmp_path / "gtsrb" / "test.parquet").touch()
+    _, out, _ = run(capsys, "data")
+    at = next(k for k, line in enumerate(out.splitlines()) if line.startswith("gtsrb"))
+    first, second = out.splitlines()[at : at + 2]
+    assert first.split() == ["gtsrb", "no", "test", str(tmp_path / "gtsrb" / "test.parquet")]
+    assert second.startswith(" ")
+    assert "npd data get gtsrb" in second
 
 
 @pytest.mark.parametrize("name", ["models", "data", "defend", "compare", "evaluate", "attack", "zoo", "bench"])
@@ -414,6 +491,17 @@ def test_attack_of_a_model_uses_the_models_own_trigger(capsys, tiny_zoo, tmp_pat
     assert all((picture(path)[-3:, -3:] == 255).all() for path in stamped)
 
 
+def test_a_disk_full_of_pictures_is_one_line_and_leaves_nothing(capsys, tmp_path, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    line = refused(capsys, "attack", "blended", "--out", tmp_path / "pictures")
+    assert "No space left on device" in line
+    assert "--out" in line
+    assert os.listdir(tmp_path) == []
+
+
 def test_attack_refuses_what_it_cannot_show(capsys, tiny_zoo, tmp_path):
     assert "Did you mean 'blended'" in refused(capsys, "attack", "blendd")
     assert "npd zoo train signs-trojan-" in refused(capsys, "attack", "trojan")
@@ -476,6 +564,54 @@ def test_zoo_train_passes_on_what_was_asked_for(capsys, tiny_zoo, tiny_zoo_folde
     card |= {"asr": None, "ra": None, "cross_acc": 0.5}
     _, out, _ = run(capsys, "zoo", "train", tiny_zoo)
     assert f"{tiny_zoo}: ACC 99.03 % · cross ACC 50.00 % · trained in" in out
+    assert asked == {"model": tiny_zoo, "poison_ratio": None, "epochs": None, "seed": None, "device": "auto"}
+
+
+def test_the_paper_preset_trains_what_the_zoo_lacks_and_can_be_left_and_gone_on_with(capsys, tmp_path, monkeypatch):
+    import torch
+
+    import npd_core.data.load as load
+    import npd_core.zoo.train as train
+    from npd_core import evaluation
+    from npd_core.data.load import Availability, ImageSet
+    from npd_core.zoo.card import get_card
+
+    monkeypatch.setenv("NPD_ZOO_DIR", str(tmp_path / "zoo"))
+    monkeypatch.setenv("NPD_CHECKPOINTS_DIR", str(tmp_path / "checkpoints"))
+    few = ImageSet(torch.randint(0, 255, (300, 3, 32, 32), dtype=torch.uint8), torch.arange(300) % 10)
+    for module in (train, evaluation):
+        monkeypatch.setattr(module, "load_dataset", lambda *_: few)
+    splits = {"cifar10": {"train": "here", "test": "here"}, "gtsrb": {"test": "here"}}
+    monkeypatch.setattr(load, "availability", lambda name: Availability(name, True, splits[name]))
+    monkeypatch.setattr(train, "LARGE", 0)
+
+    words = ("zoo", "train", "--preset", "paper", "--width", "4", "--attacks", "badnets_a2o,blended", "--epochs", "1")
+    expected = [
+        f"cifar10-{a}-{arch}-w4" for arch in ("preact_resnet18", "vgg19_bn") for a in ("badnets_a2o", "blended")
+    ]
+    real = train.train_model
+
+    def breaks_off(model, **settings):
+        if model == expected[1]:
+            raise KeyboardInterrupt
+        return real(model, **settings)
+
+    monkeypatch.setattr(train, "train_model", breaks_off)
+    assert run(capsys, *words)[0] == 130
+    assert os.listdir(tmp_path / "zoo") == expected[:1]
+
+    monkeypatch.setattr(train, "train_model", real)
+    code, out, err = run(capsys, *words, "--json", "-")
+    assert code == 0, err
+    assert [card["id"] for card in json.loads(out)] == expected
+    assert f"{expected[0]} is in the zoo already" in err
+    assert "npd: gtsrb-blended-preact_resnet18-w4 is left out: the images of gtsrb are not all here" in err
+    assert all(get_card(model).poison_ratio == 0.1 for model in expected)
+    assert os.listdir(tmp_path / "checkpoints") == []
+
+    assert "holds this model at a poison ratio of 0.1" in run(capsys, *words, "--poison-ratio", "0.2")[2]
+    splits["cifar10"].clear()
+    assert "images of no model of the preset" in run(capsys, *words)[2]
 
 
 # speed
@@ -506,6 +642,12 @@ def test_bench_as_json(capsys, tiny_zoo):
         (("zoo",), "required: ACTION"),
         (("zoo", "train", "signs-badnets-preact_resnet18-w8"), "Unknown attack 'badnets'. Did you mean 'badnets_a2o'?"),
         (("zoo", "train", "resnet"), "is not a model id"),
+        (("zoo", "train"), "Name one model to train, or --preset paper"),
+        (("zoo", "train", "MODEL", "--preset", "paper"), "Name one model to train, or --preset paper"),
+        (("zoo", "train", "--preset", "demo"), "Unknown --preset 'demo'"),
+        (("zoo", "train", "--preset", "paper", "--attacks", "blend"), "Did you mean 'blended'"),
+        (("zoo", "train", "MODEL", "--width", "4"), "--width and --attacks go with --preset"),
+        (("zoo", "train", "MODEL", "--poison-ratio", "0.3"), "holds this model at a poison ratio of 0.2"),
         (("zoo", "verify", "nobody"), "Unknown model 'nobody'."),
         (("defend",), "required: MODEL"),
         (("defend", "MODEL", "more"), "does not take 'more'"),
@@ -653,6 +795,106 @@ def test_ctrl_c_exits_130_and_leaves_nothing(tiny_zoo, tmp_path):
     assert out == ""
     assert err.splitlines()[-1] == "npd: interrupted; nothing was left half-written."
     assert os.listdir(tmp_path) == []
+
+
+WRITERS = {
+    "export": "cli_export._write(folder / 'x.zip', b'x')",
+    "json": "from npd_core.jobs.store import write_text; write_text(folder / 'x.json', 'x')",
+    "table": "from npd_core.experiments.record import write_json; write_json(folder / 'x.json', 1)",
+    "unpacking": """
+from npd_core.data import download
+with download.tarfile.open(folder / 'a.tar', 'w') as tar:
+    tar.add(cli.__file__, 'inside/file')
+(folder / 'a.tar').rename(folder / 'kept.part')
+download._unpack(folder / 'kept.part', folder, 'inside')""",
+    "checkpoint": """
+import torch
+from npd_core.models import build_model
+from npd_core.zoo import recipe
+net = build_model('preact_resnet18', 3, 4)
+recipe._save(folder / 'x.pt', net, torch.optim.SGD(net.parameters(), 0.1), recipe.Recipe(), {}, None, 1, 1.0)""",
+    "a training that waits": """
+def steps():
+    (folder / 'half').touch()
+    try:
+        yield 1
+    finally:
+        (folder / 'half').unlink()
+for step in steps():
+    hang()""",
+}
+"""What writes to `folder`, in the middle of which it hangs."""
+
+HANGING = """
+import os, pathlib, sys, time
+from npd_core import cli, cli_export
+folder = pathlib.Path(sys.argv[1])
+def hang(*_):
+    print('writing', file=sys.stderr, flush=True)
+    time.sleep(60)
+def command(args):
+    os.replace = pathlib.Path.replace = hang
+    exec(BODY)
+cli.models = command
+sys.argv = ['npd', 'models']
+sys.exit(cli.main())
+"""
+
+
+def interrupted(
+    code: str, *words: str, number: signal.Signals = signal.SIGINT, times: int = 1
+) -> tuple[int, list[str]]:
+    """Exit code and stderr of a program that is told to end when it has said its first line."""
+    command = [sys.executable, "-c", code, *words]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        for _ in range(times):
+            time.sleep(0.1)
+            process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+    return process.returncode, [first.strip(), *err.splitlines()]
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_no_writer_leaves_half_a_file_behind(tmp_path, writer):
+    code, said = interrupted(f"BODY = {WRITERS[writer]!r}\n{HANGING}", str(tmp_path))
+    assert (code, said) == (130, ["writing", f"npd: {cli.INTERRUPTED}"])
+    kept = ["kept.part"] if writer == "unpacking" else []
+    assert os.listdir(tmp_path) == kept
+
+
+def test_terminate_does_the_same_and_exits_143(tmp_path):
+    code, said = interrupted(f"BODY = {WRITERS['json']!r}\n{HANGING}", str(tmp_path), number=signal.SIGTERM)
+    assert (code, said) == (143, ["writing", f"npd: {cli.INTERRUPTED}"])
+    assert os.listdir(tmp_path) == []
+
+
+def test_within_an_import_it_ends_at_once_with_its_folder_removed(tmp_path):
+    (tmp_path / "slow_module.py").write_text("hang()")
+    body = """
+import builtins
+builtins.hang = hang
+sys.path.insert(0, str(folder))
+with cli._replacing(folder / 'run'):
+    try:
+        import slow_module
+    except KeyboardInterrupt:
+        pass  # as imports of other people's code may"""
+    assert interrupted(f"BODY = {body!r}\n{HANGING}", str(tmp_path))[0] == 130
+    assert sorted(path.name for path in tmp_path.glob("*") if path.name != "__pycache__") == ["slow_module.py"]
+
+
+@pytest.mark.parametrize(("patience", "times"), [("0.5", 1), ("60", 2)])
+def test_a_way_out_that_never_ends_is_cut_short_by_patience_or_a_second_signal(tmp_path, patience, times):
+    body = f"""
+cli.PATIENCE = {patience}
+try:
+    hang()
+finally:
+    time.sleep(60)"""
+    code, said = interrupted(f"BODY = {body!r}\n{HANGING}", str(tmp_path), times=times)
+    assert (code, said) == (130, ["writing", f"npd: {cli.IN_HASTE}"])
 
 
 # how it starts

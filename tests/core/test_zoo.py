@@ -1,6 +1,7 @@
 """Cards, weights and the attacker's training."""
 
 import json
+import os
 from dataclasses import replace
 from functools import partial
 
@@ -20,10 +21,10 @@ from npd_core.events import EpochEnd, Finished, Started, StepEnd
 from npd_core.models import MODELS, build_model
 from npd_core.zoo import card as cards
 from npd_core.zoo import train, weights
-from npd_core.zoo.card import get_card, list_cards
+from npd_core.zoo.card import get_card, list_cards, unreadable_cards
 from npd_core.zoo.recipe import InLoop, Recipe, augment, default_recipe, one_cycle, overlaid, train_classifier
-from npd_core.zoo.train import parse_id, train_model, verify_model
-from npd_core.zoo.weights import load_backdoored, save_backdoored
+from npd_core.zoo.train import paper_models, parse_id, plan, train_model, verify_model
+from npd_core.zoo.weights import eight_bits, half_precision, load_backdoored, restored, save_backdoored
 
 
 @pytest.fixture
@@ -77,7 +78,19 @@ def test_damaged_and_misplaced_cards_are_refused(own_zoo):
         get_card(own_zoo.card.id)
     path.write_text("[]")
     with pytest.raises(CheckpointError, match="not a readable model card"):
-        list_cards()
+        get_card(own_zoo.card.id)
+
+
+def test_a_damaged_card_hides_no_other(own_zoo):
+    other = own_zoo.card.folder.with_name("signs-damaged")
+    other.mkdir()
+    (other / cards.CARD).write_text('{"id": "signs-dam')
+    assert list_cards() == [own_zoo.card]
+    (sentence,) = unreadable_cards()
+    assert sentence.startswith(f"{other / cards.CARD}: not a readable model card")
+    assert "remove its folder" in sentence
+    with pytest.raises(CheckpointError, match="not a readable model card"):
+        get_card("signs-damaged")
 
 
 def test_unknown_model_names_the_nearest(tiny_zoo):
@@ -94,6 +107,64 @@ def test_a_full_disk_leaves_the_old_model_whole(own_zoo, monkeypatch):
         save_backdoored(own_zoo.net, own_zoo.card)
     load_backdoored(own_zoo.card.id)
     assert [p.name for p in own_zoo.card.folder.parent.iterdir()] == [own_zoo.card.id]
+
+
+def test_a_folder_that_cannot_be_moved_leaves_the_old_model_whole(own_zoo, monkeypatch):
+    real = os.replace
+
+    def stuck(source, target):
+        if str(source).endswith(".partial"):
+            raise OSError(13, "Permission denied")
+        real(source, target)
+
+    monkeypatch.setattr(weights.os, "replace", stuck)
+    with pytest.raises(StorageError, match="Permission denied"):
+        save_backdoored(own_zoo.net, own_zoo.card)
+    load_backdoored(own_zoo.card.id)
+    assert [p.name for p in own_zoo.card.folder.parent.iterdir()] == [own_zoo.card.id]
+
+
+def test_eight_bits_have_a_scale_an_output_channel_and_come_back_to_half_a_step(own_zoo):
+    net = own_zoo.net
+    net.net.conv1.weight[0].zero_()
+    stored = eight_bits(net)
+    weight, scale = stored["net.conv1.weight"], stored["net.conv1.weight" + weights.SCALE]
+    assert (weight.dtype, scale.shape) == (torch.int8, (4, 1, 1, 1))
+    assert stored["net.layer1.0.bn1.running_var"].dtype == torch.float32
+    assert stored["net.layer1.0.bn1.weight"].dtype == torch.float16
+    assert weight[1:].abs().flatten(1).amax(1).tolist() == [127] * 3
+    again = restored(stored)
+    assert again.keys() == net.state_dict().keys()
+    off = (again["net.conv1.weight"] - net.net.conv1.weight).abs()
+    assert (off <= scale / 2 * (1 + 1e-5)).all()
+    half = half_precision(net)
+    assert sum(v.nbytes for v in stored.values()) < 0.7 * sum(v.nbytes for v in half.values())
+
+    card = save_backdoored(net, own_zoo.card, stored=stored)
+    loaded = load_backdoored(card.id).net
+    assert torch.equal(loaded.net.conv1.weight, again["net.conv1.weight"])
+
+
+def test_a_large_model_is_stored_in_eight_bits_unless_that_costs_accuracy(own_zoo, monkeypatch):
+    sets = evaluation.test_sets("signs", own_zoo.attack, 360)
+    cpu = torch.device("cpu")
+    assert stored_types(train._compact(own_zoo.net, sets, cpu)[0]) == {torch.float16}
+    monkeypatch.setattr(train, "LARGE", 0)
+    stored, measured = train._compact(own_zoo.net, sets, cpu)
+    assert stored_types(stored) == {torch.int8}
+    assert evaluation.evaluate(own_zoo.net, sets, cpu) == measured
+    assert torch.equal(own_zoo.net.net.conv1.weight, restored(stored)["net.conv1.weight"])
+    monkeypatch.setattr(train, "LOSS", -1.0)
+    assert stored_types(train._compact(own_zoo.net, sets, cpu)[0]) == {torch.float16}
+
+
+def stored_types(stored):
+    return {value.dtype for name, value in stored.items() if "conv" in name and not name.endswith(weights.SCALE)}
+
+
+def test_a_model_of_the_papers_width_takes_at_most_12_mb():
+    stored = eight_bits(build_model("preact_resnet18", 43, 64))
+    assert sum(value.nbytes for value in stored.values()) < train.LARGE
 
 
 def test_a_card_of_before_there_was_cross_accuracy_still_loads(own_zoo):
@@ -254,6 +325,44 @@ def test_a_checkpoint_that_was_poisoned_otherwise_is_refused(tmp_path):
         list(train_classifier(fresh(), relabelled, short, torch.device("cpu"), path))
 
 
+def one_epoch(path):
+    return list(train_classifier(fresh(), small_set(), replace(SMALL, epochs=1), torch.device("cpu"), path))
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "another network", "no state"])
+def test_a_damaged_checkpoint_is_refused_with_the_remedy(tmp_path, damage):
+    path = tmp_path / "a.pt"
+    one_epoch(path)
+    state = torch.load(path, weights_only=True)
+    if damage == "another network":
+        torch.save(state | {"net": build_model("preact_resnet18", 3, 6).state_dict()}, path)
+    elif damage == "no state":
+        torch.save([1, 2], path)
+    else:
+        whole = path.read_bytes()
+        path.write_bytes({"cut": whole[: len(whole) // 2], "garbage": b"x" * 5000, "empty": b""}[damage])
+    with pytest.raises(CheckpointError, match=r"a\.pt cannot be read \(.*\): delete it to start anew\.$") as caught:
+        one_epoch(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("file write failed\nmore")])
+def test_a_disk_full_at_a_checkpoint_keeps_the_one_before(tmp_path, monkeypatch, error):
+    path, real, saved = tmp_path / "a.pt", torch.save, []
+
+    def save(state, to):
+        real(state, to)
+        saved.append(state["epochs"])
+        if len(saved) > 1:
+            raise error
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(StorageError, match=r"could not be written \((\[Errno 28.*|file write failed)\): make room"):
+        list(train_classifier(fresh(), small_set(), SMALL, torch.device("cpu"), path))
+    assert [found.name for found in tmp_path.iterdir()] == ["a.pt"]
+    assert torch.load(path, weights_only=True)["epochs"] == 1
+
+
 def test_what_the_network_is_shown_is_poisoned_before_it_is_augmented(monkeypatch):
     shown = []
 
@@ -279,6 +388,16 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
     list(train_classifier(fresh(), small_set(), replace(SMALL, epochs=1), torch.device("cpu"), path))
     with pytest.raises(CheckpointError, match="another recipe"):
         list(train_classifier(fresh(), small_set(), SMALL, torch.device("cpu"), path))
+
+
+def test_a_checkpoint_of_before_pictures_grew_goes_on(tmp_path):
+    path = tmp_path / "a.pt"
+    one_epoch(path)
+    state = torch.load(path, weights_only=True)
+    recipe = json.loads(state["recipe"])
+    del recipe["growing"]
+    torch.save(state | {"recipe": json.dumps(recipe)}, path)
+    assert len(one_epoch(path)) == 2
 
 
 def test_pictures_grow_as_the_recipe_says_and_a_checkpoint_remembers_it(tmp_path):
@@ -397,20 +516,38 @@ def test_train_model_stores_what_its_trigger_needs(few_signs, attack, target):
 
 
 @pytest.mark.parametrize("attack", ["lf", "trojan"])
-def test_a_clean_network_is_trained_first_and_only_once(few_signs, attack):
+def test_a_clean_network_is_trained_first_and_only_once(few_signs, monkeypatch, attack):
     model = f"signs-{attack}-preact_resnet18-w4"
     events = list(train_model(model, epochs=1))
     assert sum(isinstance(event, Started) for event in events) == 3  # clean network, trigger, backdoored network
     clean = get_card("signs-clean-preact_resnet18-w4")
     assert (clean.poison_ratio, clean.asr, clean.ra, clean.target) == (0, None, None, "none")
     assert verify_model(model).ok
+    assert os.listdir(few_signs) == ["zoo"], "what the training kept goes with its end"
 
-    (few_signs / f"{model}.pt").unlink()
+    begun = 0
+    for event in train_model(model, epochs=1):
+        begun += isinstance(event, Started)
+        if begun == 2:  # trigger, backdoored network
+            break
+    trigger = few_signs / f"{model}.trigger.safetensors"
+    assert trigger.exists()
     again = list(train_model(model, epochs=1))
     assert sum(isinstance(event, Started) for event in again) == 1  # the trigger was kept for it
     assert again[-1].result["files"] == events[-1].result["files"]
-    (few_signs / f"{model}.trigger.safetensors").unlink()
-    assert sum(isinstance(event, Started) for event in train_model(model, epochs=1)) == 2
+
+    trigger.write_bytes(b"{}")
+    with pytest.raises(CheckpointError, match=r"trigger\.safetensors cannot be read .*delete it to start anew"):
+        list(train_model(model, epochs=1))
+    trigger.unlink()
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train, "save_file", full)
+    with pytest.raises(StorageError, match=r"trigger\.safetensors could not be written .*No space left.*make room"):
+        list(train_model(model, epochs=1))
+    assert os.listdir(few_signs) == ["zoo"]
 
 
 def test_a_ratio_that_cannot_be_is_said_before_anything_is_trained(few_signs):
@@ -418,6 +555,48 @@ def test_a_ratio_that_cannot_be_is_said_before_anything_is_trained(few_signs):
         with pytest.raises(ConfigError, match=says):
             next(train_model(f"signs-{model}-preact_resnet18-w4", poison_ratio=ratio))
     assert list(few_signs.iterdir()) == []
+
+
+def test_a_model_of_another_ratio_is_not_replaced(own_zoo, monkeypatch):
+    model = own_zoo.card.id  # of 20 %
+    with pytest.raises(
+        ConfigError, match=r"at a poison ratio of 0\.2: set NPD_ZOO_DIR to .* for one at 0\.3, or remove"
+    ):
+        next(train_model(model, poison_ratio=0.3))
+    assert plan(model, poison_ratio=0.2)[1] == 0.2
+    monkeypatch.setenv("NPD_ZOO_DIR", str(own_zoo.card.folder / "elsewhere"))
+    assert plan(model, poison_ratio=0.3)[1] == 0.3
+
+
+def test_a_new_model_has_the_demos_recipe_and_only_a_gpu_does_without_growing_pictures(own_zoo, monkeypatch):
+    recipe, ratio = plan("cifar10-blended-preact_resnet18-w8", device="cpu")
+    assert (recipe, ratio) == (default_recipe(get_dataset("cifar10"), "blended", "preact_resnet18"), 0.1)
+    assert plan("cifar10-clean-preact_resnet18-w8", poison_ratio=0.3)[1] == 0
+    assert plan("cifar10-blended-preact_resnet18-w8", epochs=2, seed=5)[0] == replace(recipe, epochs=2, seed=5)
+    monkeypatch.setattr(train, "resolve_device", lambda name: torch.device("cuda"))
+    assert plan("cifar10-blended-preact_resnet18-w8")[0] == replace(recipe, growing=())
+
+
+def test_the_command_of_every_shipped_card_makes_the_same_model_again():
+    shipped = list_cards(clean=True)
+    assert "cifar10-badnets_a2o-preact_resnet18-w32" in [card.id for card in shipped]  # 20 epochs, no growing pictures
+    for card in shipped:
+        *command, model = card.command.split()
+        assert command == ["npd", "zoo", "train"]
+        recipe, ratio = plan(model)
+        assert json.loads(json.dumps(recipe.to_dict())) == {"growing": []} | card.recipe, card.id
+        assert (recipe.seed, ratio) == (card.seed, card.poison_ratio), card.id
+        assert plan(model, epochs=recipe.epochs + 1)[0] == replace(recipe, epochs=recipe.epochs + 1)
+
+
+def test_the_paper_preset_names_every_attack_data_set_by_data_set():
+    names = paper_models()
+    assert [(name.dataset, name.arch) for name in names[::8]] == list(train.PAPER)
+    assert [name.attack for name in names[:8]] == list(attacks.ATTACKS)
+    assert {name.width for name in names} == {64}
+    assert train.PAPER_EPOCHS.keys() == {name.dataset for name in names}
+    with pytest.raises(UnknownNameError, match="Did you mean 'blended'"):
+        paper_models(4, ["blend"])
 
 
 @pytest.mark.parametrize("arch", MODELS)
