@@ -205,7 +205,13 @@ if found is not None:
     measured.whose(found, cells, card)
 
 st.subheader("Run one live")
-choice = st.selectbox("Row", list(asked), key=f"row-{question.table}", index=0 if question.axis else len(asked) - 1)
+choice = st.selectbox(
+    "Row",
+    list(asked),
+    key=f"row-{question.table}",
+    index=0 if question.axis else len(asked) - 1,
+    bind="query-params",
+)
 st.caption(f"Of the chosen model, {frame.model_title(card)}.")
 measured.run_live(asked[choice][2], card, run)
 live.warm()

@@ -120,7 +120,8 @@ gallery.show_maps(grid)
 
 st.subheader("Which channels the polarizer suppressed")
 triggered = rows == 2 and (
-    st.radio("For the picture", ["triggered", "clean"], key="channel_picture", horizontal=True) == "triggered"
+    st.radio("For the picture", ["triggered", "clean"], key="channel_picture", bind="query-params", horizontal=True)
+    == "triggered"
 )
 with choose.working():
     if mine is None:

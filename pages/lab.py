@@ -6,6 +6,7 @@ from npd_core.data.load import availability
 from npd_core.errors import NPDError, UnknownNameError
 from npd_core.figures import network as drawing
 from npd_core.jobs import queue
+from npd_core.jobs.export import has_polarizer
 from npd_core.polarizer.config import PAPER_LAYERS, default_layer
 from npd_core.zoo.card import Card
 from pages.shared import controls, frame, live, measured
@@ -81,10 +82,12 @@ def start_and_stop(card: Card, layer: str) -> None:
     try:
         if start and asked is not None:
             runs = queue.manager()
-            if runs.store.joinable(asked):
+            there = {old.id for old in runs.store.list()}
+            answer = runs.submit(asked)
+            if answer in there:
                 st.toast("Exactly this was asked for before: here is that run.", icon=":material/replay:")
             controls.forget_problems()
-            frame.open_run(runs.submit(asked))
+            frame.open_run(answer)
         if stop and run is not None:
             queue.manager().cancel(run.id)
             st.toast("Stopping after this step …", icon=":material/stop:")
@@ -100,6 +103,9 @@ if card is None:
         icon=":material/inventory_2:",
     )
     st.stop()
+if run is not None and controls.adoptable(run.request) and controls.untouched():
+    controls.adopt(run.request)
+    st.query_params.update(controls.in_address(run.request))  # a widget that is set before it is drawn does not
 
 left, right = st.columns([5, 8], gap="large")
 with left:
@@ -114,16 +120,18 @@ with right:
             live.panel(run.id, card)
             if not run.active:
                 with st.container(horizontal=True):
-                    frame.link("pages/predictions.py", "See its predictions", ":material/image_search:")
-                    frame.link("pages/attributions.py", "See what decides", ":material/center_focus_strong:")
-                    st.button(
-                        "Use the settings of this run",
-                        icon=":material/tune:",
-                        type="tertiary",
-                        key="adopt",
-                        on_click=controls.adopt,
-                        args=(run.request,),
-                    )
+                    if has_polarizer(run.folder):
+                        frame.link("pages/predictions.py", "See its predictions", ":material/image_search:")
+                        frame.link("pages/attributions.py", "See what decides", ":material/center_focus_strong:")
+                    if controls.adoptable(run.request):
+                        st.button(
+                            "Use the settings of this run",
+                            icon=":material/tune:",
+                            type="tertiary",
+                            key="adopt",
+                            on_click=controls.adopt,
+                            args=(run.request,),
+                        )
     st.subheader("Where the light is filtered")
     try:
         plan = drawing.plan(card.arch, card.width, card.image_size, card.num_classes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import streamlit as st
 
+from npd_core.jobs.export import has_polarizer
 from npd_core.jobs.store import Run
 from npd_core.polarizer.config import NPDConfig
 from pages.shared import cached, choose, controls, frame, slow
@@ -28,7 +29,7 @@ def another(count: int) -> None:
 def trained_run(selection: frame.Selection) -> Run | None:
     """The chosen run where its polarizer can be started from."""
     run = selection.run
-    usable = run is not None and not run.active and (run.folder / "polarizer.safetensors").is_file()
+    usable = run is not None and not run.active and has_polarizer(run.folder)
     return run if usable else None
 
 

@@ -53,11 +53,11 @@ wanted = first.selectbox(
     "Class",
     [ANY, *names],
     key="filter",
-    persist_state="session",
+    bind="query-params",
     help="New samples are drawn from this class of the test set.",
 )
 count = second.selectbox(
-    "Pictures", COUNTS, index=1, key="count", persist_state="session", help="How many pictures are drawn and shown."
+    "Pictures", COUNTS, index=1, key="count", bind="query-params", help="How many pictures are drawn and shown."
 )
 pool = np.flatnonzero(labels == names.index(wanted)) if wanted != ANY else np.arange(len(labels))
 key = f"{wanted}/{count}"
@@ -127,7 +127,13 @@ if run is not None and run.result:
 
 st.subheader("All classes of one picture")
 st.caption("✓ marks the true class, ⚠ the attacker’s." if backdoored else "✓ marks the true class.")
-focus = st.selectbox("Picture", found.indices, format_func=lambda k: f"#{k} · {names[labels[k]]}", key="focus")
+focus = st.selectbox(
+    "Picture",
+    found.indices,
+    format_func=lambda k: f"#{k} · {names[labels[k]]}",
+    key="focus",
+    bind="query-params",
+)
 at = found.indices.index(focus)
 st.session_state["last_picture"] = int(focus)
 slider, *columns = st.columns([2, 3, 3]) if backdoored else (None, *st.columns(2))

@@ -15,6 +15,7 @@ from npd_core.figures.tables import DEFENSES
 from npd_core.jobs import queue
 from npd_core.jobs.store import Run
 from npd_core.polarizer import presets
+from npd_core.polarizer.config import PAPER_LAYERS
 from npd_core.request import DefenseRequest
 from npd_core.zoo.card import Card
 from pages.shared import cached, choose, controls, frame, gallery, live, measured
@@ -22,7 +23,9 @@ from pages.shared.components.chart import chart
 
 FEW = 48  # clean images of the runner who has few
 PAIRS = {
-    "Our layer or the paper's": ("recommended", "paper"),
+    "Our settings or the paper's": ("recommended", "paper"),
+    "Our layer or the paper's": ("recommended", "paper_layer"),
+    "Weights that fit or too strong ones": ("recommended", "too_strong"),
     "With or without the imagined trigger": ("recommended", "too_weak"),
     "All clean images or a few": ("recommended", "few"),
     "NPD or fine-pruning": ("recommended", "fp"),
@@ -40,10 +43,14 @@ def runners() -> dict[str, tuple[str, Runner]]:
 
         return build
 
+    def at_paper_layer(card: Card) -> DefenseRequest:
+        return replace(scene("recommended")(card), layer=PAPER_LAYERS[card.arch])
+
     def other(name: str) -> Runner:
         return lambda card: measured.default_request(card, name)
 
     found = {name: (f"NPD · {scene_.title.lower()}", scene(name)) for name, scene_ in presets.SCENES.items()}
+    found["paper_layer"] = ("NPD · our settings at the paper's layer", at_paper_layer)
     found["few"] = (f"NPD · {FEW} clean images", lambda card: replace(controls.defaults(card), clean=FEW))
     return found | {name: (DEFENSES[name], other(name)) for name in CONFIGS}
 
@@ -51,6 +58,14 @@ def runners() -> dict[str, tuple[str, Runner]]:
 def take(pair: tuple[str, str]) -> None:
     """Fill both lists; for a button's `on_click`."""
     st.session_state["first"], st.session_state["second"] = pair
+
+
+def stop(runs: list[Run]) -> None:
+    """End those that still go on; a recorded run ended long ago."""
+    with choose.working():
+        for run in runs:
+            if run.active:
+                queue.manager().cancel(run.id)
 
 
 def in_address() -> list[Run]:
@@ -61,6 +76,8 @@ def in_address() -> list[Run]:
     try:
         if len(names) != 2:
             raise NPDError(f"A race has two runs, but the address names {len(names)}: start one here.")
+        if names[0] == names[1]:
+            raise NPDError(f"A race has two runs, but the address names {names[0][:40]!r} twice: start one here.")
         return [cached.find_run(name) for name in names]
     except NPDError as error:
         st.error(str(error), icon=":material/error:")
@@ -68,14 +85,12 @@ def in_address() -> list[Run]:
 
 
 def titles(runs: list[Run], card: Card) -> list[str]:
-    """Words for both runs: the runner that asks for exactly this, else the layer and the weights."""
-    known = {make(card).key: title for title, make in runners().values()}
-    words = []
-    for run in runs:
-        asked = run.request
-        plain = f"{asked.defense} · {asked.layer}" if asked.layer else asked.defense
-        words.append(known.get(asked.key, plain))
-    return words if words[0] != words[1] else [f"{word} · {run.id[:6]}" for word, run in zip(words, runs, strict=True)]
+    """Words for both runs, no two the same: the first runner that asks for exactly this, else defense and layer."""
+    known = {make(card).key: title for title, make in reversed(runners().values())}
+    words = [known.get(run.request.key, frame.repair(run)) for run in runs]
+    if words[0] == words[1]:
+        words = [f"{word} · {frame.brief(run)}" for word, run in zip(words, runs, strict=True)]
+    return words
 
 
 def lanes(runs: list[Run], names: list[str], card: Card) -> None:
@@ -149,17 +164,18 @@ first, second = (
 )
 runs = in_address()
 running = any(run.active for run in runs)
-if first == second:
-    st.caption("Choose two that differ.")
 with choose.working():
     asked = [everybody[name][1](card) for name in (first, second)]
+    same = asked[0] == asked[1]
+    if same:
+        st.caption("Choose two that differ: of this model these are one and the same.")
     if go.button(
         "Start the race",
         type="primary",
         icon=":material/flag:",
         key="start",
         width="stretch",
-        disabled=running or first == second,
+        disabled=running or same,
     ):
         st.query_params["race"] = ",".join(queue.manager().race(*asked))
         st.rerun()
@@ -169,11 +185,11 @@ if runs:
         st.caption(f"The race in the address is about `{runs[0].request.model}`.")
         with choose.working():
             card = cached.card(runs[0].request.model)
-    names = titles(runs, card)
+    with choose.working():
+        names = titles(runs, card)
     if running:
         if st.button("Stop both", icon=":material/stop:", key="stop"):
-            for run in runs:
-                queue.manager().cancel(run.id)
+            stop(runs)
         follow([run.id for run in runs], names, card)
     else:
         lanes(runs, names, card)

@@ -10,14 +10,16 @@ from npd_core import paths
 from npd_core.errors import NPDError
 from npd_core.figures.curves import read_metrics
 from npd_core.figures.runs import comparison_figure, differing, outcome_figure, read_row
-from npd_core.jobs.export import POLARIZER, has_network
+from npd_core.figures.tables import DEFENSES
+from npd_core.jobs.export import has_network, has_polarizer
 from npd_core.jobs.store import Run
-from pages.shared import cached, choose, frame, gallery, takehome
+from pages.shared import cached, choose, controls, frame, gallery, takehome
 
 MOST = 6  # runs compared at once
 COLUMNS = {
     "state": st.column_config.TextColumn("State", pinned=True),
     "model": "Model",
+    "defense": "Defense",
     "layer": "Layer",
     "acc": st.column_config.NumberColumn("ACC", format="percent", help="Clean pictures that get their true label."),
     "asr": st.column_config.NumberColumn("ASR", format="percent", help="Triggered pictures that the attacker gets."),
@@ -30,7 +32,6 @@ COLUMNS = {
     "lambda2": st.column_config.NumberColumn("λ2", help="Weight of the loss that pushes away from the target."),
     "lambda3": st.column_config.NumberColumn("λ3", help="Weight of the loss that pulls back to the true label."),
     "rho": st.column_config.NumberColumn("ρ", help="Budget of the inner perturbation."),
-    "defense": "Defense",
     "kind": st.column_config.TextColumn("Kind", help="Recorded: shipped with the project. Live: made on this machine."),
     "when": "Asked for",
     "id": "Run",
@@ -39,12 +40,12 @@ COLUMNS = {
 
 def words(run: Run) -> str:
     """A run in one line, told apart from every other by the start of its id."""
-    return f"{run.request.model} · {frame.run_title(run)} · {run.id[:6]}{run.id[16:]}"
+    return f"{run.request.model} · {frame.run_title(run)} · {frame.brief(run)}"
 
 
 def short(run: Run) -> str:
-    """Start of the id and the layer: enough to tell runs apart in a chart."""
-    return f"{run.id[:6]}{run.id[16:]} · {run.request.layer or 'default layer'}"
+    """Start of the id, the defense and its layer: enough to tell runs apart in a chart."""
+    return f"{frame.brief(run)} · {frame.repair(run)}"
 
 
 def visible() -> list[Run]:
@@ -57,11 +58,12 @@ def table(runs: list[Run]) -> None:
     rows = []
     for run in runs:
         row = read_row(run.id, run.recorded, run.state, run.created, run.request.to_dict(), run.result)._asdict()
+        row["defense"] = DEFENSES.get(row["defense"], row["defense"])
         row["when"] = frame.local_time(row.pop("created"))
         if run.state == "running":
             row["state"] = f"running, {run.share:.0%}"
         rows.append({name: row[name] for name in COLUMNS})
-    st.dataframe(rows, column_config=COLUMNS, hide_index=True, key="history")
+    st.dataframe(rows, column_config=COLUMNS, hide_index=True, placeholder="–", key="history")
 
 
 def refresh() -> None:
@@ -83,6 +85,7 @@ def details(run: Run) -> None:
         choose.outcome(run)
     first, second, third = st.columns(3)
     own = paths.own(run.request.model) is not None
+    what = "settings, curves and result" if controls.adoptable(run.request) else "curves and result"
     if own:
         with first:
             frame.link("pages/your_model.py", "Your model", ":material/upload_file:")
@@ -91,9 +94,9 @@ def details(run: Run) -> None:
         key="open",
         icon=":material/science:",
         width="stretch",
-        help="The Lab with the settings, curves and result of this run; its address can be shared.",
+        help=f"The Lab with the {what} of this run; its address can be shared.",
     ):
-        choose.go("pages/lab.py", run.id)
+        open_in_lab(run)
     if run.active and not run.recorded:
         if second.button(
             "Cancel",
@@ -118,11 +121,11 @@ def details(run: Run) -> None:
             )
     else:
         second.button(
-            "Download", key="download", disabled=True, width="stretch", help="This run left no polarizer behind."
+            "Download", key="download", disabled=True, width="stretch", help="This run left no repaired network behind."
         )
     if (
         run.result
-        and (run.folder / POLARIZER).is_file()
+        and has_polarizer(run.folder)
         and third.button("See its predictions", key="predictions", icon=":material/image_search:", width="stretch")
     ):
         choose.go("pages/predictions.py", run.id)
@@ -134,12 +137,21 @@ def details(run: Run) -> None:
             st.write("This link opens the network that you brought, with its runs.")
             takehome.share("your_model", own=run.request.model)
         else:
-            st.write("This link opens the run in the Lab, with its model, settings, curves and result.")
+            st.write(f"This link opens the run in the Lab, with its model, {what}.")
             takehome.share("lab", model=run.request.model, run=run.id)
     with st.expander("Every setting, and what was measured"):
         left, right = st.columns(2)
         left.json(run.request.to_dict())
         right.json({k: v for k, v in (run.result or {}).items() if k not in ("config", "clean_indices")})
+
+
+def open_in_lab(run: Run) -> None:
+    settings: dict[str, str] = {}
+    if controls.adoptable(run.request):
+        with choose.working():
+            controls.adopt(run.request)
+            settings = controls.in_address(run.request)
+    choose.go("pages/lab.py", run.id, **settings)
 
 
 def cancel(run: Run) -> None:
@@ -187,7 +199,7 @@ def compare(runs: list[Run]) -> None:
 
 
 def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return "–" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
 selection = frame.selection()

@@ -230,8 +230,9 @@ def lens(card: Card) -> None:
             on_pick=picked,
         )
     if actions("Train it, live", 4, icon=":material/play_arrow:"):
+        run_id = queue.manager().submit(tale.asked(story, card))  # where it is refused, this step stays
         story.step = 5
-        frame.open_run(queue.manager().submit(tale.asked(story, card)))
+        frame.open_run(run_id)
 
 
 def picked() -> None:

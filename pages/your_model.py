@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
+from npd_core import paths
 from npd_core.data.spec import NORMALISATIONS, get_dataset
 from npd_core.errors import NPDError
 from npd_core.figures import curves
@@ -147,7 +148,7 @@ def _bring(
     from npd_core.bring.entry import Settings, bring
 
     with tempfile.TemporaryDirectory(prefix="npd-own-") as folder, st.spinner("Checking the files …"):
-        paths = {}
+        files = {}
         for name, upload, most in (
             ("checkpoint", weights, CHECKPOINT_MB),
             ("clean", clean, IMAGES_MB),
@@ -158,11 +159,11 @@ def _bring(
             if upload.size > most * MB:
                 st.error(f"{upload.name[:60]} is larger than {most} MB: bring a smaller file.", icon=":material/error:")
                 return None
-            paths[name] = Path(folder) / name
-            paths[name].write_bytes(upload.getbuffer())
+            files[name] = Path(folder) / name
+            files[name].write_bytes(upload.getbuffer())
         try:
             settings = Settings(arch=arch, mean=mean, std=std, image_size=size, target=target)
-            return bring(paths["checkpoint"], paths["clean"], settings, paths.get("triggered"))
+            return bring(files["checkpoint"], files["clean"], settings, files.get("triggered"))
         except NPDError as error:
             st.error(str(error), icon=":material/error:")
             return None
@@ -255,9 +256,8 @@ def _settings(card: Card, images: int) -> DefenseRequest | None:
 
 
 def _title(run: Run) -> str:
-    layer = run.request.layer or "default layer"
     epochs = getattr(run.request.config, "epochs", 0)
-    return f"{layer} · {epochs} epochs · {run.state} · {frame.local_time(run.created)}"
+    return f"{frame.repair(run)} · {epochs} epochs · {run.state} · {frame.local_time(run.created)}"
 
 
 def _busy(runs: list[Run]) -> bool:
@@ -330,7 +330,7 @@ def outcome(run: Run, card: Card) -> None:
         _resistance(run)
     _chart(run)
     st.caption(
-        f"{frame.provenance(run)} · {run.request.layer} · D_bn of {len(result.get('clean_indices', []))} pictures"
+        f"{frame.provenance(run)} · {frame.repair(run)} · D_bn of {len(result.get('clean_indices', []))} pictures"
     )
     st.subheader("Take it home")
     takehome.downloads(run)
@@ -365,7 +365,7 @@ own: Card | None = None
 if asked := st.query_params.get("own"):
     try:
         own = get_card(asked)
-        if own.asr is not None:
+        if paths.own(own.id) is None:
             st.error(f"{asked[:60]} is a model of the zoo: choose it in the Lab.", icon=":material/error:")
             own = None
     except NPDError as error:

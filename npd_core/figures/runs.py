@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from npd_core.defenses.config import CONFIGS
 from npd_core.figures import theme
 from npd_core.figures.curves import METRICS, MetricCurves
 
@@ -24,10 +25,11 @@ class Row(NamedTuple):
     state: str
     model: str
     defense: str
-    layer: str
-    lambda2: float
-    lambda3: float
-    rho: float
+    layer: str | None
+    """None, as are lambda2, lambda3 and rho, for a baseline, which has no polarizer."""
+    lambda2: float | None
+    lambda3: float | None
+    rho: float | None
     acc_before: float | None
     acc: float | None
     asr_before: float | None
@@ -58,17 +60,20 @@ def read_row(
     result = result or {}
     before, after = result.get("before") or {}, result.get("after") or {}
     config = request.get("config") or {}
-    lambda2, lambda3, rho = (float(config.get(name, 0.0)) for name in ("lambda2", "lambda3", "rho"))
+    defense = str(request.get("defense", "npd"))
+    layer = result.get("layer") or request.get("layer") or "default"
+    if defense in CONFIGS:
+        layer, config = None, {}
     return Row(
         run_id,
         "recorded" if recorded else "live",
         state,
         str(request.get("model", "")),
-        str(request.get("defense", "npd")),
-        str(result.get("layer") or request.get("layer") or "default"),
-        lambda2,
-        lambda3,
-        rho,
+        defense,
+        layer,
+        config.get("lambda2"),
+        config.get("lambda3"),
+        config.get("rho"),
         before.get("acc"),
         after.get("acc"),
         before.get("asr"),

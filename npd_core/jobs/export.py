@@ -60,7 +60,7 @@ def archive(folder: Path, model: str = "MODEL") -> bytes:
         StorageError: a file could not be read.
     """
     if not has_network(folder):
-        raise CheckpointError(f"{folder.name} has no polarizer to take home yet. Choose a run that has finished.")
+        raise CheckpointError(f"{folder.name} has nothing to take home yet. Choose a run that has finished.")
     files: dict[str, bytes] = {}
     for name in FILES:
         if (folder / name).is_file():
@@ -76,7 +76,12 @@ def archive(folder: Path, model: str = "MODEL") -> bytes:
 
 def has_network(folder: Path) -> bool:
     """Whether a run left something to take home: a polarizer, or the network that a baseline repaired."""
-    return (folder / POLARIZER).is_file() or (folder / REPAIRED).is_file()
+    return has_polarizer(folder) or (folder / REPAIRED).is_file()
+
+
+def has_polarizer(folder: Path) -> bool:
+    """Whether a run left a polarizer; that of a baseline, which repairs the whole network, has none."""
+    return (folder / POLARIZER).is_file()
 
 
 def pack(files: Mapping[str, bytes]) -> bytes:

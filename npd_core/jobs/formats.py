@@ -34,10 +34,13 @@ README = """The network of a run, repaired: {what}
 about.json   which network it is, its classes, and what was measured before and after, as fractions
 use.py       uses the file without the Neural Polarizer Lab: python use.py PICTURE ...
 
-Pictures go in as numbers in [0, 1], (N, 3, {size}, {size}); the network normalises them itself. The polarizer is folded
-into the layers beside it, so there is no extra layer to carry; that holds for pictures of this size alone.
-Its logits equal those of the polarized network up to the rounding of float32.
+Pictures go in as numbers in [0, 1], (N, 3, {size}, {size}); the network normalises them itself.
+{how}
 """
+FOLDED = """The polarizer is folded into the layers beside it, so there is no extra layer to carry; that holds for
+pictures of this size alone. Its logits equal those of the polarized network up to the rounding of float32."""
+WHOLE = """The defense repaired the whole network: there is no polarizer, and no layer was added. Its logits equal
+those of the network that the run measured, up to the rounding of float32."""
 
 
 class Repaired(NamedTuple):
@@ -90,11 +93,13 @@ def model_archive(folder: Path, kind: str) -> bytes:
     card = found.backdoored.card
     name = f"model.{kind}"
     what = f"{card.id}, by {found.run.request.defense}"
+    how = FOLDED if isinstance(found.net, PolarizedNet) else WHOLE
+    words = README.format(what=what, file=f"{name:<12} {MODEL_FORMATS[kind]}", size=card.image_size, how=how)
     files = {
         name: WRITERS[kind](found.plain, card.image_size),
         "about.json": (json.dumps(about(found), indent=2, ensure_ascii=False) + "\n").encode(),
         "use.py": script(kind, card.arch).encode(),
-        "README.txt": README.format(what=what, file=f"{name:<12} {MODEL_FORMATS[kind]}", size=card.image_size).encode(),
+        "README.txt": words.encode(),
     }
     return pack(files)
 

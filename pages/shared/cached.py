@@ -16,11 +16,15 @@ import numpy as np
 import streamlit as st
 
 from npd_core import paths
+from npd_core.defenses.config import CONFIGS
 from npd_core.errors import CheckpointError, UnknownNameError
 from npd_core.experiments.record import TableRecord, list_tables, read_table, table_path
+from npd_core.figures.tables import DEFENSES
+from npd_core.jobs.export import has_polarizer
 from npd_core.jobs.store import Run, RunStore
 from npd_core.polarizer.snapshots import snapshot_epochs, snapshot_file
-from npd_core.zoo.card import Card, get_card, list_cards
+from npd_core.zoo import card as card_file
+from npd_core.zoo.card import Card, get_card
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,14 +69,23 @@ def stamp(folder: Path) -> Stamp:
 
 def cards() -> list[Card]:
     """Cards of the zoo, sorted by id; those of networks without a backdoor too."""
+    return _zoo()[0]
+
+
+def unreadable_cards() -> list[str]:
+    """A sentence for each model of the zoo that is left out because its card is damaged."""
+    return _zoo()[1]
+
+
+def _zoo() -> tuple[list[Card], list[str]]:
     root = paths.pretrained()
     folders = sorted(root.iterdir()) if root.is_dir() else []
-    return _cards(str(root), tuple(stamp(folder) for folder in folders if folder.is_dir()))
+    return _read_zoo(str(root), tuple((folder.name, stamp(folder)) for folder in folders if folder.is_dir()))
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
-def _cards(root: str, stamps: tuple[Stamp, ...]) -> list[Card]:
-    return list_cards(clean=True)
+def _read_zoo(root: str, stamps: tuple[tuple[str, Stamp], ...]) -> tuple[list[Card], list[str]]:
+    return card_file.list_cards(clean=True), card_file.unreadable_cards()
 
 
 def card(model_id: str) -> Card:
@@ -235,18 +248,28 @@ def usable_runs(model_id: str) -> list[Run]:
     return [
         run
         for run in all_runs()
-        if run.request.model == model_id
-        and run.state in ("finished", "stopped")
-        and (Path(run.folder) / "polarizer.safetensors").is_file()
+        if run.request.model == model_id and run.state in ("finished", "stopped") and has_polarizer(run.folder)
     ]
+
+
+def no_polarizer(run: Run) -> str:
+    """Why a run has no polarizer to show, and what to do, in words."""
+    if run.request.defense in CONFIGS:
+        name = DEFENSES.get(run.request.defense, run.request.defense)
+        return (
+            f"Run {run.id} is of {name}, which repairs the whole network: it has no polarizer to show. "
+            "Choose a run of NPD."
+        )
+    why = f": {run.message}" if run.message else " yet."
+    return f"Run {run.id} is {run.state} and has no polarizer to show{why} Choose a finished run."
 
 
 def polarized(run_id: str) -> PolarizedNet:
     """The model of the run with its polarizer in place: eval, shared. Raises UnknownNameError, CheckpointError."""
     run = find_run(run_id)
     folder = Path(run.folder)
-    if not (folder / "polarizer.safetensors").is_file():
-        raise CheckpointError(f"Run {run_id} is {run.state} and has no polarizer yet. Choose a finished run.")
+    if not has_polarizer(folder):
+        raise CheckpointError(no_polarizer(run))
     source = paths.pretrained() / card(run.request.model).id
     return _polarized(run.request.model, str(folder), stamp(source), stamp(folder))
 

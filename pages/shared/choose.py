@@ -13,6 +13,7 @@ import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
 from npd_core.errors import NPDError
+from npd_core.jobs.export import has_polarizer
 from npd_core.jobs.store import Run
 from npd_core.zoo.card import Card
 from pages.shared import cached, frame
@@ -48,13 +49,10 @@ def finished_run(selection: frame.Selection) -> Run | None:
     assert selection.card is not None
     run = selection.run
     if run is not None and run.request.model == selection.card.id:
-        if (run.folder / "polarizer.safetensors").is_file() and not run.active:
+        if has_polarizer(run.folder) and not run.active:
             st.caption(f"Polarizer of run `{run.id}` · {frame.provenance(run)}")
             return run
-        st.warning(
-            f"Run {run.id} is {run.state} and has no polarizer to show{': ' + run.message if run.message else ' yet.'}",
-            icon=":material/hourglass_empty:",
-        )
+        st.warning(cached.no_polarizer(run), icon=":material/hourglass_empty:")
     with working():
         usable = cached.usable_runs(selection.card.id)
     if not usable:
@@ -66,7 +64,9 @@ def finished_run(selection: frame.Selection) -> Run | None:
         frame.link("pages/lab.py", "Train a polarizer in the Lab", ":material/science:")
         return None
     run = usable[0]
-    st.caption(f"No finished run was chosen: showing `{run.id}` · {frame.run_title(run)} · {frame.provenance(run)}")
+    st.caption(
+        f"No run with a polarizer was chosen: showing `{run.id}` · {frame.run_title(run)} · {frame.provenance(run)}"
+    )
     return run
 
 
@@ -164,12 +164,13 @@ def follow(widget: str) -> None:
     st.session_state["_open_run"] = st.session_state[widget]
 
 
-def go(page: str, run_id: str) -> None:
-    """Leave for another page with this run chosen there; says how to get there when the page runs alone."""
+def go(page: str, run_id: str, **settings: str) -> None:
+    """Leave for another page with this run chosen there, and these settings in its address; says how to get there when
+    the page runs alone."""
     st.session_state["_open_run"] = run_id
     name = page.removeprefix("pages/").removesuffix(".py")
     try:
-        frame.open_page(name, {"run": run_id})
+        frame.open_page(name, {"run": run_id, **settings})
     except StreamlitAPIException:
         st.info(f"In the app, open {name}?run={run_id}.", icon=":material/link:")
 

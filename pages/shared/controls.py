@@ -318,24 +318,48 @@ def reset(card: Card) -> None:
     adopt(defaults(card))
 
 
+def adoptable(asked: DefenseRequest) -> bool:
+    """Whether a run was asked for with settings of the Lab, which trains NPD itself."""
+    return asked.defense == "npd"
+
+
+def untouched() -> bool:
+    """Whether neither the address nor this session has a setting yet."""
+    return not any(name in st.session_state or name in st.query_params for name in (*ALL, "layer"))
+
+
 def adopt(asked: DefenseRequest) -> None:
     """Set every widget to what a run was asked for; what lies outside a widget's range goes to its end."""
     forget_problems()
+    for key, value in _widget_values(asked).items():
+        st.session_state[key] = value
+
+
+def in_address(asked: DefenseRequest) -> dict[str, str]:
+    """What an address says that sets every widget to what a run was asked for: all that differs from the preset, but
+    for the early stop of `never`, which an address cannot say."""
+    preset = _widget_values(defaults(cached.card(asked.model)))
+    wanted = _widget_values(asked)
+    return {key: str(value) for key, value in wanted.items() if value not in (None, preset.get(key))}
+
+
+def _widget_values(asked: DefenseRequest) -> dict[str, Any]:
+    """By key, within the range of each widget; without the layer where the default is asked for."""
     clean = asked.clean
     if isinstance(clean, float):
         clean = round(clean * get_dataset(cached.card(asked.model).dataset).train_images)
+    found: dict[str, Any] = {"layer": asked.layer} if asked.layer else {}
     for key, value in {"clean": clean, **asked.config.to_dict()}.items():
         if key not in ALL:
             continue
         setting = ALL[key]
         if value is None or setting.kind == "choice":
-            st.session_state[key] = value
+            found[key] = value
         else:
             high = setting.high if setting.high is not None else value
             inside = min(max(value, setting.low), high)
-            st.session_state[key] = int(inside) if setting.kind == "int" else float(inside)
-    if asked.layer:
-        st.session_state["layer"] = asked.layer
+            found[key] = int(inside) if setting.kind == "int" else float(inside)
+    return found
 
 
 def _draw_pairs(rows: Sequence[Setting], values: dict[str, Any]) -> None:

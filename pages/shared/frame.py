@@ -15,7 +15,9 @@ from streamlit.errors import StreamlitAPIException
 
 from npd_core import paths
 from npd_core.attack_facts import ATTACK_INFO
+from npd_core.defenses.config import CONFIGS
 from npd_core.errors import NPDError
+from npd_core.figures.tables import DEFENSES
 from npd_core.jobs.store import Run
 from npd_core.zoo.card import Card
 from pages.shared import cached, controls, view
@@ -170,6 +172,8 @@ def header(page: str = "") -> None:
         return
     view.dress(page, open_page)
     cards = {card.id: card for card in _cards()}
+    for sentence in cached.unreadable_cards():
+        st.warning(sentence, icon=":material/warning:")
     runs = {run.id: run for run in cached.all_runs()}
     chosen = state.setdefault("_chosen", {"model": None, "run": NO_RUN})
     _read_address(cards, runs)
@@ -251,8 +255,20 @@ def run_title(run: Run | None) -> str:
     end = f"ASR {result['after']['asr']:.1%}" if result.get("after", {}).get("asr") is not None else run.state
     kind = "recorded" if run.recorded else "live"
     when = local_time(run.created)
-    layer = run.request.layer or result.get("layer") or "default layer"
-    return f"{kind} · {layer} · {end} · {when}"
+    return f"{kind} · {repair(run)} · {end} · {when}"
+
+
+def repair(run: Run) -> str:
+    """The defense of a run and its layer, as "NPD · layer4.1.conv1"; a baseline has none: "FP"."""
+    name = DEFENSES.get(run.request.defense, run.request.defense)
+    if run.request.defense in CONFIGS:
+        return name
+    return f"{name} · {run.request.layer or (run.result or {}).get('layer') or 'default layer'}"
+
+
+def brief(run: Run) -> str:
+    """The start of a run's id, with the number that tells it from others of the same request."""
+    return f"{run.id[:6]}{run.id[16:]}"
 
 
 def provenance(run: Run) -> str:
@@ -287,15 +303,11 @@ def join_app() -> None:
 
 def _cards() -> list[Card]:
     """The zoo, the built-in data set first: what it shows works on every machine. Honest networks come last of each."""
-    try:
-        order = {attack: place for place, attack in enumerate(ATTACK_TITLES)}
-        return sorted(
-            cached.cards(),
-            key=lambda c: (c.dataset != "signs", c.dataset, order.get(c.attack, len(order)), c.width, c.id),
-        )
-    except NPDError as error:
-        st.error(str(error), icon=":material/error:")
-        return []
+    order = {attack: place for place, attack in enumerate(ATTACK_TITLES)}
+    return sorted(
+        cached.cards(),
+        key=lambda c: (c.dataset != "signs", c.dataset, order.get(c.attack, len(order)), c.width, c.id),
+    )
 
 
 def _draw_choice(page: str, cards: dict[str, Card], runs: dict[str, Run], fitting: list[str]) -> None:
@@ -322,7 +334,8 @@ def _draw_choice(page: str, cards: dict[str, Card], runs: dict[str, Run], fittin
             format_func=lambda name: run_title(runs.get(name)),
             key="run",
             on_change=_run_changed,
-            help="A trained polarizer of this model. The link in the address bar opens the same run elsewhere.",
+            help="What was trained for this model: a polarizer, or another defense. The link in the address bar opens "
+            "the same run elsewhere.",
         )
 
 

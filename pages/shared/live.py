@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -11,6 +10,7 @@ from npd_core import paths
 from npd_core.errors import NPDError
 from npd_core.figures import curves
 from npd_core.jobs import apart, queue
+from npd_core.jobs.export import has_polarizer
 from npd_core.jobs.store import Run, RunStore
 from npd_core.zoo.card import Card
 from pages.shared import cached, filmstrip, frame
@@ -216,7 +216,7 @@ def _status(run: Run, done: curves.Progress, epochs: int) -> None:
             words += f" · about {max(1, round(left))} s left" if left is not None else ""
         st.progress(done.share, f":material/play_circle: {words}")
     elif run.state == "failed":
-        kept = " The last good polarizer is kept." if (Path(run.folder) / "polarizer.safetensors").is_file() else ""
+        kept = " The last good polarizer is kept." if has_polarizer(run.folder) else ""
         st.error(f"{run.message or 'This run failed.'}{kept}", icon=":material/error:")
     elif run.state == "interrupted":
         st.warning(

@@ -106,9 +106,7 @@ def _ask(card: Card, names: tuple[str, ...]) -> Own | None:
     key = f"own_trigger_{len(kinds)}"
     if TRIGGER in st.query_params and key not in st.session_state:
         st.session_state[key] = PAINTED
-    kind = st.segmented_control(
-        "Trigger", kinds, default=kinds[0], required=True, key=key, persist_state="session"
-    )
+    kind = st.segmented_control("Trigger", kinds, default=kinds[0], required=True, key=key, persist_state="session")
     if kind == TRAINED:
         st.query_params.pop(TRIGGER, None)
     if source == TEST:

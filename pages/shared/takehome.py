@@ -9,22 +9,24 @@ from urllib.parse import urlencode, urlsplit
 import streamlit as st
 
 from npd_core.errors import NPDError
-from npd_core.jobs.export import MODEL_FORMATS, has_network, qr_code
+from npd_core.jobs.export import MODEL_FORMATS, has_network, has_polarizer, qr_code
 from npd_core.jobs.store import Run
 from pages.shared import cached
 
 TITLES = {"safetensors": "Weights", "pt2": "PyTorch graph", "onnx": "ONNX"}
+FOLDED = "The polarizer is folded into the layers beside it."
+WHOLE = "The defense repaired the whole network: there is no polarizer, and no layer was added."
 LOCAL = ("localhost", "127.0.0.1", "[::1]", "0.0.0.0")
 
 
 def downloads(run: Run) -> None:
     """The files of an ended run. Each is made when it is asked for."""
     if not has_network(run.folder):
-        st.caption("This run left no polarizer behind, so there is nothing to take home.")
+        st.caption("This run left no repaired network behind, so there is nothing to take home.")
         return
     st.write(
         "The repaired network as a file of its own, with a program of a few lines that uses it without this app. "
-        "The polarizer is folded into the layers beside it."
+        + (FOLDED if has_polarizer(run.folder) else WHOLE)
     )
     name = f"{run.request.model}-{run.id}"
     with st.grid("auto", min_column_width=220):

@@ -19,6 +19,7 @@ from npd_core.data.images import decode_overlay, overlay
 from npd_core.data.load import availability
 from npd_core.figures import theme
 from npd_core.figures.predictions import data_url, judge, top_classes
+from npd_core.jobs.export import has_polarizer
 from npd_core.jobs.store import Run
 from npd_core.request import DefenseRequest
 from npd_core.zoo.card import Card
@@ -189,7 +190,7 @@ def asked(found: Tale, card: Card) -> DefenseRequest:
 def purified(run: Run, images: np.ndarray) -> np.ndarray:
     """Probabilities, (N, K), of `images` with the polarizer of a run, or of its last epoch while it goes on."""
     kept = cached.epochs_of(run.folder)
-    if (run.folder / "polarizer.safetensors").is_file() or not kept:
+    if has_polarizer(run.folder) or not kept:
         return cached.predict(run.request.model, run.id, images)
     return cached.at_epoch(run.id, kept[-1], images)
 

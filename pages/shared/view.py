@@ -6,12 +6,13 @@ part which a view may leave out stands in a container whose key starts with "vie
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NoReturn
 
 import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
+from npd_core import paths
 from npd_core.errors import NPDError
 from npd_core.jobs.store import Run
 from npd_core.lessons import PARTS, Place, View, get_view
@@ -105,17 +106,26 @@ def keep_watch(page: str, runs: Callable[[], list[Run]]) -> None:
     """At a booth: big type, and back to the loop when nobody has touched anything for a while.
 
     Args:
-        runs: reads all runs; while one that the address names goes on, nothing is reset.
+        runs: reads all runs; while one that the address is about goes on, nothing is reset.
     """
     st.html(BIG_TYPE)
 
     @st.fragment(run_every=CHECK)
     def watch() -> None:
-        named = {part for value in st.query_params.to_dict().values() for part in value.split(",")}
-        busy = any(run.active and run.id in named for run in runs())
-        countdown(page=page, busy=busy, idle=IDLE, key="idle")
+        countdown(page=page, busy=going_on(runs(), st.query_params.to_dict()), idle=IDLE, key="idle")
 
     watch()
+
+
+def going_on(runs: Iterable[Run], address: Mapping[str, str]) -> bool:
+    """Whether a run goes on that the address names, by its id or as one of a network that the visitor brought; a model
+    of the zoo is named without a run of one's own."""
+    named = {part for value in address.values() for part in value.split(",")}
+    return any(
+        run.id in named or (run.request.model in named and paths.own(run.request.model) is not None)
+        for run in runs
+        if run.active
+    )
 
 
 def _bar(place: Place, go: Go, page: str) -> None:

@@ -97,6 +97,7 @@ def unpacked(content: bytes, folder: Path) -> dict:
 def test_safetensors_of_each_kind_of_insertion_point(saved, tmp_path, layer):
     folder, net = saved(layer)
     home = unpacked(model_archive(folder, "safetensors"), tmp_path / "home")
+    assert "The polarizer is folded" in (tmp_path / "home" / "README.txt").read_text()
     x = torch.rand(3, 3, 32, 32)
     torch.testing.assert_close(home["logits"](x), net(x), atol=TOLERANCE, rtol=1e-4)
     about = json.loads((tmp_path / "home" / "about.json").read_text())
@@ -172,6 +173,10 @@ def test_a_network_repaired_by_a_baseline_goes_home_too(tiny_zoo, tmp_path):
     home = unpacked(model_archive(folder, "safetensors"), tmp_path / "home")
     x = torch.rand(3, 3, 32, 32)
     torch.testing.assert_close(home["logits"](x), found.net(x), atol=1e-5, rtol=1e-5)
+    words = (tmp_path / "home" / "README.txt").read_text()
+    assert "repaired the whole network" in words
+    assert "folded" not in words
+    assert "polarized" not in words
     with zipfile.ZipFile(io.BytesIO(archive(folder, tiny_zoo))) as packed:
         assert {"model.safetensors", "repaired.json", "README.txt"} <= set(packed.namelist())
 

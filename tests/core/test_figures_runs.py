@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from npd_core.defenses.config import CONFIGS
 from npd_core.errors import CheckpointError
 from npd_core.figures.curves import MetricCurves
 from npd_core.figures.runs import comparison_figure, differing, outcome_figure, read_row
@@ -38,6 +39,13 @@ def test_row_of_a_finished_run() -> None:
 def test_row_of_a_run_without_result() -> None:
     row = read_row("abc", True, "running", 5.0, replace(REQUEST, layer=None).to_dict(), None)
     assert (row.kind, row.layer, row.acc, row.asr, row.ra, row.der, row.seconds) == ("recorded", "default", *[None] * 5)
+
+
+def test_row_of_a_baseline_has_no_layer_and_no_weights() -> None:
+    asked = DefenseRequest(model="m", defense="fp", config=CONFIGS["fp"]())
+    row = read_row("abc", False, "finished", 5.0, asked.to_dict(), RESULT | {"layer": None})
+    assert (row.defense, row.layer, row.lambda2, row.lambda3, row.rho) == ("fp", *[None] * 4)
+    assert row.der == RESULT["der"]
 
 
 def test_only_settings_that_differ_are_named() -> None:
@@ -84,5 +92,5 @@ def test_archive_takes_what_there_is_and_nothing_else(tmp_path: Path) -> None:
         assert packed.read("result.json") == b"result.json"
         assert packed.testzip() is None
     (tmp_path / "polarizer.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="no polarizer to take home"):
+    with pytest.raises(CheckpointError, match="nothing to take home"):
         archive(tmp_path)

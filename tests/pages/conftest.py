@@ -99,6 +99,29 @@ def make_run(tiny_zoo: str, runs_dir: Path) -> Callable[..., Run]:
 
 
 @pytest.fixture
+def make_baseline(tiny_zoo: str, runs_dir: Path) -> Callable[..., Run]:
+    """Puts a finished run of a baseline into the store of this test, without training: `make_baseline("fp")`."""
+    from npd_core.defenses import preset_for
+    from npd_core.defenses.artifact import save_repaired
+    from npd_core.zoo.weights import load_backdoored
+
+    def build(defense: str = "fp", **settings: object) -> Run:
+        found = load_backdoored(tiny_zoo)
+        config = replace(preset_for(defense, found.card), **settings)  # type: ignore[arg-type]
+        request = DefenseRequest(model=tiny_zoo, defense=defense, clean=24, config=config, watch=20)
+        store = RunStore(runs_dir)
+        run_id = store.create(request)
+        digest = found.card.files["model.safetensors"]
+        meta = {"model": tiny_zoo, "model_sha256": digest, "defense": defense}
+        save_repaired(found.net, store.get(run_id).folder, meta)
+        store.set_result(run_id, {"model": tiny_zoo, "defense": defense, "before": BEFORE, "after": AFTER, "der": 0.96})
+        store.set_state(run_id, "finished", started=1.0, ended=2.0)
+        return store.get(run_id)
+
+    return build
+
+
+@pytest.fixture
 def make_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., TableRecord]:
     """Writes the record of a table: `make_table("table1", [cell, ...], "signs")`; without one, nothing is recorded."""
     monkeypatch.setenv("NPD_TABLES_DIR", str(tmp_path / "tables"))

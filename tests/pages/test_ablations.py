@@ -59,6 +59,15 @@ def test_rows_of_loss_terms_and_a_run_of_one(
     assert (asked.model, asked.defense, config.epochs) == (tiny_zoo, "npd", whole.epochs)
 
 
+def test_the_row_comes_from_the_address(tiny_zoo: str, desk: Any, make_table: Callable, open_page: Open) -> None:
+    page = open_page("ablations", **{"row-table3": "bn + bce1"}).run()
+    assert errors(page) == []
+    assert page.selectbox(key="row-table3").value == "bn + bce1"
+    page = open_page("ablations", **{"row-table3": "nothing"}).run()
+    assert errors(page) == []
+    assert page.selectbox(key="row-table3").value == page.selectbox(key="row-table3").options[-1]
+
+
 def test_each_target_is_a_variant(tiny_zoo: str, desk: Any, make_table: Callable, open_page: Open) -> None:
     page = open_page("ablations", question="Targeted or not").run()
     assert "`npd table 4 --quick --dataset signs`" in page.info[0].value

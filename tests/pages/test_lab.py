@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,10 +30,11 @@ class Desk:
         self.owner = Owner(folder)
         self.asked: list[DefenseRequest] = []
         self.cancelled: list[str] = []
+        self.usable: Callable[[Run], bool] = lambda run: True
 
     def submit(self, request: DefenseRequest) -> str:
         self.asked.append(request)
-        return self.store.join_or_create(request, owner=self.owner.name)[0]
+        return self.store.join_or_create(request, owner=self.owner.name, usable=self.usable)[0]
 
     def cancel(self, run_id: str) -> None:
         self.cancelled.append(run_id)
@@ -162,6 +164,60 @@ def test_a_finished_run_in_the_address_is_opened(desk: Desk, make_run: Make, ope
     assert errors(page) == []
     assert page.number_input(key="seed").value == 5
     assert page.number_input(key="epochs").value == 2
+
+
+def test_a_link_to_a_run_brings_its_settings(desk: Desk, make_run: Make, open_page: Open) -> None:
+    run = make_run(seed=5, lambda2=0.85, layer="layer3.0.conv1", early_stop=None, lambda4=0.25)
+    page = open_page("lab", run=run.id).run()
+    assert errors(page) == []
+    page.button(key="reset").click().run()
+    assert page.slider(key="lambda2").value == 0.1, "once"
+    page = open_page("lab", run=run.id).run()
+    address = page.query_params
+    assert (address["lambda2"], address["layer"], address["lambda4"]) == ("0.85", "layer3.0.conv1", "0.25")
+    reloaded = open_page("lab", **address).run()
+    for opened in (page, reloaded):
+        opened.button(key="start").click().run()
+        assert errors(opened) == []
+    first, second = desk.asked
+    assert (first.layer, first.config) == (run.request.layer, run.request.config)
+    assert second == replace(first, config=replace(first.config, early_stop=0.6)), "an address cannot say never"
+
+
+def test_an_address_with_settings_keeps_them(desk: Desk, make_run: Make, open_page: Open) -> None:
+    run = make_run(seed=5, lambda2=0.85)
+    page = open_page("lab", run=run.id, epochs="7").run()
+    assert errors(page) == []
+    assert page.number_input(key="epochs").value == 7
+    assert page.slider(key="lambda2").value == 0.1
+
+
+def test_a_run_of_a_baseline_has_no_settings_for_the_lab(desk: Desk, make_baseline: Make, open_page: Open) -> None:
+    run = make_baseline("fp", seed=5)
+    page = open_page("lab", run=run.id).run()
+    assert errors(page) == []
+    assert page.number_input(key="seed").value == 0
+    assert "adopt" not in [button.key for button in page.button]
+    assert page.selectbox(key="run").options[1].startswith("live · FP · ASR 3.0%")
+
+
+def test_only_an_answer_that_was_there_is_told_as_one(
+    desk: Desk, make_run: Make, tiny_zoo: str, open_page: Open
+) -> None:
+    page = open_page("lab").run()
+    page.button(key="start").click().run()
+    assert not page.toast
+    (asked,) = desk.asked
+    desk.store.set_state(asked.key, "finished")
+    desk.store.set_result(asked.key, {"before": {}, "after": {}})
+    page = open_page("lab").run()
+    page.button(key="start").click().run()
+    assert ["here is that run" in toast.value for toast in page.toast] == [True]
+    desk.usable = lambda run: False  # its model was trained anew
+    page = open_page("lab").run()
+    page.button(key="start").click().run()
+    assert page.query_params["run"] == f"{asked.key}-2"
+    assert not page.toast
 
 
 def test_a_queued_run_says_its_place_and_can_be_stopped(tiny_zoo: str, desk: Desk, open_page: Open) -> None:

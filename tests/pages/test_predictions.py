@@ -112,6 +112,39 @@ def test_a_changed_polarizer_is_refused_and_the_page_works(open_page: Open, make
     assert "backdoored" in gallery_of(page)
 
 
+def test_a_run_of_a_baseline_has_no_polarizer_and_says_so(open_page: Open, make_run: Make, make_baseline: Make) -> None:
+    repaired, good = make_baseline("fp"), make_run(seed=2)
+    for name in ("predictions", "attributions"):
+        page = open_page(name, run=repaired.id).run()
+        assert errors(page) == []
+        (said,) = [element.value for element in page.warning]
+        assert said == (
+            f"Run {repaired.id} is of FP, which repairs the whole network: it has no polarizer to show. "
+            "Choose a run of NPD."
+        )
+        assert any(good.id in caption.value for caption in page.caption)
+
+
+def test_what_is_chosen_is_in_the_address(open_page: Open, make_run: Make) -> None:
+    make_run()
+    page = open_page("predictions", filter="yield", count="6", images="5,17", focus="#17 · yield").run()
+    assert errors(page) == []
+    assert (page.selectbox(key="filter").value, page.selectbox(key="count").value) == ("yield", 6)
+    assert "#5 ·" in gallery_of(page)
+
+
+def test_the_picture_in_focus_is_in_the_address(open_page: Open, make_run: Make) -> None:
+    make_run()
+    page = open_page("predictions", images="5,17").run()
+    title = page.selectbox(key="focus").options[1]
+    page = open_page("predictions", images="5,17", focus=title).run()
+    assert errors(page) == []
+    assert page.selectbox(key="focus").value == 17
+    page.number_input(key="number").set_value(99).run()
+    assert errors(page) == []
+    assert page.selectbox(key="focus").value == 99, "the other picture is gone"
+
+
 def test_a_run_without_polarizer_gives_way_to_a_finished_one(open_page: Open, make_run: Make) -> None:
     failed, good = make_run(polarizer=False, seed=1), make_run(seed=2)
     page = open_page("predictions", run=failed.id, images="5").run()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from npd_core import paths
 from npd_core.defenses import preset_for
 from npd_core.jobs import queue
-from npd_core.jobs.store import Run
+from npd_core.jobs.store import Owner, Run, RunStore
+from npd_core.polarizer.config import PAPER_LAYERS, default_layer
 from npd_core.polarizer.presets import scene
 from npd_core.request import DefenseRequest
 from npd_core.zoo.card import get_card
@@ -46,6 +51,69 @@ def test_both_runners_start_together_and_the_address_names_them(
     assert page.query_params["race"] == f"{first.key},{second.key}"
 
 
+@pytest.mark.parametrize(("pair", "differ"), [("paper_layer", {"layer"}), ("too_strong", {"lambda2", "lambda3"})])
+def test_a_pair_differs_in_what_its_name_says_alone(
+    pair: str,
+    differ: set[str],
+    tiny_zoo: str,
+    runs_dir: object,
+    asked: list[tuple[DefenseRequest, DefenseRequest]],
+    open_page: Open,
+) -> None:
+    page = open_page("race").run()
+    page.button(key=f"pair-{pair}").click().run()
+    page.button(key="start").click().run()
+    assert not page.exception, page.exception
+    plain = [one.to_dict() | one.config.to_dict() | {"config": None} for one in asked[0]]
+    assert {name for name in plain[0] if plain[0][name] != plain[1][name]} == differ
+    assert plain[1]["layer"] == (PAPER_LAYERS["preact_resnet18"] if pair == "paper_layer" else plain[0]["layer"])
+
+
+def test_two_that_ask_for_the_same_do_not_race(
+    tiny_zoo: str, runs_dir: object, open_page: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PAPER_LAYERS, "preact_resnet18", default_layer("preact_resnet18", "signs"))
+    page = open_page("race").run()
+    page.button(key="pair-paper_layer").click().run()
+    assert not page.exception, page.exception
+    assert page.button(key="start").disabled
+    assert any("one and the same" in element.value for element in page.caption)
+
+
+def test_two_runs_of_one_request_have_names_of_their_own(make_run: Callable[..., Run], open_page: Open) -> None:
+    first = make_run(seed=0)
+    shutil.copytree(first.folder, first.folder.with_name(f"{first.id}-2"))
+    page = open_page("race", race=f"{first.id},{first.id}-2").run()
+    assert not page.exception, page.exception
+    assert not page.error
+    names = [element.value for element in page.markdown if "-badge[" in element.value]
+    assert names[0].split(" :")[0] == f"**NPD · layer4.1.conv1 · {first.id[:6]}**"
+    assert names[1].split(" :")[0] == f"**NPD · layer4.1.conv1 · {first.id[:6]}-2**"
+
+
+def test_stopping_a_race_against_a_recorded_run_ends_the_other(
+    make_run: Callable[..., Run],
+    tiny_zoo: str,
+    runs_dir: Path,
+    tmp_path: Path,
+    open_page: Open,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recorded = make_run(seed=0)
+    folder = tmp_path / "recorded"
+    folder.mkdir()
+    shutil.move(recorded.folder, folder / recorded.id)
+    monkeypatch.setattr(paths, "recorded", lambda: folder)
+    owner = Owner(runs_dir)
+    waiting = RunStore(runs_dir).create(replace(recorded.request, clean=24), owner=owner.name)
+    page = open_page("race", race=f"{recorded.id},{waiting}").run()
+    page.button(key="stop").click().run()
+    assert not page.exception, page.exception
+    assert not page.error
+    assert RunStore(runs_dir).stop_asked(waiting)
+    owner.release()
+
+
 def test_a_runner_does_not_race_against_itself(tiny_zoo: str, runs_dir: object, open_page: Open) -> None:
     page = open_page("race").run()
     page.selectbox(key="second").select("recommended").run()
@@ -63,7 +131,12 @@ def test_a_finished_race_says_who_leads_and_in_what_they_differ(make_run: Callab
 
 
 @pytest.mark.parametrize(
-    ("race", "says"), [("0123456789abcdef,0123456789abcdee", "There is no run"), ("one", "names 1")]
+    ("race", "says"),
+    [
+        ("0123456789abcdef,0123456789abcdee", "There is no run"),
+        ("one", "names 1"),
+        ("one,one", "names 'one' twice"),
+    ],
 )
 def test_an_address_that_leads_nowhere_is_one_sentence(
     race: str, says: str, tiny_zoo: str, runs_dir: object, open_page: Open

@@ -57,6 +57,38 @@ def test_a_run_of_the_address_is_the_one_shown_and_can_be_taken_home(open_page: 
         assert run.request.model in packed.read("README.txt").decode()
 
 
+def test_a_baseline_is_named_and_has_no_layer(open_page: Open, make_run: Make, make_baseline: Make) -> None:
+    polarized, repaired = make_run(), make_baseline("fp")
+    page = open_page("runs", run=repaired.id).run()
+    assert errors(page) == []
+    rows = page.dataframe[0].value.set_index("id")
+    assert list(rows.loc[repaired.id][["defense", "layer", "lambda2", "rho"]].isna()) == [False, True, True, True]
+    assert list(rows["defense"][[repaired.id, polarized.id]]) == ["FP", "NPD"]
+    titles = page.selectbox(key="inspect").options
+    assert any(" · live · FP · ASR 3.0% · " in title for title in titles)
+    assert any(" · live · NPD · layer4.1.conv1 · ASR 3.0% · " in title for title in titles)
+    said = " ".join(element.value for element in page.markdown)
+    assert "The defense repaired the whole network" in said
+    assert "folded" not in said
+    assert "with its model, curves and result." in said
+    page.multiselect(key="compare").set_value([polarized.id, repaired.id]).run()
+    assert errors(page) == []
+    names = json.loads(page.get("plotly_chart")[-1].proto.spec)["data"][0]["x"]
+    assert names == [f"{polarized.id[:6]} · NPD · layer4.1.conv1", f"{repaired.id[:6]} · FP"]
+
+
+def test_opening_a_run_in_the_lab_takes_its_settings_along(open_page: Open, make_run: Make) -> None:
+    run = make_run(seed=5, lambda2=0.85)
+    page = open_page("runs", run=run.id)
+    page.session_state["lambda2"] = 0.2  # of a visit to the Lab
+    page.run()
+    page.button(key="open").click().run()
+    assert errors(page) == []
+    assert page.session_state["lambda2"] == 0.85
+    assert page.session_state["seed"] == 5
+    assert any("with its model, settings, curves and result." in element.value for element in page.markdown)
+
+
 def test_a_finished_run_is_offered_in_every_format_with_a_link(open_page: Open, make_run: Make) -> None:
     run = make_run()
     page = open_page("runs", run=run.id).run()

@@ -19,6 +19,7 @@ from streamlit.testing.v1 import AppTest
 from npd_core import paths
 from npd_core.attacks import get_attack
 from npd_core.data.load import load_dataset
+from npd_core.errors import NPDError
 from npd_core.figures.gallery import Answer, Item, data_address, write_gallery
 from npd_core.jobs.store import Run
 from npd_core.polarizer.artifact import load_snapshot, save_snapshot
@@ -208,6 +209,21 @@ def test_the_lens_is_trained_where_the_visitor_put_it(tiny_zoo: str, desk, open_
     other = open_page("story", step="4").run()
     other.button(key="story-go-4").click().run()
     assert desk.asked[1].layer == default_layer("preact_resnet18", "signs")
+
+
+def test_a_training_that_is_refused_leaves_the_step(tiny_zoo: str, desk, open_page: Open, monkeypatch) -> None:
+    def refuse(request: object) -> str:
+        raise NPDError("64 runs are waiting already: try again when some of them have ended.")
+
+    monkeypatch.setattr(desk, "submit", refuse)
+    page = open_page("story", step="4").run()
+    page.button(key="story-go-4").click().run()
+    assert not page.exception, page.exception
+    assert ["runs are waiting already" in error.value for error in page.error] == [True]
+    page.run()
+    assert page.query_params["step"] == "4"
+    assert page.title[0].value == "Put a thin lens into the network"
+    assert not page.info
 
 
 def with_epochs(run: Run, scales: dict[int, float]) -> Path:

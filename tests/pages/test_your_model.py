@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 import time
+import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +52,15 @@ def brought(files: tuple[Path, Path]) -> Card:
 def upload(page: AppTest, files: tuple[Path, Path]) -> None:
     for name, path in zip(("own_checkpoint", "own_clean"), files, strict=True):
         page.file_uploader(key=name).upload(path.name, path.read_bytes())
+
+
+def test_the_server_takes_uploads_as_large_as_the_page_offers(open_page: Open, tiny_zoo: str, runs_dir: Path) -> None:
+    most = tomllib.loads((paths.ROOT / ".streamlit" / "config.toml").read_text())["server"]["maxUploadSize"]
+    page = open_page("your_model").run()
+    assert errors(page) == []
+    offered = {box.key: box.proto.max_upload_size_mb for box in page.file_uploader}
+    assert offered["own_checkpoint"] >= 45, "a network of width 64"
+    assert max(offered.values()) <= most
 
 
 def test_files_are_checked_and_the_network_opens(open_page: Open, files: tuple[Path, Path]) -> None:
@@ -118,6 +130,20 @@ def test_unknown_and_foreign_addresses(open_page: Open, tiny_zoo: str, runs_dir:
     assert ["bring it again" in text for text in errors(page)] == [True]
     page = open_page("your_model", own=tiny_zoo).run()
     assert ["model of the zoo" in text for text in errors(page)] == [True]
+
+
+def test_an_honest_network_of_the_zoo_is_not_taken_for_a_brought_one(
+    tiny_zoo_folder: Path, tiny_zoo: str, runs_dir: Path, tmp_path: Path, open_page: Open, monkeypatch
+) -> None:
+    honest = tmp_path / "zoo" / "signs-clean-preact_resnet18-w4"
+    shutil.copytree(tiny_zoo_folder / tiny_zoo, honest)
+    card = json.loads((honest / "card.json").read_text())
+    card |= {"id": honest.name, "attack": "clean", "attack_params": {}, "target": "none", "asr": None, "ra": None}
+    (honest / "card.json").write_text(json.dumps(card))
+    monkeypatch.setenv("NPD_ZOO_DIR", str(honest.parent))
+    page = open_page("your_model", own=honest.name).run()
+    assert ["model of the zoo" in text for text in errors(page)] == [True]
+    assert page.button(key="own_bring").disabled
 
 
 def test_runs_of_brought_networks_are_not_shown_to_others(open_page: Open, brought: Card) -> None:

@@ -49,8 +49,8 @@ def painter(
         picture: PNG data URI, size x size pixels.
         size: height and width in pixels, 32 or 64.
         trigger: RGBA PNG data URI of the same size, a stamp in its own place; None: there is only the brush.
-        start: what an empty board begins with, as this function returned it elsewhere: it counts as painted, and the stamp
-            waits until it is asked for.
+        start: what an empty board begins with, as this function returned it elsewhere: it counts as painted, and the
+            stamp waits until it is asked for.
         on_change: called after the pointer (or key) was released on a change; `st.session_state[key].overlay` has it.
     A painter that was away for a while (another page, another choice) starts anew.
 
