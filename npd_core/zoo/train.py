@@ -216,14 +216,14 @@ def _attack_for(
         return get_attack(CLEAN, name.dataset)
     if name.attack not in MAKE:
         return (yield from make_attack(name.attack, name.dataset, data, seed=seed))
-    path = trigger_path(model_id(*name))
+    path, params = trigger_path(model_id(*name)), own_params(name)
     made = {"attack": name.attack, "seed": str(seed), "epochs": str(epochs)}
     if path.exists():
         try:
             with safetensors.safe_open(path, "pt") as file:
                 same = file.metadata() == made
             if same:
-                return get_attack(name.attack, name.dataset, load_file(path))
+                return get_attack(name.attack, name.dataset, load_file(path), **params)
         except (OSError, safetensors.SafetensorError, ConfigError) as error:
             raise damaged(path, error) from error
     net = None
@@ -234,7 +234,7 @@ def _attack_for(
                 if not isinstance(event, Finished):
                     yield event
         net = load_backdoored(clean).net.to(device)
-    attack = yield from make_attack(name.attack, name.dataset, data, net, seed=seed, device=device)
+    attack = yield from make_attack(name.attack, name.dataset, data, net, seed=seed, device=device, **params)
     partial = path.with_suffix(".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -246,6 +246,12 @@ def _attack_for(
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
     return attack
+
+
+def own_params(name: ModelName) -> dict[str, int]:
+    """What an attack is given for a model. The networks that make the trigger of Input-aware are as wide, beside the
+    network that they attack, as the paper's: 32 channels at width 64."""
+    return {"width": max(4, name.width // 2)} if name.attack == "input_aware" else {}
 
 
 def fresh_network(name: ModelName, recipe: Recipe) -> Normalized:

@@ -460,6 +460,12 @@ def test_default_recipes_follow_the_data_set():
     assert default_recipe(get_dataset("signs"), "badnets_a2o", arch, epochs=1).epochs == 1
 
 
+def test_the_painters_of_input_aware_are_as_wide_in_proportion_as_the_papers():
+    widths = {width: train.own_params(parse_id(f"signs-input_aware-preact_resnet18-w{width}")) for width in (4, 16, 64)}
+    assert widths == {4: {"width": 4}, 16: {"width": 8}, 64: {"width": 32}}
+    assert train.own_params(parse_id("signs-wanet-preact_resnet18-w16")) == {}
+
+
 @pytest.mark.parametrize("arch", MODELS)
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_every_architecture_takes_the_pictures_of_every_recipe(dataset, arch):
