@@ -90,6 +90,8 @@ def test_train_watch_reload_and_reconnect(lab, workshop, browser: Browser, watch
         guest = other.new_page()
         guest.goto(f"{workshop.url}/lab?run={run}", wait_until="domcontentloaded")
         expect(charts(guest).first).to_be_visible(timeout=SLOW)
+        guest.wait_for_url(re.compile(r"epochs=200.*seed=11|seed=11.*epochs=200"))  # the settings of the run came along
+        expect(guest.get_by_label("Seed", exact=True)).to_have_value("11")
         if state(workshop, run) == "running":
             guest.get_by_test_id("stMainBlockContainer").get_by_role("button", name="Stop").click()
         wait_for_end(guest)
