@@ -28,7 +28,7 @@ def resolve_device(name: str = "auto") -> torch.device:
         raise ConfigError(f"Device {name!r} is not on this machine: use auto or cpu.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         last = torch.cuda.device_count() - 1
-        raise ConfigError(f"Device {name!r} is not on this machine, whose last one is cuda:{last}: use that, or auto.")
+        raise ConfigError(f"Device {name!r} is not on this machine, whose last one is cuda:{last}: use auto or one that is here.")
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"Device {name!r} is not supported: use auto, cpu or cuda.")
     return device
