@@ -27,8 +27,10 @@ def resolve_device(name: str = "auto") -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"Device {name!r} is not on this machine: use auto or cpu.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        last = torch.cuda.device_count() - 1
-        raise ConfigError(f"Device {name!r} is not on this machine, whose last one is cuda:{last}: use auto or one that is here.")
+        last = f"cuda:{torch.cuda.device_count() - 1}"
+        raise ConfigError(
+            f"Device {name!r} is not on this machine, whose last one is {last}: use auto or one of those."
+        )
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"Device {name!r} is not supported: use auto, cpu or cuda.")
     return device
