@@ -51,7 +51,7 @@ TERMS = {
 
 def published(table: str, dataset: str, attack: str, defense: str, row: Mapping[str, Any]) -> Published | None:
     """What the paper prints for a cell; None where it has no such cell. Tables 1 and 2 are one, on two data sets."""
-    attack, defense = ATTACKS[attack], DEFENSES[defense]
+    before, attack, defense = undefended(dataset, attack), ATTACKS[attack], DEFENSES[defense]
     where: dict[str, tuple[str, ...]] = {"table4": (attack, defense), "table7": ("running_time_sec", defense)}
     if table == "table3":
         where["table3"] = (attack, TERMS[row["terms"]])
@@ -70,7 +70,6 @@ def published(table: str, dataset: str, attack: str, defense: str, row: Mapping[
     if table == "table7":
         return Published(seconds=found)
     said = _fractions(found)
-    before = undefended(dataset, attack)
     if before is None or None in (*before[:2], *said[:3]):
         return said
     rating = der(Metrics(before.acc, before.asr), Metrics(said.acc, said.asr))  # type: ignore[arg-type]
@@ -78,13 +77,9 @@ def published(table: str, dataset: str, attack: str, defense: str, row: Mapping[
 
 
 def undefended(dataset: str, attack: str) -> Published | None:
-    """What the paper prints for the backdoored network itself; None where it has no such row.
-
-    Args:
-        attack: by our name or the paper's.
-    """
+    """What the paper prints for the backdoored network itself; None where it has no such row."""
     for table in ("table1", "table2"):
-        found = paper()[table].get(dataset, {}).get(ATTACKS.get(attack, attack), {}).get("Backdoored")
+        found = paper()[table].get(dataset, {}).get(ATTACKS[attack], {}).get("Backdoored")
         if found is not None:
             return _fractions(found)
     return None

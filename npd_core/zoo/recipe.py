@@ -149,13 +149,15 @@ def train_classifier(
     optimizer = torch.optim.SGD(
         net.parameters(), lr=recipe.peak_lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
     )
-    images, labels, how = data.images.to(device), data.labels.to(device), _poisoning(data, in_loop)
+    images, labels = data.images.to(device), data.labels.to(device)
     per_epoch = len(labels) // recipe.batch_size
     if per_epoch == 0:
         raise ConfigError(f"{len(labels)} images are fewer than one batch of {recipe.batch_size}: use a smaller batch.")
-    first, seconds = 0, 0.0
-    if checkpoint is not None and checkpoint.exists():
-        first, seconds = _resume(checkpoint, net, optimizer, recipe, how, in_loop)
+    kept, first, seconds = None, 0, 0.0
+    if checkpoint is not None:
+        trigger = None if in_loop is None else in_loop.trigger
+        kept = _Checkpoint(checkpoint, net, optimizer, recipe, _poisoning(data, in_loop), trigger)
+        first, seconds = kept.resume()
     run = torch.compile(net, dynamic=False) if compiled else net
     yield Started(recipe.epochs, 0, per_epoch, len(labels), str(device))
     total = recipe.epochs * per_epoch
@@ -191,75 +193,78 @@ def train_classifier(
             yield StepEnd(epoch, step, {"total": loss.detach()})
         mean = float(loss_sum) / per_epoch
         seconds += time.perf_counter() - began
-        if checkpoint is not None:
-            _save(checkpoint, net, optimizer, recipe, how, in_loop, epoch + 1, seconds)
+        if kept is not None:
+            kept.save(epoch + 1, seconds)
         yield EpochEnd(epoch, {"total": mean}, seconds)
     net.eval()
     yield Finished(recipe.epochs - 1, seconds)
 
 
+class _Checkpoint(NamedTuple):
+    """What a training keeps after every epoch, and where; with it an interrupted one goes on, on the same set alone."""
+
+    path: Path
+    net: Normalized
+    optimizer: torch.optim.Optimizer
+    recipe: Recipe
+    poisoning: dict[str, Any]
+    trigger: DynamicTrigger | None
+
+    def save(self, epochs: int, seconds: float) -> None:
+        """Raises StorageError; the state after the epoch before then stays."""
+        state = {
+            "net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "epochs": epochs,
+            "seconds": seconds, "recipe": json.dumps(self.recipe.to_dict()), "poisoning": json.dumps(self.poisoning),
+        }  # fmt: skip
+        if self.trigger is not None:
+            state["trigger"] = self.trigger.state_dict()
+        partial = self.path.with_suffix(".partial")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(state, partial)
+            os.replace(partial, self.path)
+        except (OSError, RuntimeError) as error:  # torch says RuntimeError where the disk is full
+            raise unwritable(self.path, error) from error
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+    def resume(self) -> tuple[int, float]:
+        """Load what was saved, and say after how many epochs and seconds it was; (0, 0) where nothing was. Raises
+        CheckpointError."""
+        path = self.path
+        if not path.exists():
+            return 0, 0.0
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            recipe, poisoning = Recipe.from_dict(json.loads(state["recipe"])), json.loads(state.get("poisoning", "{}"))
+        except (OSError, EOFError, pickle.UnpicklingError, *_UNFIT) as error:
+            raise damaged(path, error) from error
+        if recipe != self.recipe:
+            raise CheckpointError(
+                f"{path} belongs to another recipe: delete it, or train with the recipe that it holds."
+            )
+        if poisoning != self.poisoning:
+            raise CheckpointError(
+                f"{path} belongs to a training that poisons in another way: delete it to start anew, "
+                "or set NPD_CHECKPOINTS_DIR to another folder."
+            )
+        try:
+            if self.trigger is not None:
+                self.trigger.load_state_dict(state["trigger"])
+            self.net.load_state_dict(state["net"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            return int(state["epochs"]), float(state["seconds"])
+        except _UNFIT as error:
+            raise damaged(path, error) from error
+
+
 def _poisoning(data: PoisonedSet, in_loop: InLoop | None) -> dict[str, Any]:
-    """What the attacker's set is, in a few characters: a training goes on only on the very same one."""
+    """What the attacker's set is, in a few characters."""
     digest = hashlib.sha256()
     for part in (data.images, data.labels):
         digest.update(part.cpu().contiguous().numpy().data)
     return {"set": digest.hexdigest(), "ratio": None if in_loop is None else in_loop.ratio}
-
-
-def _save(
-    path: Path,
-    net: Normalized,
-    optimizer: torch.optim.Optimizer,
-    recipe: Recipe,
-    how: dict[str, Any],
-    in_loop: InLoop | None,
-    epochs: int,
-    seconds: float,
-) -> None:
-    partial = path.with_suffix(".partial")
-    state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "epochs": epochs, "seconds": seconds}
-    if in_loop is not None:
-        state["trigger"] = in_loop.trigger.state_dict()
-    state |= {"recipe": json.dumps(recipe.to_dict()), "poisoning": json.dumps(how)}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, partial)
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # torch says RuntimeError where the disk is full
-        raise unwritable(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-
-
-def _resume(
-    path: Path,
-    net: Normalized,
-    optimizer: torch.optim.Optimizer,
-    recipe: Recipe,
-    how: dict[str, Any],
-    in_loop: InLoop | None,
-) -> tuple[int, float]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        known, poisoning = Recipe.from_dict(json.loads(state["recipe"])), json.loads(state.get("poisoning", "{}"))
-    except (OSError, EOFError, pickle.UnpicklingError, *_UNFIT) as error:
-        raise damaged(path, error) from error
-    if known != recipe:
-        raise CheckpointError(f"{path} belongs to another recipe: delete it, or train with the recipe that it holds.")
-    if poisoning != how:
-        raise CheckpointError(
-            f"{path} belongs to a training that poisons in another way: delete it to start anew, "
-            "or set NPD_CHECKPOINTS_DIR to another folder."
-        )
-    try:
-        if in_loop is not None:
-            in_loop.trigger.load_state_dict(state["trigger"])
-        net.load_state_dict(state["net"])
-        optimizer.load_state_dict(state["optimizer"])
-        return int(state["epochs"]), float(state["seconds"])
-    except _UNFIT as error:
-        raise damaged(path, error) from error
 
 
 _UNFIT = (RuntimeError, LookupError, ValueError, TypeError, AttributeError)

@@ -180,7 +180,7 @@ def comparison_chart(runs: Sequence[Run], tracks: Mapping[str, MetricCurves], mo
         tracks: what was measured so far, by the words for each run, in the order of `runs`.
     """
     marks = tuple(f"{run.id} {run.state} {len(seen.epochs)}" for run, seen in zip(runs, tracks.values(), strict=True))
-    return _comparison_chart(marks, tuple(tracks), mode, dict(tracks))
+    return _comparison_chart(marks, tuple(tracks), mode, tracks)
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
