@@ -20,7 +20,7 @@ from npd_core.errors import NPDError
 from npd_core.figures.tables import DEFENSES
 from npd_core.jobs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import cached, controls, view
+from pages.shared import cached, controls, gallery, view
 from pages.shared.components import appearance
 
 NO_RUN = "none"
@@ -167,7 +167,7 @@ def header(page: str = "") -> None:
     """
     state = st.session_state
     state["_framed"] = True
-    appearance.follow()
+    appearance.follow(gallery.mode())
     if page == "booth":
         return
     view.dress(page, open_page)

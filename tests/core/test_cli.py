@@ -812,7 +812,8 @@ import torch
 from npd_core.models import build_model
 from npd_core.zoo import recipe
 net = build_model('preact_resnet18', 3, 4)
-recipe._save(folder / 'x.pt', net, torch.optim.SGD(net.parameters(), 0.1), recipe.Recipe(), {}, None, 1, 1.0)""",
+sgd = torch.optim.SGD(net.parameters(), 0.1)
+recipe._Checkpoint(folder / 'x.pt', net, sgd, recipe.Recipe(), {}, None).save(1, 1.0)""",
     "a training that waits": """
 def steps():
     (folder / 'half').touch()

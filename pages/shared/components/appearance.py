@@ -18,7 +18,12 @@ def _nothing() -> None:
     """The rerun is all that is wanted: each one says which theme is on."""
 
 
-def follow() -> None:
-    """Run the script again whenever the theme changes, by the app's menu or by the system. Draws nothing."""
+def follow(drawn: str) -> None:
+    """Run the script again when the theme is another than `drawn`, changed by the app's menu or by the system. Draws
+    nothing.
+
+    Args:
+        drawn: "light" or "dark", for which this run of the script draws.
+    """
     with st.container(key="appearance"):
-        _mount(key="appearance-watch", height="content", on_changed_change=_nothing)
+        _mount(key="appearance-watch", height="content", data={"drawn": drawn}, on_changed_change=_nothing)
