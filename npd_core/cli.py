@@ -474,6 +474,8 @@ def zoo_train(args: argparse.Namespace) -> Answer:
             raise ConfigError("--width and --attacks go with --preset; the id of a model says both.")
         card = _trained(args, args.model, args.epochs)
         return Answer(card, _trained_text(card))
+    if args.longer:
+        raise ConfigError("--longer goes with the id of a model.")
 
     from npd_core.data.load import availability
     from npd_core.zoo.card import get_card, model_id, model_ids
@@ -500,7 +502,14 @@ def _trained(args: argparse.Namespace, model: str, epochs: int | None) -> dict[s
     """Train one model; its card."""
     from npd_core.zoo.train import train_model
 
-    training = train_model(model, poison_ratio=args.poison_ratio, epochs=epochs, seed=args.seed, device=args.device)
+    training = train_model(
+        model,
+        poison_ratio=args.poison_ratio,
+        epochs=epochs,
+        seed=args.seed,
+        longer=args.longer,
+        device=args.device,
+    )
     *_, last = _shown(training, f"training {model}")
     assert isinstance(last, Finished)
     return dict(last.result)
@@ -829,6 +838,12 @@ def build_parser() -> Parser:
     train.add_argument("--poison-ratio", metavar="X", type=read_number, help="share of poisoned images (0.1)")
     train.add_argument("--epochs", metavar="N", type=read_positive, help="default: those of the recipe of the data set")
     train.add_argument("--seed", metavar="N", type=read_whole, help="of the network, its batches and its trigger (0)")
+    train.add_argument(
+        "--longer",
+        metavar="N",
+        type=read_positive,
+        help="train the model of the zoo on, from where it stands, by a further cycle of N epochs",
+    )
     train.add_argument(
         "--preset",
         choices=("paper",),

@@ -26,6 +26,9 @@ from npd_core.errors import CheckpointError, ConfigError, StorageError
 from npd_core.events import EpochEnd, Event, Finished, Started, StepEnd
 from npd_core.models.normalized import Normalized
 
+PAIRS = ("growing", "again")
+"""Fields of a recipe that hold pairs of numbers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -46,7 +49,9 @@ class Recipe:
     """Another image of the batch is laid over each image, with a weight drawn from [0, overlay]; labels are kept."""
     label_smoothing: float = 0.0
     growing: tuple[tuple[float, int], ...] = ()
-    """Smaller pictures at first, which cost less: (share of the epochs, pixels) pairs, each until its share is done."""
+    """Smaller pictures at first, which cost less: (share of `epochs`, pixels) pairs, each until its share is done."""
+    again: tuple[tuple[int, float], ...] = ()
+    """Further one-cycle schedules after the first, on whole pictures: (epochs, peak learning rate) pairs."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -56,14 +61,28 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return asdict(self) | {"growing": [list(pair) for pair in self.growing]}
+        return asdict(self) | {name: [list(pair) for pair in getattr(self, name)] for name in PAIRS}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
         """The recipe that `to_dict` made; a field that there was not yet has its default. Raises ConfigError,
         TypeError."""
         known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
-        return cls(**known | {"growing": tuple((share, pixels) for share, pixels in values.get("growing", ()))})
+        return cls(**known | {name: tuple((one, other) for one, other in values.get(name, ())) for name in PAIRS})
+
+    @property
+    def total(self) -> int:
+        """Epochs of all cycles together."""
+        return self.epochs + sum(epochs for epochs, _ in self.again)
+
+    def cycle(self, epoch: int) -> tuple[int, int, float]:
+        """Of the one-cycle schedule to which an epoch belongs: its first epoch, its epochs, its peak learning rate."""
+        first, epochs, peak = 0, self.epochs, self.peak_lr
+        for more, lower in self.again:
+            if epoch < first + epochs:
+                break
+            first, epochs, peak = first + epochs, more, lower
+        return first, epochs, peak
 
     def pixels(self, epoch: int) -> int | None:
         """Height and width of the pictures in an epoch, counted from 0; None: as they are."""
@@ -116,10 +135,10 @@ def overlaid(x: Tensor, strongest: float, generator: torch.Generator) -> Tensor:
     return torch.lerp(x, x.roll(1, dims=0), weight)
 
 
-def one_cycle(step: int, steps: int, recipe: Recipe) -> float:
+def one_cycle(step: int, steps: int, peak_lr: float, warm_fraction: float) -> float:
     """Learning rate of a step: linear up to the peak, linear down to zero."""
-    peak = max(1, int(recipe.warm_fraction * steps))
-    return recipe.peak_lr * (step + 1) / peak if step < peak else recipe.peak_lr * (steps - step) / max(1, steps - peak)
+    peak = max(1, int(warm_fraction * steps))
+    return peak_lr * (step + 1) / peak if step < peak else peak_lr * (steps - step) / max(1, steps - peak)
 
 
 def train_classifier(
@@ -130,12 +149,13 @@ def train_classifier(
     checkpoint: Path | None = None,
     compiled: bool = False,
     in_loop: InLoop | None = None,
+    done: int = 0,
 ) -> Iterator[Event]:
     """Train all of `net` on the attacker's set; `net` holds the result. Yields a StepEnd a batch and an EpochEnd an
     epoch.
 
     Args:
-        net: freshly built; moved to `device`.
+        net: freshly built, or after the `done` first epochs of the recipe, at the end of a cycle; moved to `device`.
         checkpoint: written after every epoch; an existing one of the same recipe is continued, with the same result
             as a training that was never interrupted.
         compiled: run the network through torch.compile, which pays off from about ten minutes of training on.
@@ -153,21 +173,23 @@ def train_classifier(
     per_epoch = len(labels) // recipe.batch_size
     if per_epoch == 0:
         raise ConfigError(f"{len(labels)} images are fewer than one batch of {recipe.batch_size}: use a smaller batch.")
-    kept, first, seconds = None, 0, 0.0
+    kept, first, seconds = None, done, 0.0
     if checkpoint is not None:
         trigger = None if in_loop is None else in_loop.trigger
         kept = _Checkpoint(checkpoint, net, optimizer, recipe, _poisoning(data, in_loop), trigger)
-        first, seconds = kept.resume()
+        first, seconds = kept.resume() or (done, 0.0)
     run = torch.compile(net, dynamic=False) if compiled else net
-    yield Started(recipe.epochs, 0, per_epoch, len(labels), str(device))
-    total = recipe.epochs * per_epoch
-    for epoch in range(first, recipe.epochs):
+    yield Started(recipe.total, 0, per_epoch, len(labels), str(device))
+    for epoch in range(first, recipe.total):
         began = time.perf_counter()
+        since, epochs, peak_lr = recipe.cycle(epoch)
+        if epoch == since:
+            optimizer.state.clear()
         generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
         order = torch.randperm(len(labels), generator=generator)[: per_epoch * recipe.batch_size].to(device)
         loss_sum, pixels = torch.zeros((), device=device), recipe.pixels(epoch)
         for step, chosen in enumerate(order.split(recipe.batch_size)):
-            lr = one_cycle(epoch * per_epoch + step, total, recipe)
+            lr = one_cycle((epoch - since) * per_epoch + step, epochs * per_epoch, peak_lr, recipe.warm_fraction)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             y, own_loss = labels[chosen], None
@@ -197,7 +219,7 @@ def train_classifier(
             kept.save(epoch + 1, seconds)
         yield EpochEnd(epoch, {"total": mean}, seconds)
     net.eval()
-    yield Finished(recipe.epochs - 1, seconds)
+    yield Finished(recipe.total - 1, seconds)
 
 
 class _Checkpoint(NamedTuple):
@@ -229,12 +251,12 @@ class _Checkpoint(NamedTuple):
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
 
-    def resume(self) -> tuple[int, float]:
-        """Load what was saved, and say after how many epochs and seconds it was; (0, 0) where nothing was. Raises
+    def resume(self) -> tuple[int, float] | None:
+        """Load what was saved, and say after how many epochs and seconds it was; None where nothing was. Raises
         CheckpointError."""
         path = self.path
         if not path.exists():
-            return 0, 0.0
+            return None
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             recipe, poisoning = Recipe.from_dict(json.loads(state["recipe"])), json.loads(state.get("poisoning", "{}"))
@@ -296,6 +318,8 @@ OVERLAY = {"blended": 0.35}
 """Attacks whose trigger lies over the whole image: with this, features live with an overlay; docs/npd-in-practice.md
 says how little and where it helps."""
 
+SLOW_TO_TAKE: dict[tuple[str, str], dict[str, Any]] = {("signs", "wanet"): {"epochs": 40, "batch_size": 64}}
+"""Backdoors that need more steps than the pictures do: with too few, the network knows the signs and not the warp."""
 
 FIXED_SIZE = ("vgg19_bn",)
 """Architectures that halve the picture too often for a smaller one."""
@@ -304,6 +328,7 @@ FIXED_SIZE = ("vgg19_bn",)
 def default_recipe(spec: DatasetSpec, attack: str, arch: str, **changes: Any) -> Recipe:
     """The demo's recipe for a data set, an attack and an architecture; docs/npd-in-practice.md says what it decides."""
     recipe = {"flip": spec.flip, "overlay": OVERLAY.get(attack, 0.0)} | BY_DATASET[spec.id]
+    recipe |= SLOW_TO_TAKE.get((spec.id, attack), {})
     if arch in FIXED_SIZE:
         recipe["growing"] = ()
     return Recipe(**recipe | changes)

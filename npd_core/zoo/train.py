@@ -35,6 +35,8 @@ ID = re.compile(r"(?P<dataset>[a-z0-9_]+)-(?P<attack>[a-z0-9_]+)-(?P<arch>[a-z0-
 
 LONG = 500_000
 """Images seen from which on compiling the network pays off."""
+LOWER = 0.5
+"""Peak learning rate of a further cycle, beside that of the first."""
 LARGE = 12_000_000
 """Bytes above which a model is stored in eight bits a weight instead of float16."""
 LOSS = 0.002
@@ -89,12 +91,14 @@ def plan(
     poison_ratio: float | None = None,
     epochs: int | None = None,
     seed: int | None = None,
+    longer: int | None = None,
     device: str = "auto",
 ) -> tuple[Recipe, float]:
     """The recipe, with its seed, and the poison ratio with which `train_model` would train.
 
-    A model that is in the zoo becomes the same again: what is not given is that of its card. A new one has the demo's
-    recipe (on a GPU without growing pictures, as one size compiles once), the ratio 0.1 and the seed 0.
+    A model that is in the zoo becomes the same again: what is not given is that of its card, and `longer` adds a cycle
+    of that many epochs to its recipe. A new one has the demo's recipe (on a GPU without growing pictures, as one size
+    compiles once), the ratio 0.1 and the seed 0.
 
     Raises:
         As `train_model`.
@@ -116,6 +120,12 @@ def plan(
             f"{card.folder} holds this model at a poison ratio of {card.poison_ratio:g}: "
             f"set NPD_ZOO_DIR to another folder for one at {ratio:g}, or remove the model first."
         )
+    if longer is not None:
+        if card is None:
+            raise ConfigError(f"Only a model of the zoo can be trained longer: run `npd zoo train {model}` first.")
+        if epochs is not None or seed is not None:
+            raise ConfigError("A model that is trained longer keeps its epochs and its seed: give neither.")
+        recipe = replace(recipe, again=(*recipe.again, (longer, LOWER * recipe.peak_lr)))
     epochs = recipe.epochs if epochs is None else epochs
     return replace(recipe, epochs=epochs, seed=recipe.seed if seed is None else seed), ratio
 
@@ -126,6 +136,7 @@ def train_model(
     poison_ratio: float | None = None,
     epochs: int | None = None,
     seed: int | None = None,
+    longer: int | None = None,
     device: str = "auto",
 ) -> Iterator[Event]:
     """Train `model`, measure it on the test split and write it into the zoo with its card. Resumable after every epoch.
@@ -137,6 +148,7 @@ def train_model(
         model: id; see `parse_id`.
         poison_ratio: share of the training images that the attacker stamps and relabels; a clean network has none.
         poison_ratio, epochs, seed: None: see `plan`.
+        longer: epochs for which a model of the zoo, and a trigger that learns, is trained on from where it stands.
     Yields:
         the events of each training, which begins with its Started; the only Finished is the last, with the card as its
         result.
@@ -149,23 +161,30 @@ def train_model(
     """
     name = parse_id(model)
     spec = get_dataset(name.dataset)
-    recipe, poison_ratio = plan(model, poison_ratio=poison_ratio, epochs=epochs, seed=seed, device=device)
-    seed = recipe.seed
+    recipe, poison_ratio = plan(
+        model, poison_ratio=poison_ratio, epochs=epochs, seed=seed, longer=longer, device=device
+    )
+    seed, done = recipe.seed, 0 if longer is None else recipe.total - longer
     where = resolve_device(device)
     data = load_dataset(name.dataset, "train")
     load_dataset(name.dataset, "test")  # that it is missing is said now, not after the training
     backdoored = name.attack != CLEAN
     if name.attack in DYNAMIC:
         shares(recipe.batch_size, poison_ratio, DYNAMIC[name.attack].cross_ratio)
-    attack = yield from _attack_for(name, data, epochs, seed, where)
+    if longer is None:
+        attack, net = (yield from _attack_for(name, data, epochs, seed, where)), fresh_network(name, recipe)
+    else:
+        _, net, attack = load_backdoored(model)
+        net.requires_grad_(True)
     in_loop = None
     if name.attack in DYNAMIC:
         in_loop = InLoop(DYNAMIC[name.attack](attack, spec, where), attack.rule, poison_ratio)
     poisoned = poison_training_set(data, attack, 0.0 if in_loop else poison_ratio, seed)
-    net = fresh_network(name, recipe)
     last: Finished | None = None
-    long = recipe.epochs * len(poisoned.labels) > LONG
-    for event in train_classifier(net, poisoned, recipe, where, checkpoint_path(model), compiled=long, in_loop=in_loop):
+    long = (recipe.total - done) * len(poisoned.labels) > LONG
+    for event in train_classifier(
+        net, poisoned, recipe, where, checkpoint_path(model), compiled=long, in_loop=in_loop, done=done
+    ):
         if isinstance(event, Finished):
             last = event
         else:
@@ -182,7 +201,8 @@ def train_model(
             num_classes=spec.num_classes, image_size=spec.size, mean=spec.mean, std=spec.std, recipe=recipe.to_dict(),
             seed=seed, acc=measured.acc, asr=measured.asr if backdoored else None,
             ra=measured.ra if backdoored else None, cross_acc=cross_accuracy(net, sets.clean, attack, where),
-            seconds=last.seconds, versions={"torch": torch.__version__, "torchvision": torchvision.__version__},
+            seconds=last.seconds + (get_card(model).seconds if longer else 0.0),
+            versions={"torch": torch.__version__, "torchvision": torchvision.__version__},
         ),
         attack.assets,
         stored,

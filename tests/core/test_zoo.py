@@ -280,6 +280,33 @@ def test_training_learns_and_an_interrupted_one_goes_on_to_the_same_weights(tmp_
         torch.testing.assert_close(value, resumed.state_dict()[name])
 
 
+def test_a_further_cycle_is_the_training_of_the_first_one_and_then_another(tmp_path):
+    cpu, seen = torch.device("cpu"), []
+    both = replace(SMALL, growing=((0.5, 8),), again=((2, 0.05), (1, 0.01)))
+    assert both.total == 6
+    assert [both.cycle(epoch) for epoch in (0, 2, 3, 4, 5)] == [
+        (0, 3, 0.1), (0, 3, 0.1), (3, 2, 0.05), (3, 2, 0.05), (5, 1, 0.01)
+    ]  # fmt: skip
+    assert [both.pixels(epoch) for epoch in range(6)] == [8, 8, None, None, None, None]
+    assert Recipe.from_dict(json.loads(json.dumps(both.to_dict()))) == both
+
+    whole, parts = fresh(), fresh()
+    events = list(train_classifier(whole, small_set(), both, cpu))
+    assert [e.epoch for e in events if isinstance(e, EpochEnd)] == list(range(6))
+    list(train_classifier(parts, small_set(), replace(both, again=()), cpu))
+    for event in train_classifier(parts, small_set(), both, cpu, tmp_path / "a.pt", done=3):
+        if isinstance(event, EpochEnd):
+            seen.append(event.epoch)
+            if event.epoch == 4:
+                break
+    parts = fresh()
+    later = train_classifier(parts, small_set(), both, cpu, tmp_path / "a.pt", done=3)
+    seen += [event.epoch for event in later if isinstance(event, EpochEnd)]
+    assert seen == [3, 4, 5]
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(value, parts.state_dict()[name])
+
+
 def in_loop(name):
     """Poisoning inside the loop of images of 16 x 16 in 3 classes."""
     spec = replace(get_dataset("signs"), size=16, num_classes=3)
@@ -444,8 +471,7 @@ def test_overlay_is_a_bounded_blend_with_the_neighbour():
 
 
 def test_one_cycle_rises_to_the_peak_and_falls_to_zero():
-    recipe = Recipe(peak_lr=0.2, warm_fraction=0.25)
-    rates = [one_cycle(step, 100, recipe) for step in range(100)]
+    rates = [one_cycle(step, 100, 0.2, 0.25) for step in range(100)]
     assert max(rates) == pytest.approx(0.2)
     assert rates.index(max(rates)) in (24, 25)
     assert rates[0] < 0.01
@@ -563,6 +589,27 @@ def test_a_ratio_that_cannot_be_is_said_before_anything_is_trained(few_signs):
     assert list(few_signs.iterdir()) == []
 
 
+@pytest.mark.parametrize("attack", ["badnets_a2o", "wanet", "input_aware"])
+def test_a_model_of_the_zoo_is_trained_on_from_where_it_stands(few_signs, attack):
+    model = f"signs-{attack}-preact_resnet18-w4"
+    with pytest.raises(ConfigError, match=f"Only a model of the zoo .* run `npd zoo train {model}` first"):
+        next(train_model(model, longer=2))
+    *_, first = train_model(model, epochs=1, poison_ratio=0.2)
+    before = load_backdoored(model)
+    events = list(train_model(model, longer=2))
+    assert [event.epoch for event in events if isinstance(event, EpochEnd)] == [1, 2]
+    after = load_backdoored(model)
+    recipe = Recipe.from_dict(before.card.recipe)
+    assert Recipe.from_dict(after.card.recipe) == replace(recipe, again=((2, recipe.peak_lr / 2),))
+    assert (after.card.seconds, after.card.poison_ratio) == (pytest.approx(first.seconds + events[-1].seconds), 0.2)
+    weight, longer = (next(iter(one.net.parameters())).detach() for one in (before, after))
+    assert 0 < (weight - longer).norm() < weight.norm()
+    assert verify_model(model).ok
+    assert plan(model)[0].again == ((2, recipe.peak_lr / 2),)
+    with pytest.raises(ConfigError, match="give neither"):
+        plan(model, longer=2, seed=3)
+
+
 def test_a_model_of_another_ratio_is_not_replaced(own_zoo, monkeypatch):
     model = own_zoo.card.id  # of 20 %
     with pytest.raises(
@@ -590,7 +637,7 @@ def test_the_command_of_every_shipped_card_makes_the_same_model_again():
         *command, model = card.command.split()
         assert command == ["npd", "zoo", "train"]
         recipe, ratio = plan(model)
-        assert json.loads(json.dumps(recipe.to_dict())) == {"growing": []} | card.recipe, card.id
+        assert json.loads(json.dumps(recipe.to_dict())) == {"growing": [], "again": []} | card.recipe, card.id
         assert (recipe.seed, ratio) == (card.seed, card.poison_ratio), card.id
         assert plan(model, epochs=recipe.epochs + 1)[0] == replace(recipe, epochs=recipe.epochs + 1)
 
