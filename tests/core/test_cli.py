@@ -557,14 +557,15 @@ def test_zoo_train_passes_on_what_was_asked_for(capsys, tiny_zoo, tiny_zoo_folde
     monkeypatch.setattr(train, "train_model", train_model)
     code, out, err = run(capsys, "zoo", "train", tiny_zoo, "--epochs", "2", "--seed", "3", "--poison-ratio", "0.05")
     assert code == 0
-    assert asked == {"model": tiny_zoo, "poison_ratio": 0.05, "epochs": 2, "seed": 3, "device": "auto"}
+    given = {"poison_ratio": 0.05, "epochs": 2, "seed": 3, "longer": None}
+    assert asked == {"model": tiny_zoo, "device": "auto"} | given
     assert f"{tiny_zoo}: ACC 99.03 % · ASR 100.00 % · RA 0.00 % · trained in" in out
     assert err == "epoch 1/2 · loss 0.500 · 1.0 s\n"
 
     card |= {"asr": None, "ra": None, "cross_acc": 0.5}
-    _, out, _ = run(capsys, "zoo", "train", tiny_zoo)
+    _, out, _ = run(capsys, "zoo", "train", tiny_zoo, "--longer", "4")
     assert f"{tiny_zoo}: ACC 99.03 % · cross ACC 50.00 % · trained in" in out
-    assert asked == {"model": tiny_zoo, "poison_ratio": None, "epochs": None, "seed": None, "device": "auto"}
+    assert asked == {"model": tiny_zoo, "device": "auto"} | dict.fromkeys(given) | {"longer": 4}
 
 
 def test_the_paper_preset_trains_what_the_zoo_lacks_and_can_be_left_and_gone_on_with(capsys, tmp_path, monkeypatch):
