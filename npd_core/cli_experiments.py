@@ -135,7 +135,7 @@ def suggest(args: argparse.Namespace) -> Answer:
     from npd_core.data.clean import load_clean
     from npd_core.data.load import ImageSet
     from npd_core.device import environment, resolve_device
-    from npd_core.experiments.suggest import Candidate, candidates, choose
+    from npd_core.experiments.suggest import Candidate, candidates, choose, choose_budget, reached
     from npd_core.polarizer.config import preset
     from npd_core.polarizer.insertion import find_point, insertion_points
     from npd_core.zoo.weights import load_backdoored
@@ -149,14 +149,16 @@ def suggest(args: argparse.Namespace) -> Answer:
     config = preset(card.dataset, size=card.image_size)
     config = replace(config, seed=args.seed, epochs=args.epochs or config.epochs)
     weights = args.weights or (config.lambda2,)
-    clean = load_clean(card.dataset, args.clean, args.seed)
+    loaded = load_clean(card.dataset, args.clean, args.seed)
+    clean = ImageSet(loaded.images, loaded.labels)
+    shares: dict[float, float] = {}
+    if args.rhos:
+        shares = reached(net, clean, sorted(args.rhos), config, device)
+        config = replace(config, rho=choose_budget(shares))
     found: list[Candidate] = []
     with progress_bar("{task.completed:.0f}/{task.total:.0f} settings · {task.fields[note]}") as bar:
         task = bar.add_task(f"suggest for {card.id}", total=len(layers) * len(weights), note="")
-        for event in candidates(
-            net, ImageSet(clean.images, clean.labels), layers, weights, config, card.image_size, device,
-            args.folds, args.held,
-        ):  # fmt: skip
+        for event in candidates(net, clean, layers, weights, config, card.image_size, device, args.folds, args.held):
             if isinstance(event, Candidate):
                 found.append(event)
                 bar.update(task, completed=len(found), note=event.layer)
@@ -172,16 +174,19 @@ def suggest(args: argparse.Namespace) -> Answer:
         said = f"No point keeps the loss within {allowed}: try smaller --lambdas, or allow more with --max-loss."
     else:
         weight = f"--lambda2 {best.weight:g} --lambda3 {best.weight:g}"
+        weight += f" --rho {config.rho:g}" if shares else ""
         said = f"Foremost point that costs at most {allowed}: npd defend {card.id} --layer {best.layer} {weight}"
     value = {
         "model": card.id, "max_loss": args.max_loss, "folds": args.folds, "held": args.held or args.folds,
+        "reached": {f"{rho:g}": share for rho, share in shares.items()},
         "candidates": [{**c._asdict(), "loss": c.loss} for c in found],
         "chosen": best and best._asdict(), "config": config.to_dict(), "environment": environment(device),
     }  # fmt: skip
-    return Answer(
-        value,
-        "\n".join([f"{card.id}, images held out of {len(clean.labels)} clean ones", text_table(head, rows), said]),
-    )
+    title = f"{card.id}, images held out of {len(clean.labels)} clean ones"
+    if shares:
+        moved = ", ".join(f"{100 * share:.0f} % at rho {rho:g}" for rho, share in shares.items())
+        title = f"Clean images that reach their surrogate target: {moved}; rho {config.rho:g} is used.\n{title}"
+    return Answer(value, "\n".join([title, text_table(head, rows), said]))
 
 
 def _record(record: TableRecord, out: Path | None) -> str:
@@ -331,6 +336,13 @@ def add_commands(add: Callable[[str, Callable[[argparse.Namespace], Answer], str
         dest="weights",
         type=_list(partial(read_value, "float")),
         help="values of lambda 2 = lambda 3 to try (that of the preset)",
+    )
+    where.add_argument(
+        "--rhos",
+        metavar="X,X",
+        type=_list(partial(read_value, "float")),
+        help="budgets of which the smallest is used that moves (about) most clean images to their surrogate target "
+        "(that of the preset)",
     )
     where.add_argument(
         "--max-loss",

@@ -2,12 +2,13 @@
 
 Behind a trigger, layers further forward still hold more of the true class, but clean accuracy pays for it. So the rule
 is: as far forward as the clean accuracy allows. Clean accuracy is cross-validated on the defender's own images; no
-trigger and no test image is looked at.
+trigger and no test image is looked at. A budget of the inner level is judged by what it is for: how many clean images
+it moves to their surrogate target.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -21,7 +22,12 @@ from npd_core.events import Event, Failed
 from npd_core.models.normalized import Normalized
 from npd_core.polarizer.config import NPDConfig
 from npd_core.polarizer.insertion import PolarizedNet
+from npd_core.polarizer.perturbation import BALLS, pgd, runner_up
 from npd_core.polarizer.training import train_polarizer
+
+BATCH = 250
+SAME = 0.02
+"""Shares of images that are called equal."""
 
 
 class Candidate(NamedTuple):
@@ -111,6 +117,40 @@ def candidates(
 
 def _right(net: nn.Module, images: ImageSet, device: torch.device) -> int:
     return int(predict(net, images.images, device).argmax(1).eq(images.labels.to(device)).sum())
+
+
+@torch.no_grad()
+def reached(
+    backdoored: Normalized, clean: ImageSet, budgets: Sequence[float], config: NPDConfig, device: torch.device
+) -> dict[float, float]:
+    """Share of the clean images that the inner level (Eq. 4) brings to their surrogate target y', by budget rho.
+
+    Args:
+        backdoored: classifier of [0, 1] pixels on `device`; the steps are taken on it, without a polarizer.
+        clean: D_bn.
+        config: norm, number, size and kind of the inner steps; all steps are taken.
+    Raises:
+        ConfigError: a budget that none can be.
+    """
+    balls = {rho: BALLS[config.norm](replace(config, rho=rho).rho) for rho in budgets}
+    hits = dict.fromkeys(budgets, 0)
+    for images, labels in zip(clean.images.split(BATCH), clean.labels.split(BATCH), strict=True):
+        x, y = images.to(device).float() / 255, labels.to(device)
+        target = runner_up(backdoored(x), y)
+        for rho, ball in balls.items():
+            with torch.enable_grad():
+                found = pgd(
+                    backdoored, x, target, ball=ball, steps=config.inner_steps, step_size=config.inner_lr,
+                    step=config.inner_step,
+                )  # fmt: skip
+            hits[rho] += int(found.logits.argmax(1).eq(target).sum())
+    return {rho: hit / len(clean.labels) for rho, hit in hits.items()}
+
+
+def choose_budget(shares: Mapping[float, float]) -> float:
+    """The smallest budget that reaches the surrogate target about as often as any (SAME apart)."""
+    most = max(shares.values())
+    return min(rho for rho, share in shares.items() if share >= most - SAME)
 
 
 def choose(found: Sequence[Candidate], max_loss: float) -> Candidate | None:

@@ -151,7 +151,7 @@ def test_layer_by_keyboard_and_mouse(app, settle) -> None:
     same_block = page.get_by_role("radio", name=re.compile("^residual stream before layer4.1,"))
     expect(same_block).to_have_attribute("aria-checked", "true", timeout=SLOW)
     page.wait_for_url(re.compile(r"layer=stream(%3A|:)layer4\.1"), timeout=SLOW)
-    page.get_by_role("radio", name=re.compile("^residual stream before layer3.0,")).click()
+    page.get_by_role("radio", name=re.compile("^residual stream before layer3.1,")).click()
     page.wait_for_url(lambda url: "layer=" not in url, timeout=SLOW)  # the default needs no mention
     target = page.get_by_role("radio", name=re.compile("^residual stream before layer2.0,"))
     target.click()

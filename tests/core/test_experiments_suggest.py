@@ -12,7 +12,7 @@ from npd_core.data.load import ImageSet
 from npd_core.errors import ConfigError
 from npd_core.evaluation import predict
 from npd_core.events import Finished
-from npd_core.experiments.suggest import Candidate, candidates, choose, fold_of
+from npd_core.experiments.suggest import Candidate, candidates, choose, choose_budget, fold_of, reached
 from npd_core.polarizer.config import NPDConfig
 from npd_core.zoo.weights import load_backdoored
 
@@ -73,3 +73,32 @@ def test_more_folds_than_images_of_a_class_are_refused(tiny_zoo):
     )  # fmt: skip
     with pytest.raises(ConfigError, match="from 2 to 3"):
         next(iter(wanted))
+
+
+def test_the_share_of_images_that_reach_their_surrogate_target_is_counted_image_by_image(tiny_zoo):
+    net = load_backdoored(tiny_zoo).net
+    chosen = load_clean("signs", 12, 0)
+    config = NPDConfig(inner_steps=2, inner_lr=0.1)
+    shares = reached(net, ImageSet(chosen.images, chosen.labels), (0.5, 6.0), config, CPU)
+    for rho, share in shares.items():
+        hits = 0
+        for image, label in zip(chosen.images.float() / 255, chosen.labels.tolist(), strict=True):
+            order = net(image[None])[0].argsort(descending=True).tolist()
+            target = next(k for k in order if k != label)
+            delta = torch.zeros_like(image)
+            for _ in range(2):
+                delta.requires_grad_()
+                (-net((image + delta).clamp(0, 1)[None]).log_softmax(1)[0, target]).backward()
+                moved = delta.detach() - 0.1 * delta.grad.sign()
+                delta = moved * min(1.0, rho / float(moved.norm()))
+            hits += int(net((image + delta).clamp(0, 1)[None]).argmax()) == target
+        assert share == pytest.approx(hits / 12, abs=1.5 / 12)
+    assert shares[0.5] < shares[6.0]
+    with pytest.raises(ConfigError, match="rho"):
+        reached(net, ImageSet(chosen.images, chosen.labels), (0.0,), config, CPU)
+
+
+def test_the_smallest_budget_that_is_about_as_good_as_any_is_chosen():
+    assert choose_budget({1.5: 0.4, 3.0: 0.77, 6.0: 0.88, 9.0: 0.89}) == 6.0
+    assert choose_budget({1.5: 0.87, 3.0: 0.91, 6.0: 0.88}) == 3.0
+    assert choose_budget({9.0: 0.1, 3.0: 0.1}) == 3.0

@@ -61,7 +61,8 @@ def test_what_quick_cuts_is_said(tiny_zoo):
     assert "FP: epochs 10 instead of 30." in quick
     assert "NAD: epochs 5 instead of 10, teacher_epochs 5 instead of 10." in quick
     (npd,) = (sentence for sentence in full if sentence.startswith("NPD: "))
-    assert "at stream:layer3.0 instead of layer4.1.conv1, lambda2 0.1 instead of 0.4" in npd
+    assert "at stream:layer3.1 instead of layer4.1.conv1, lambda2 0.1 instead of 0.4" in npd
+    assert "rho 6.0 instead of 3.0" in npd
     assert "attack_on base instead of polarized" in npd
     left_out = [name for name in ALL if name not in ("lf", "badnets_a2o")]
     assert f"Attacks left out: {', '.join(left_out)}." in quick
