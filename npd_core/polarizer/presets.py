@@ -44,8 +44,9 @@ SCENES: dict[str, Scene] = {
     ),
     "too_strong": Scene(
         "Too strong",
-        "λ₂ = λ₃ = 2: the imagined trigger counts twice as much as the clean images. ASR falls, and ACC with it.",
-        {"lambda2": 2.0, "lambda3": 2.0},
+        "λ₂ = λ₃ = 1: the two terms of the imagined trigger count as much as the clean images each. ASR falls, and ACC "
+        "with it.",
+        {"lambda2": 1.0, "lambda3": 1.0},
     ),
     "wrong_layer": Scene(
         "Wrong layer",
