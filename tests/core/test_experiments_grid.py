@@ -52,7 +52,7 @@ def test_a_baseline_is_run_once_for_each_subset_and_seed(tiny_zoo):
 
 
 def test_the_default_point_by_its_name_is_the_default_point(tiny_zoo):
-    (named,) = requests(Grid(model=tiny_zoo, layers=("stream:layer3.0",)))
+    (named,) = requests(Grid(model=tiny_zoo, layers=("stream:layer3.1",)))
     (default,) = requests(Grid(model=tiny_zoo))
     assert named.key == default.key
     assert named.layer is None
@@ -93,7 +93,7 @@ def test_a_textbook_step_is_a_share_of_the_budget(tiny_zoo):
 def test_the_budget_of_images_that_somebody_brought_grows_with_their_size(tiny_zoo):
     card = replace(get_card(tiny_zoo), dataset="own-1", image_size=64)
     assert (config_for("npd", card).rho, config_for("npd", card).attack_on) == (6.0, "base")
-    assert config_for("npd", replace(card, dataset="signs")).rho == 3.0
+    assert config_for("npd", replace(card, dataset="cifar10")).rho == 3.0
 
 
 def test_config_of_an_unknown_defense(tiny_zoo):
