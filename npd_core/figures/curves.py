@@ -56,7 +56,7 @@ class Progress(NamedTuple):
     """By the pace so far; None before the first epoch has ended."""
 
 
-def read_losses(records: Iterable[Mapping[str, Any]], limit: int = 600) -> LossCurves:
+def read_losses(records: Iterable[Mapping[str, Any]], limit: int = 300) -> LossCurves:
     """Losses by step, or by epoch where no step was kept.
 
     Args:
@@ -130,8 +130,8 @@ def loss_figure(curves: LossCurves, mode: str | None = "light", epochs: int | No
     }
     lines = [
         go.Scatter(
-            x=curves.x,
-            y=[_positive(v) for v in values],
+            x=[round(x, 3) for x in curves.x],
+            y=[_drawn(v) for v in values],
             name=TERMS[name],
             mode="lines",
             connectgaps=False,
@@ -188,5 +188,6 @@ def metric_figure(curves: MetricCurves, mode: str | None = "light", epochs: int 
     )
 
 
-def _positive(value: float | None) -> float | None:
-    return value if value is not None and value > 0 else None
+def _drawn(value: float | None) -> float | None:
+    """A loss on a log scale, to four digits: what is drawn again and again has to be short."""
+    return float(f"{value:.4g}") if value is not None and value > 0 else None

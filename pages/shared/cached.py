@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from npd_core.bring.resist import Resistance
     from npd_core.data.clean import CleanSubset
     from npd_core.evaluation import TestSets
-    from npd_core.figures.curves import LossCurves, MetricCurves
+    from npd_core.figures.curves import LossCurves, MetricCurves, Progress
     from npd_core.jobs.replay import Replay
     from npd_core.polarizer.config import NPDConfig
     from npd_core.polarizer.insertion import PointInfo, PolarizedNet
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from npd_core.zoo.weights import Backdoored
 
 Stamp = tuple[tuple[str, int, int], ...]
-SHARED = 0.4  # seconds for which viewers of a live run are shown one drawing
+SHARED = 0.5  # seconds for which viewers of a live run are shown one drawing
 
 
 class Samples(NamedTuple):
@@ -161,16 +161,44 @@ def events(run: Run) -> list[dict[str, Any]]:
     return (shipped if run.recorded else own).events(run.id)
 
 
-def curve_charts(
-    run: Run, measured: MetricCurves, losses: LossCurves, mode: str | None, epochs: int
-) -> tuple[str, str]:
-    """Charts of ACC, ASR and RA, and of the loss terms, as Plotly's JSON; drawn once for all who watch a run go on.
+class Seen(NamedTuple):
+    """What the records of a run come to; shared by all who watch it, and never written to."""
+
+    measured: MetricCurves
+    losses: LossCurves
+    done: Progress
+    epochs: int  # of the whole training
+    charts: tuple[str, str]  # of ACC, ASR and RA, and of the loss terms, as Plotly's JSON
+
+
+def seen(run: Run, before: Mapping[str, float | None], mode: str | None) -> Seen:
+    """The records of a run, read and drawn once for all who watch it; while it goes on, up to `SHARED` seconds old.
 
     Args:
-        measured, losses: of the run so far; while it goes on, what is drawn may be `SHARED` seconds older.
+        before: ACC, ASR and RA without a polarizer, as far as known.
+        mode: "light" or "dark".
     """
-    metrics = _metric_chart(run.id, f"{run.state} {len(measured.epochs)}", mode, epochs, measured)
-    return metrics, _loss_chart(run.id, "" if run.active else run.state, mode, epochs, losses)
+    return _seen(run.id, run.state, mode, tuple(before.get(name) for name in ("acc", "asr", "ra")), run)
+
+
+@st.cache_resource(max_entries=64, ttl=SHARED, show_spinner=False)
+def _seen(run_id: str, state: str, mode: str | None, before: tuple[float | None, ...], _run: Run) -> Seen:
+    from npd_core.figures import curves
+
+    records = events(_run)
+    known = dict(zip(("acc", "asr", "ra"), before, strict=True))
+    measured = curves.read_metrics(records, known if known["acc"] is not None else None)
+    losses, done = curves.read_losses(records), curves.read_progress(records)
+    epochs = done.epochs or getattr(_run.request.config, "epochs", 1)
+    metrics = _metric_chart(run_id, f"{state} {len(measured.epochs)}", mode, epochs, measured)
+    return Seen(measured, losses, done, epochs, (metrics, curves.loss_figure(losses, mode, epochs).to_json()))
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _metric_chart(run_id: str, mark: str, mode: str | None, epochs: int, _measured: MetricCurves) -> str:
+    from npd_core.figures.curves import metric_figure
+
+    return metric_figure(_measured, mode, epochs).to_json()
 
 
 def comparison_chart(runs: Sequence[Run], tracks: Mapping[str, MetricCurves], mode: str | None) -> str:
@@ -188,20 +216,6 @@ def _comparison_chart(marks: tuple[str, ...], names: tuple[str, ...], mode: str 
     from npd_core.figures.runs import comparison_figure
 
     return comparison_figure(_tracks, mode).to_json()
-
-
-@st.cache_data(max_entries=64, show_spinner=False)
-def _metric_chart(run_id: str, mark: str, mode: str | None, epochs: int, _measured: MetricCurves) -> str:
-    from npd_core.figures.curves import metric_figure
-
-    return metric_figure(_measured, mode, epochs).to_json()
-
-
-@st.cache_data(max_entries=64, ttl=SHARED, show_spinner=False)
-def _loss_chart(run_id: str, mark: str, mode: str | None, epochs: int, _losses: LossCurves) -> str:
-    from npd_core.figures.curves import loss_figure
-
-    return loss_figure(_losses, mode, epochs).to_json()
 
 
 def archive(run_id: str) -> bytes:

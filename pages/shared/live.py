@@ -126,32 +126,29 @@ def _store_of(run_id: str) -> RunStore:
 
 
 def _show(run: Run, card: Card | None) -> None:
-    records = events(run)
     before = before_of(run, card)
-    measured = curves.read_metrics(records, before if before.get("acc") is not None else None)
-    losses = curves.read_losses(records)
-    done = curves.read_progress(records)
-    epochs = done.epochs or getattr(run.request.config, "epochs", 1)
-    _status(run, done, epochs)
+    seen = cached.seen(run, before, st.context.theme.type)
+    _status(run, seen.done, seen.epochs)
     kept = [] if run.active or card is None or card.asr is None else cached.epochs_of(run.folder)
     if len(kept) > 1 and card is not None:
-        _moments(run, card, before, measured, kept)
+        _moments(run, card, before, seen.measured, kept)
     else:
-        _moment(run, before, measured, None)
-    metrics_chart, losses_chart = cached.curve_charts(run, measured, losses, st.context.theme.type, epochs)
-    left, right = st.columns(2)
-    with left, st.container(key="metrics-chart"):
-        st.markdown("**On test images**, after each epoch")
-        chart(metrics_chart, key="metrics", alt=_metrics_alt(measured))
-    with right, st.container(key="losses-chart"):
-        st.markdown("**Loss terms**, what is trained on")
+        _moment(run, before, seen.measured, None)
+    with st.grid(2, min_column_width=260):
         chart(
-            losses_chart,
+            seen.charts[0],
+            key="metrics",
+            title="On test images, after each epoch",
+            alt=_metrics_alt(seen.measured),
+        )
+        chart(
+            seen.charts[1],
             key="losses",
+            title="Loss terms, what is trained on",
             alt="Loss terms of the training by epoch; the table below has the numbers.",
         )
     if not run.active:
-        chart_tables(losses, measured)
+        chart_tables(seen.losses, seen.measured)
         st.caption(f"{frame.provenance(run)} · test images are only measured, never trained on")
 
 

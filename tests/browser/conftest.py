@@ -35,6 +35,8 @@ BROWSER_FLAGS = [
     "--disable-component-update",
     "--disable-sync",
     "--disable-dev-shm-usage",
+    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 ]
 
@@ -227,14 +229,25 @@ def watch() -> Watch:
     return Watch()
 
 
+@pytest.fixture(scope="module")
+def visitor(browser: Browser) -> Iterator[BrowserContext]:
+    """One visitor for the tests of a file, who fetches the app's own files once."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, locale="en-GB")
+    context.set_default_timeout(30_000)
+    yield context
+    context.close()
+
+
 @pytest.fixture
-def context(browser: Browser, watch: Watch) -> Iterator[BrowserContext]:
-    """A fresh visitor with an empty cache: open further tabs with `context.new_page()`."""
-    visitor = browser.new_context(viewport={"width": 1280, "height": 900}, locale="en-GB")
-    visitor.set_default_timeout(30_000)
+def context(visitor: BrowserContext, watch: Watch) -> Iterator[BrowserContext]:
+    """The visitor, with nothing open and nothing remembered: open further tabs with `context.new_page()`."""
     watch.follow(visitor)
     yield visitor
-    visitor.close()
+    for tab in visitor.pages:
+        if not tab.is_closed() and tab.url.startswith("http"):
+            tab.evaluate("localStorage.clear(), sessionStorage.clear()")
+        tab.close()
+    visitor.clear_cookies()
 
 
 @pytest.fixture

@@ -92,6 +92,19 @@ def test_an_upload_on_a_phone(lab, settle) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+def test_a_photo_from_the_camera(lab, settle, insist) -> None:
+    page = lab(OWN)
+    page.get_by_role("radio", name="Camera").click()
+    insist(page.get_by_role("button", name="Take Photo").click, page.get_by_role("button", name="Clear photo"))
+    expect(page.get_by_text("the name that it gives means nothing")).to_be_visible()
+    expect(page.get_by_text("Before and after the trigger")).to_be_visible()
+    page.get_by_role("radio", name="Moved or painted").click()
+    expect(page.get_by_role("application")).to_be_visible()
+    page.get_by_role("button", name="Clear photo").click()
+    settle(page)
+    expect(page.get_by_text("Before and after the trigger")).to_be_hidden()
+
+
 def test_the_picker_of_attacks(lab, settle) -> None:
     page = lab("/attacks")
     expect(page.get_by_role("heading", name="Model card")).to_be_visible(timeout=SLOW)

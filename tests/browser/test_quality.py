@@ -6,13 +6,12 @@ from __future__ import annotations
 import ast
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SLOW = 120_000
@@ -43,22 +42,6 @@ def entries() -> list[Entry]:
 
 
 PAGES = entries()
-
-
-@pytest.fixture(scope="module")
-def visitor(browser: Browser) -> Iterator[BrowserContext]:
-    """One visitor for all pages, who need not fetch the app's own files for each of them."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, locale="en-GB")
-    yield context
-    context.close()
-
-
-@pytest.fixture
-def context(visitor: BrowserContext, watch) -> Iterator[BrowserContext]:
-    watch.follow(visitor)
-    yield visitor
-    for tab in visitor.pages:
-        tab.close()
 
 
 @pytest.fixture

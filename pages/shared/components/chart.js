@@ -26,6 +26,7 @@ export default function ({ parentElement, data }) {
     state.observer = new ResizeObserver(() => { if (window.Plotly && plot.data) window.Plotly.Plots.resize(plot) })
     state.observer.observe(root)
   }
+  parentElement.querySelector(".npd-title").textContent = data.title
   root.setAttribute("role", "img")
   root.setAttribute("aria-label", data.alt)
   if (data.figure !== state.figure) {

@@ -19,7 +19,7 @@ from npd_core.errors import StorageError
 HERE = Path(__file__).parent
 _mount = st.components.v2.component(
     "npd_chart",
-    html='<figure class="npd-chart"><div class="npd-plot"></div>\n'
+    html='<figure class="npd-chart"><div class="npd-title"></div><div class="npd-plot"></div>\n'
     '<figcaption class="npd-wait">Drawing …</figcaption></figure>',
     css=(HERE / "chart.css").read_text(encoding="utf-8"),
     js=(HERE / "chart.js").read_text(encoding="utf-8"),
@@ -27,12 +27,13 @@ _mount = st.components.v2.component(
 )
 
 
-def chart(figure: go.Figure | str, *, key: str, alt: str) -> None:
+def chart(figure: go.Figure | str, *, key: str, alt: str, title: str = "") -> None:
     """Draw `figure`, or change the chart of the same `key` into it.
 
     Args:
         figure: or its `to_json()`, made once for several viewers.
         alt: the chart in one sentence, for screen readers.
+        title: what stands above it.
     """
     try:
         url = script()
@@ -41,7 +42,12 @@ def chart(figure: go.Figure | str, *, key: str, alt: str) -> None:
         return
     _mount(
         key=key,
-        data={"figure": figure if isinstance(figure, str) else figure.to_json(), "alt": alt, "script": url},
+        data={
+            "figure": figure if isinstance(figure, str) else figure.to_json(),
+            "alt": alt,
+            "title": title,
+            "script": url,
+        },
         height="content",
     )
 
