@@ -73,6 +73,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
+SAVED = {
+    "request.json", "state.json", "events.jsonl", "result.json", "stop", "polarizer.json", "polarizer.safetensors",
+    "repaired.json", "model.safetensors", "epochs", "gallery.json", "gallery.png",
+}  # fmt: skip
+"""Names that a saved run may hold, and with it be replaced."""
 INTERRUPTED = "interrupted; nothing was left half-written."
 IN_HASTE = "interrupted in haste; half-written files, hidden or ending in .partial, may be left and can be deleted."
 PATIENCE = 5.0
@@ -728,7 +733,7 @@ def _staged(folder: Path | None) -> Iterator[Path | None]:
         yield None
         return
     folder = folder.resolve()
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "result.json").exists())):
+    if folder.exists() and not (folder.is_dir() and SAVED.issuperset(entry.name for entry in folder.iterdir())):
         raise ConfigError(f"--save {folder} holds something else than a saved run: choose a new folder.")
     with _replacing(folder) as stage:
         yield stage
@@ -812,7 +817,9 @@ def build_parser() -> Parser:
         type=read_positive,
         help="measure on N test images only, drawn at random but always the same",
     )
-    measure.add_argument("--precision", choices=CHOICES["precision"], default="auto")
+    measure.add_argument(
+        "--precision", choices=CHOICES["precision"], default="fp32", help="fp32, as everything reported is measured"
+    )
     measure.add_argument("--device", default="auto", help="auto, cpu or cuda")
 
     show = add(commands, "attack", attack, "write pictures of an attack: clean, poisoned, and ten times the difference")

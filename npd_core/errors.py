@@ -14,6 +14,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MAX_SEED = 2**32 - 1
+
 
 class NPDError(Exception):
     """Base of every error that this project raises on purpose. `str(error)` is fit to be shown to a visitor."""
@@ -56,6 +58,12 @@ def unknown_name(kind: str, name: object, choices: Iterable[str]) -> UnknownName
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     shown = ", ".join(names[:12]) + (f", and {len(names) - 12} more" if len(names) > 12 else "")
     return UnknownNameError(f"Unknown {kind} {str(name)!r}.{hint} Choose one of: {shown or 'none available'}.")
+
+
+def check_seed(seed: object) -> None:
+    """Raises ConfigError for a seed that not every generator of random numbers takes."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+        raise ConfigError(f"`seed` must be a whole number from 0 to {MAX_SEED}, got {str(seed)[:40]}.")
 
 
 def out_of_memory(error: BaseException) -> bool:

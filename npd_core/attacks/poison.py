@@ -72,19 +72,19 @@ def poison_training_set(data: ImageSet, attack: Attack, ratio: float, seed: int,
 
 def shares(count: int, ratio: float, cross_ratio: int) -> tuple[int, int]:
     """How many images of a batch of `count` are attacked, `floor(ratio * count)`, and how many crossed, `cross_ratio`
-    times as many.
+    times as many, or as many as are left.
 
-    Raises ConfigError when the ratio lies outside [0, 1], attacks no image though it is above 0, or leaves no room for
-    the crossed images.
+    Raises ConfigError when the ratio lies outside [0, 1], attacks no image though it is above 0, or leaves fewer
+    crossed images than attacked ones.
     """
     check_ratio(ratio)
     attacked = int(ratio * count + 1e-9)
     if attacked == 0 < ratio:
         raise ConfigError(f"A poison ratio of {ratio} attacks no image of a batch of {count}: raise one of the two.")
-    if attacked * (1 + cross_ratio) > count:
-        most = 1 / (1 + cross_ratio)
-        raise ConfigError(f"This attack disturbs further images of each batch: take a poison ratio up to {most:.2f}.")
-    return attacked, attacked * cross_ratio
+    crossed = min(attacked * cross_ratio, count - attacked)
+    if cross_ratio and crossed < attacked:
+        raise ConfigError("This attack disturbs further images of each batch: take a poison ratio up to 0.5.")
+    return attacked, crossed
 
 
 def poison_batch(

@@ -34,7 +34,7 @@ from npd_core.bring.network import AUTO, discover, recognise, suggested_layer
 from npd_core.data.load import FILES
 from npd_core.data.parquet import write_images
 from npd_core.data.spec import OWN_SPEC, Colour, DatasetSpec, spec_text
-from npd_core.errors import ConfigError, StorageError
+from npd_core.errors import ConfigError, StorageError, check_seed
 from npd_core.evaluation import predict
 from npd_core.models import Normalized
 from npd_core.polarizer.artifact import write_text, write_weights
@@ -71,6 +71,7 @@ class Settings:
             raise ConfigError(f"`std` must be above 0, got {self.std}.")
         if not SIZES[0] <= self.image_size <= SIZES[1]:
             raise ConfigError(f"Images of {SIZES[0]} to {SIZES[1]} pixels can be used, got {self.image_size}.")
+        check_seed(self.seed)
 
 
 def bring(checkpoint: Path, clean: Path, settings: Settings, triggered: Path | None = None) -> Card:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from npd_core.data import load
 from npd_core.data.load import ImageSet
 from npd_core.data.spec import get_dataset
-from npd_core.errors import ConfigError
+from npd_core.errors import ConfigError, check_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,6 +71,7 @@ def clean_indices(
     Raises:
         ConfigError: as `clean_counts`, or a count above N.
     """
+    check_seed(seed)
     total = len(labels)
     if isinstance(amount, int | np.integer) and amount > total:
         raise ConfigError(f"{amount} clean images were asked for, but there are {total} in all.")

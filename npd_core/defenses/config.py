@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-from npd_core.errors import ConfigError, unknown_name
+from npd_core.errors import ConfigError, check_seed, unknown_name
 
 SCHEDULES = ("cosine", "plateau", "constant")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -36,7 +36,8 @@ class DefenseConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _whole(self, batch_size=2, pad=0, seed=0)
+        _whole(self, batch_size=2, pad=0)
+        check_seed(self.seed)
         _one_of(self, precision=PRECISIONS)
         if not isinstance(self.flip, bool):
             raise ConfigError(f"`flip` must be true or false, got {self.flip!r}.")

@@ -18,6 +18,8 @@ from npd_core.errors import ConfigError
 from npd_core.events import Event, Started
 from npd_core.models.normalized import Normalized
 
+STREAM = 0x6570  # "ep": another order than the one in which an attacker of the same seed chose what to poison
+
 
 def channel_entropy(values: Tensor, bin_width: float) -> Tensor:
     """Entropy of every channel's histogram, in nats; NaN for a channel whose values are all the same.
@@ -76,6 +78,7 @@ def entropy_prune(
         )
     data = clean if mixture is None or cfg.batch == "clean" else mixture
     batches = Batches(data, cfg, device)
+    batches.generator.manual_seed(cfg.seed + STREAM)
     norms = batch_norms(net)
     with Repair(net, device) as repair:
         yield Started(0, 0, 1, batches.batch_size, str(device))

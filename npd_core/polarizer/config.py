@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from npd_core.errors import ConfigError, unknown_name
+from npd_core.errors import ConfigError, check_seed, unknown_name
 
 NORMS = ("l2", "linf", "l1")
 BN_MODES = ("warmup_frozen", "stats_fold", "identity_frozen", "train_clean_stats")
@@ -115,10 +115,11 @@ class NPDConfig:
                 _check_number(name, value, minimum=0.0)
         for name in ("rho", "lr", "inner_lr", "warmup_lr"):
             _check_number(name, getattr(self, name), minimum=0.0, strict=True)
-        for name, least in (("epochs", 1), ("batch_size", 2), ("warmup_epochs", 0), ("inner_steps", 1), ("seed", 0)):
+        for name, least in (("epochs", 1), ("batch_size", 2), ("warmup_epochs", 0), ("inner_steps", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"`{name}` must be a whole number of at least {least}, got {value!r}.")
+        check_seed(self.seed)
         for name, choices in (
             ("norm", NORMS),
             ("bn_mode", BN_MODES),

@@ -23,7 +23,9 @@ from npd_core.polarizer.perturbation import BALLS, Shared, pgd, runner_up
 CACHE_LIMIT = 2_000_000_000
 """Bytes of cached features above which they are computed anew for every batch."""
 COLLAPSE_EPOCHS = 3
-"""A run has failed when the clean accuracy stays below half of what it was at the start for this many epochs."""
+"""A run has failed when the clean accuracy stays below half of what it was at the start for this many epochs, or
+at its end."""
+REMEDY = "lower the learning rate, rho or the lambdas, or clip the gradient."
 
 State = dict[str, Tensor]
 Rule = Callable[[Tensor], Tensor]
@@ -183,6 +185,16 @@ class Trainer:
             if float(self.clean_accuracy()) >= least:
                 return
         self.kept, self.kept_epoch = self.start, -1
+
+    def failed(self, reason: str, least: float, seconds: float, start: float) -> Failed:
+        """The end of a training that went wrong, as `fall_back` leaves it. `start`: what came after `seconds` began."""
+        self.fall_back(least)
+        return Failed(reason, self.kept_epoch, seconds + time.perf_counter() - start)
+
+    def ends_well(self, least: float) -> bool:
+        """Whether the last state, which no later batch has counted, has a clean accuracy of at least `least`."""
+        with self.as_left_behind():
+            return float(self.clean_accuracy()) >= least
 
     # --- one step
 
@@ -398,20 +410,15 @@ class Trainer:
                 losses = {name: float(value) for name, value in means.items()}
                 accuracy = float(correct) / len(self.clean.labels) if epoch >= 0 else base
                 if not all(math.isfinite(value) for value in losses.values()):
-                    self.fall_back(base / 2)
-                    seconds += time.perf_counter() - start
                     reason = "The loss is no longer a number: lower the learning rate or clip the gradient."
-                    yield Failed(reason, self.kept_epoch, seconds)
+                    yield self.failed(reason, base / 2, seconds, start)
                     return
                 low = low + 1 if accuracy < base / 2 else 0
                 if low == COLLAPSE_EPOCHS:
-                    self.fall_back(base / 2)
-                    seconds += time.perf_counter() - start
                     reason = (
-                        f"The accuracy on the clean images stayed below half of its start for {low} epochs: "
-                        "lower the learning rate, rho or the lambdas, or clip the gradient."
+                        f"The accuracy on the clean images stayed below half of its start for {low} epochs: {REMEDY}"
                     )
-                    yield Failed(reason, self.kept_epoch, seconds)
+                    yield self.failed(reason, base / 2, seconds, start)
                     return
                 objective_value = None
                 if self.held_out is not None and epoch >= 0:
@@ -423,6 +430,12 @@ class Trainer:
                 seconds += time.perf_counter() - start
                 with self.as_left_behind():  # whoever measures now, measures what would be the result
                     yield EpochEnd(epoch, losses, seconds, good, objective_value)
+            start = time.perf_counter()
+            if low or (self.kept_epoch == epoch and not self.ends_well(base / 2)):
+                reason = f"Clean accuracy ended below half of its start: {REMEDY}"
+                yield self.failed(reason, base / 2, seconds, start)
+                return
+            seconds += time.perf_counter() - start
             yield Finished(self.kept_epoch, seconds)
         finally:
             self.polarizer.load_state_dict(self.kept)

@@ -22,7 +22,7 @@ from npd_core.attacks.base import DynamicTrigger, TargetRule
 from npd_core.attacks.poison import PoisonedSet, poison_batch
 from npd_core.data.spec import DatasetSpec
 from npd_core.device import autocast
-from npd_core.errors import CheckpointError, ConfigError, StorageError
+from npd_core.errors import CheckpointError, ConfigError, StorageError, check_seed
 from npd_core.events import EpochEnd, Event, Finished, Started, StepEnd
 from npd_core.models.normalized import Normalized
 
@@ -58,6 +58,7 @@ class Recipe:
         if self.epochs < 1 or self.batch_size < 2:
             found = f"got {self.epochs} and {self.batch_size}"
             raise ConfigError(f"Training needs at least 1 epoch of batches of at least 2 images, {found}.")
+        check_seed(self.seed)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -185,7 +186,8 @@ def train_classifier(
         since, epochs, peak_lr = recipe.cycle(epoch)
         if epoch == since:
             optimizer.state.clear()
-        generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
+        # From 1: the seed itself chose which images are poisoned, and would put them into the first batches.
+        generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch + 1)
         order = torch.randperm(len(labels), generator=generator)[: per_epoch * recipe.batch_size].to(device)
         loss_sum, pixels = torch.zeros((), device=device), recipe.pixels(epoch)
         for step, chosen in enumerate(order.split(recipe.batch_size)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -304,7 +305,7 @@ def problem(setting: Setting, text: str) -> str:
     except NPDError as error:
         return str(error)
     if setting.kind != "choice" and not setting.low <= value <= (setting.high if setting.high is not None else value):
-        return f"`{setting.key}` must be between {setting.low:g} and {setting.high:g} here, got {value:g}."
+        return f"`{setting.key}` must be between {setting.low:g} and {setting.high:g} here, got {text[:40]}."
     return ""
 
 
@@ -329,10 +330,21 @@ def untouched() -> bool:
 
 
 def adopt(asked: DefenseRequest) -> None:
-    """Set every widget to what a run was asked for; what lies outside a widget's range goes to its end."""
-    forget_problems()
+    """Set every widget to what a run was asked for, and say what the widgets cannot."""
+    st.session_state["_problems"] = lost(asked)
     for key, value in _widget_values(asked).items():
         st.session_state[key] = value
+
+
+def lost(asked: DefenseRequest) -> list[str]:
+    """A sentence for each setting of a run that has no widget, or a value out of its range, and is not what the Lab
+    would ask for."""
+    ours = {**defaults(cached.card(asked.model)).config.to_dict(), **_widget_values(asked)}
+    return [
+        f"`{key}` was {value} in this run; the Lab uses {ours[key]}."
+        for key, value in asked.config.to_dict().items()
+        if key in ours and value != ours[key]
+    ]
 
 
 def in_address(asked: DefenseRequest) -> dict[str, str]:
@@ -377,6 +389,8 @@ def _draw(setting: Setting, default: Any) -> Any:
     if setting.kind == "slider":
         return st.slider(setting.label, setting.low, setting.high, float(default), setting.step, **words)
     if setting.kind == "int":
+        if _infinite(st.query_params.get(setting.key, "")):
+            del words["bind"]  # Streamlit would make a whole number of it, and fail
         return st.number_input(
             setting.label, int(setting.low), int(setting.high or 0), int(default), int(setting.step), **words
         )
@@ -391,6 +405,13 @@ def _draw(setting: Setting, default: Any) -> Any:
         placeholder=setting.empty if optional else None,
         **words,
     )
+
+
+def _infinite(text: str) -> bool:
+    try:
+        return math.isinf(float(text))
+    except ValueError:
+        return False
 
 
 @cache

@@ -220,6 +220,7 @@ def test_all_to_all_badnets_stamps_what_all_to_one_stamps():
         (128, 0.1, 1, (12, 12)),
         (100, 0.29, 2, (29, 58)),
         (10, 0.3, 2, (3, 6)),
+        (10, 0.4, 2, (4, 6)),
         (9, 0, 2, (0, 0)),
     ],
 )
@@ -228,7 +229,7 @@ def test_shares_of_a_batch(count, ratio, cross, expected):
 
 
 @pytest.mark.parametrize(
-    ("ratio", "says"), [(1.2, "poison ratio must lie"), (0.01, "attacks no image"), (0.5, "up to 0.33")]
+    ("ratio", "says"), [(1.2, "poison ratio must lie"), (0.01, "attacks no image"), (0.6, "up to 0.5")]
 )
 def test_a_ratio_without_room_in_a_batch_is_refused(ratio, says):
     with pytest.raises(ConfigError, match=says):

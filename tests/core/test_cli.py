@@ -510,6 +510,9 @@ def test_attack_refuses_what_it_cannot_show(capsys, tiny_zoo, tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     assert "holds something else" in refused(capsys, "attack", "blended", "--out", tmp_path)
     assert os.listdir(tmp_path) == ["thesis.tex"]
+    (tmp_path / "result.json").write_text("{}")
+    assert "holds something else" in refused(capsys, "defend", tiny_zoo, *QUICK, "--save", tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["result.json", "thesis.tex"]
 
 
 # the zoo
@@ -745,20 +748,30 @@ def test_a_tampered_polarizer_is_refused(capsys, tiny_zoo, saved):
 # what is left on disk
 
 
+def test_a_seed_that_no_generator_takes_is_refused(capsys, tiny_zoo):
+    assert "`seed` must be a whole number" in refused(capsys, "defend", tiny_zoo, "--seed", 2**64)
+    assert "`seed` must be a whole number" in refused(
+        capsys, "zoo", "train", "signs-badnets_a2o-vgg19_bn-w4", "--seed", -1
+    )
+
+
 def test_a_folder_with_other_things_is_not_overwritten(capsys, tiny_zoo, tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     assert "holds something else" in refused(capsys, "defend", tiny_zoo, *QUICK, "--save", tmp_path)
     assert os.listdir(tmp_path) == ["thesis.tex"]
+    (tmp_path / "result.json").write_text("{}")
+    assert "holds something else" in refused(capsys, "defend", tiny_zoo, *QUICK, "--save", tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["result.json", "thesis.tex"]
 
 
 def test_a_saved_run_is_replaced_as_a_whole(tmp_path):
     old = tmp_path / "run"
     old.mkdir()
     (old / "result.json").write_text("{}")
-    (old / "leftover").touch()
+    (old / "events.jsonl").touch()
     with cli._staged(old) as stage:
         (stage / "result.json").write_text("{1}")
-        assert (old / "leftover").exists()
+        assert (old / "events.jsonl").exists()
     assert os.listdir(tmp_path) == ["run"]
     assert os.listdir(old) == ["result.json"]
 

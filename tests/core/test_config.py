@@ -54,6 +54,7 @@ def test_a_config_cannot_be_changed():
         ("warmup_epochs", -1),
         ("batch_size", 1),
         ("seed", -1),
+        ("seed", 2**64),
         ("momentum", 1.0),
         ("ema", 1.0),
         ("early_stop", 1.1),

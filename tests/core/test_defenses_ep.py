@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from npd_core.attacks import get_attack
+from npd_core.attacks.poison import poison_training_set
 from npd_core.data.load import ImageSet
 from npd_core.defenses.config import EPConfig
 from npd_core.defenses.ep import channel_entropy, entropy_prune, outliers
@@ -153,3 +155,15 @@ def test_every_layer_is_judged_by_the_maxima_of_its_own_inputs():
     assert end.details["pruned"] == expected
     assert len(expected) > 3
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_the_batch_is_as_poisoned_as_the_training_set_also_where_the_seeds_are_the_same():
+    torch.manual_seed(0)
+    clean = ImageSet(torch.randint(0, 200, (2000, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 12, (2000,)))
+    mixture = poison_training_set(clean, get_attack("badnets_a2o", "signs"), 0.1, seed=0)
+    net, seen = build_model("preact_resnet18", 12, 2), []
+    net.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    list(entropy_prune(net, clean, CFG, CPU, mixture=ImageSet(mixture.images, mixture.labels)))
+    assert len(seen) == 1
+    stamped = seen[0][:, :, -3:, -3:].eq(1).flatten(1).all(1)
+    assert 10 <= int(stamped.sum()) <= 32  # 20 of 200 on average, four standard deviations about it

@@ -303,6 +303,44 @@ def test_collapsed_accuracy_ends_as_failed_with_the_last_good_polarizer():
     assert event.epoch == 1
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_an_update_that_ruins_the_end_ends_as_failed(epochs):
+    backdoored = network()
+    data = images(40)
+    with torch.no_grad():
+        data = ImageSet(data.images, backdoored(data.images / 255).argmax(1))
+    net = PolarizedNet(backdoored, LAYER, 16)
+    cfg = replace(FAST, epochs=epochs, batch_size=40, lr=1e-9, lambda2=0, lambda3=0)
+    for event in train_polarizer(net, data, cfg):
+        if isinstance(event, StepEnd) and event.epoch == epochs - 1:  # the only step of the last epoch
+            with torch.no_grad():
+                net.polarizer.conv.weight.zero_()
+                net.polarizer.bn.bias.fill_(-1e3)
+    assert isinstance(event, Failed)
+    assert "ended below half" in event.reason
+    assert event.epoch == epochs - 2
+    with torch.no_grad():
+        assert net(data.images / 255).argmax(1).eq(data.labels).float().mean() > 0.9
+
+
+def test_a_bound_on_the_gradient_bounds_the_step():
+    def moved(clip_grad):
+        net = PolarizedNet(network(), LAYER, 16)
+        cfg = replace(FAST, epochs=1, batch_size=20, warmup_epochs=0, lr=0.5, weight_decay=0.0, clip_grad=clip_grad)
+        trainer = Trainer(net, images(), cfg, torch.device("cpu"))
+        for event in trainer.events():
+            if isinstance(event, Started):
+                continue
+            steps = torch.cat([(p - q).flatten() for p, q in zip(trainer.params, trainer.identity, strict=True)])
+            return float(steps.detach().norm())
+        raise AssertionError
+
+    free = moved(None)
+    assert moved(0.01) == pytest.approx(0.01 * 0.5, rel=1e-3)
+    assert free > 0.01 * 0.5
+    assert moved(1e6) == pytest.approx(free, rel=1e-6)
+
+
 def test_the_held_out_objective_chooses_the_epoch():
     net = PolarizedNet(network(), LAYER, 16)
     values, states = {}, {}

@@ -121,6 +121,10 @@ def test_settings_come_from_the_address(tiny_zoo: str, desk: Desk, open_page: Op
         ({"rho": "0"}, "`rho` must be a number above 0, got 0.0."),
         ({"norm": "l3"}, "Unknown norm 'l3'. Did you mean 'l2'?"),
         ({"epochs": "100000"}, "`epochs` must be between 1 and 200 here, got 100000."),
+        ({"epochs": "9" * 400}, "`epochs` must be between 1 and 200 here, got 9999"),
+        ({"epochs": "inf"}, "`epochs` must be a whole number, got 'inf'."),
+        ({"lambda4": "1e999"}, "`lambda4` must be a number of at least 0, got inf."),
+        ({"seed": "9" * 400}, "`seed` must be a whole number from 0 to"),
         ({"layer": "layer4.1.conv3"}, "Unknown layer 'layer4.1.conv3'. Did you mean 'layer4.1.conv"),
         ({"model": "signs-badnets"}, "Unknown model 'signs-badnets'."),
         ({"run": "0123456789abcdef"}, "There is no run '0123456789abcdef'"),
@@ -160,6 +164,7 @@ def test_a_finished_run_in_the_address_is_opened(desk: Desk, make_run: Make, ope
         "DER defense": "0.960",
     }
     assert any("live · seed 5 · cpu" in caption.value for caption in page.caption)
+    assert "Take it home" in [caption.value for caption in page.caption], "a link, in the app"
     page.button(key="adopt").click().run()
     assert errors(page) == []
     assert page.number_input(key="seed").value == 5
@@ -182,6 +187,17 @@ def test_a_link_to_a_run_brings_its_settings(desk: Desk, make_run: Make, open_pa
     first, second = desk.asked
     assert (first.layer, first.config) == (run.request.layer, run.request.config)
     assert second == replace(first, config=replace(first.config, early_stop=0.6)), "an address cannot say never"
+
+
+def test_what_the_lab_cannot_repeat_of_a_run_is_said(desk: Desk, make_run: Make, open_page: Open) -> None:
+    run = make_run(weight_decay=0.0, epochs=1000)
+    page = open_page("lab", run=run.id).run()
+    assert errors(page) == [
+        "`epochs` was 1000 in this run; the Lab uses 200.",
+        "`weight_decay` was 0.0 in this run; the Lab uses 0.0005.",
+    ]
+    page.button(key="start").click().run()
+    assert errors(page) == []
 
 
 def test_an_address_with_settings_keeps_them(desk: Desk, make_run: Make, open_page: Open) -> None:
