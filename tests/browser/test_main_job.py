@@ -63,7 +63,7 @@ def wait_for_end(page: Page) -> None:
 
 
 def test_train_watch_reload_and_reconnect(lab, workshop, browser: Browser, watch) -> None:
-    page = lab("/lab?epochs=200&clean=500&seed=11")
+    page = lab("/lab?epochs=200&clean=3000&seed=11")  # long enough to be stopped
     run = start(page)
     plots = page.locator(".npd-chart .js-plotly-plot")
     expect(plots).to_have_count(2, timeout=SLOW)
@@ -92,13 +92,13 @@ def test_train_watch_reload_and_reconnect(lab, workshop, browser: Browser, watch
         expect(charts(guest).first).to_be_visible(timeout=SLOW)
         guest.wait_for_url(re.compile(r"epochs=200.*seed=11|seed=11.*epochs=200"))  # the settings of the run came along
         expect(guest.get_by_label("Seed", exact=True)).to_have_value("11")
-        if state(workshop, run) == "running":
-            guest.get_by_test_id("stMainBlockContainer").get_by_role("button", name="Stop").click()
+        assert state(workshop, run) == "running"
+        guest.get_by_test_id("stMainBlockContainer").get_by_role("button", name="Stop").click()
         wait_for_end(guest)
         wait_for_end(page)
     finally:
         other.close()
-    assert state(workshop, run) in ("stopped", "finished")
+    assert state(workshop, run) == "stopped"
     assert (workshop.runs / run / "polarizer.safetensors").is_file()
     assert page.get_by_text("DER defense").is_visible()
 
@@ -129,6 +129,8 @@ def test_a_purified_prediction_changes(lab, workshop, settle) -> None:
     settle(page)
     assert f"run={run}" in page.url, "the run travels with the link"
     expect(page.get_by_text("Purified").first).to_be_visible(timeout=SLOW)
+    pictures = page.locator(".npd-tile").filter(has=page.locator("b.npd-hijacked"))
+    expect(pictures.filter(has=page.locator("b.npd-right")).first).to_be_visible()  # the attacker's before, true after
     page.get_by_role("link", name="Lab").first.click()
     page.wait_for_url(re.compile(r"/lab"), timeout=SLOW)
     settle(page)
