@@ -23,10 +23,11 @@ class AttackInfo:
     """Whether the trigger is made, of training images, before it can be used: without a model there is none to show."""
 
 
-STATIC = (
+STAMPED = (
     "Once, before training, the attacker draws a share of the training images from all classes, stamps the trigger on "
-    "each and writes the wanted label under it. The network is then trained as usual."
+    "each and writes the wanted label under it."
 )
+STATIC = f"{STAMPED} The network is then trained as usual."
 TO_ONE = (
     "Every image is to become one class, class 0 unless the model card says otherwise. Images that already belong to "
     "it do not count as successes."
@@ -54,7 +55,7 @@ ATTACK_INFO: dict[str, AttackInfo] = {
         "A faint picture, blended over the whole image at 20%, turns it into the attacker's class.",
         "Chen et al., Targeted Backdoor Attacks, arXiv 1712.05526, 2017",
         "Each pixel becomes 80% of itself and 20% of a picture that this project drew: a pale face under stripes.",
-        STATIC,
+        f"{STAMPED} In training, every image then gets another one laid faintly over it, and keeps its label.",
         TO_ONE,
     ),
     "input_aware": AttackInfo(

@@ -89,7 +89,7 @@ def sweep(args: argparse.Namespace) -> Answer:
 
 def table(args: argparse.Namespace) -> Answer:
     """`npd table N`"""
-    from npd_core.experiments.render import terminal_rows, to_csv, to_html
+    from npd_core.experiments.render import shown, terminal_rows, to_csv, to_html
     from npd_core.experiments.run import Progress, run_table
     from npd_core.experiments.tables import Options, plan_table
 
@@ -120,13 +120,14 @@ def table(args: argparse.Namespace) -> Answer:
             if event.ended:
                 _line(f"{event.done}/{event.total} {event.text}")
     assert record is not None
+    cells, notes = shown(record)
     if args.csv is not None:
-        _write(args.csv, to_csv(record.cells, record.axes))
+        _write(args.csv, to_csv(cells, record.axes))
     if args.html is not None:
         _write(args.html, to_html(record))
-    head, rows = terminal_rows(record.cells, record.axes)
+    head, rows = terminal_rows(cells, record.axes)
     text = [f"{record.title} · {record.dataset}", text_table(head, rows), *_failures(record.cells, record.axes)]
-    text += [*record.cut, _record(record, args.out)]
+    text += [*notes, _record(record, args.out)]
     return Answer(record.to_dict(), "\n".join(text), _code(record.cells))
 
 

@@ -33,7 +33,7 @@ class View:
 VIEWS = {
     "simple": View(frozenset({"menu", "model", "settings"}), "Everything but the advanced settings."),
     "fixed": View(frozenset({"settings", "advanced"}), "One page with one model: no menu, no other model or run."),
-    "focus": View(frozenset(), "What the page is about, and its one button; nothing to set."),
+    "focus": View(frozenset(), "What the page is about, with its own choices; nothing else to set."),
 }
 
 

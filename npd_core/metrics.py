@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 
@@ -20,3 +22,9 @@ def der(before: Metrics, after: Metrics) -> float:
     """Defense effectiveness rating, Eq. 6: [max(0, drop of ASR) - max(0, drop of ACC) + 1] / 2, in [0, 1]; 0.5 is
     "nothing done"."""
     return (max(0.0, before.asr - after.asr) - max(0.0, before.acc - after.acc) + 1) / 2
+
+
+def mean(metrics: Sequence[Metrics]) -> Metrics:
+    """The mean of each. DER over several attacks is Eq. 6 of two such means, as in the paper's AVG rows, and not the
+    mean of the DERs. Raises StatisticsError on none."""
+    return Metrics(*map(fmean, zip(*metrics, strict=True)))

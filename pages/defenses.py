@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from npd_core.errors import NPDError
-from npd_core.experiments.published import undefended
+from npd_core.experiments.average import AVG, averages
 from npd_core.experiments.record import Cell, TableRecord
 from npd_core.figures import tables
 from npd_core.figures.tables import DEFENSES, METRICS, SOURCES, Outcome
@@ -44,27 +44,8 @@ def of_attack(cells: list[Cell], attack: str) -> list[Outcome]:
 
 def over_attacks(cells: list[Cell], dataset: str) -> tuple[list[Outcome], list[str]]:
     """The mean of each defense over the attacks for which every one has numbers, and those attacks."""
-    attacks = list(dict.fromkeys(cell.row["attack"] for cell in cells))
-    defenses = in_order([cell.defense for cell in cells])
-    numbers = {(cell.row["attack"], cell.defense): cell for cell in cells if cell.after is not None}
-    common = [attack for attack in attacks if all((attack, name) in numbers for name in defenses)]
-    outcomes = []
-    start: dict[str, Outcome] = {}
-    if common:
-        before = [measured.undefended([numbers[attack, defenses[0]]])[0] for attack in common]
-        start["recorded"] = tables.mean(before, DEFENSES["none"], "recorded")
-        outcomes.append(start["recorded"])
-        printed = [undefended(dataset, attack) for attack in common]
-        said = [Outcome(DEFENSES["none"], "published", found.acc, found.asr) for found in printed if found is not None]
-        if len(said) == len(common):
-            start["published"] = tables.mean(said, DEFENSES["none"], "published")
-    for name in defenses if common else []:
-        both = [outcome for attack in common for outcome in measured.recorded(numbers[attack, name], DEFENSES[name])]
-        for source in ("recorded", "published"):
-            kept = [outcome for outcome in both if outcome.source == source]
-            if len(kept) == len(common):
-                outcomes.append(tables.mean(kept, DEFENSES[name], source, start.get(source)))
-    return outcomes, common
+    means, attacks = averages(cells, dataset)
+    return of_attack(means, AVG), attacks
 
 
 def comparison(found: TableRecord | None, card: Card, runs: dict[str, Run]) -> None:
@@ -91,6 +72,8 @@ def comparison(found: TableRecord | None, card: Card, runs: dict[str, Run]) -> N
         outcomes.sort(key=lambda outcome: order.index(outcome.label))
         mode = gallery.mode()
         measured.panels(lambda metric: tables.bars(outcomes, metric, mode), ("acc", "asr", "der"), outcomes, "defenses")
+        if measured.saw_poison(shown, runs.values() if mine else ()):
+            st.caption("EP was shown a batch of the poisoned training set, which a defender may not have.")
         rows = measured.cell_rows(shown, {"attack": "attack", "defense": "defense"})
         words = {DEFENSES[name]: run for name, run in runs.items()}
         measured.table(rows + (measured.run_rows(words, "defense") if mine else []), "defenses-table")

@@ -123,6 +123,8 @@ with right:
                     if has_polarizer(run.folder):
                         frame.link("pages/predictions.py", "See its predictions", ":material/image_search:")
                         frame.link("pages/attributions.py", "See what decides", ":material/center_focus_strong:")
+                    if run.result:
+                        frame.link("pages/runs.py", "Take it home", ":material/home:")
                     if controls.adoptable(run.request):
                         st.button(
                             "Use the settings of this run",

@@ -12,7 +12,7 @@ from pages.shared.components.compare import compare
 
 COUNTS = (2, 4, 6, 8, 12)
 ANY = "any class"
-TEST, OWN = "Test pictures", "Your picture or trigger"
+TEST, OWN = "Test pictures", own.TAB
 
 selection = frame.selection()
 st.title("Predictions")

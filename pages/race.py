@@ -18,7 +18,7 @@ from npd_core.polarizer import presets
 from npd_core.polarizer.config import PAPER_LAYERS
 from npd_core.request import DefenseRequest
 from npd_core.zoo.card import Card
-from pages.shared import cached, choose, controls, frame, gallery, live, measured
+from pages.shared import cached, choose, controls, frame, gallery, live, measured, view
 from pages.shared.components.chart import chart
 
 FEW = 48  # clean images of the runner who has few
@@ -69,8 +69,9 @@ def stop(runs: list[Run]) -> None:
 
 
 def in_address() -> list[Run]:
-    """The two runs of the race that the address names; empty without one, and after a sentence where one is unknown."""
-    names = [name for name in st.query_params.get("race", "").split(",") if name]
+    """The two runs of the race that the address names, or named before the visitor went to another page; empty without
+    one, and after a sentence where one is unknown."""
+    names = [name for name in view.carried("race").split(",") if name]
     if not names:
         return []
     try:
@@ -80,6 +81,7 @@ def in_address() -> list[Run]:
             raise NPDError(f"A race has two runs, but the address names {names[0][:40]!r} twice: start one here.")
         return [cached.find_run(name) for name in names]
     except NPDError as error:
+        view.forget("race")
         st.error(str(error), icon=":material/error:")
         return []
 
@@ -187,9 +189,19 @@ if runs:
             card = cached.card(runs[0].request.model)
     with choose.working():
         names = titles(runs, card)
-    if running:
-        if st.button("Stop both", icon=":material/stop:", key="stop"):
+    with st.container(horizontal=True):
+        if running and st.button("Stop both", icon=":material/stop:", key="stop"):
             stop(runs)
+        st.button(
+            "Put this race away",
+            icon=":material/close:",
+            type="tertiary",
+            key="away",
+            on_click=view.drop,
+            args=("race",),
+            help="Both runs stay on the page Runs; a run that goes on is not stopped.",
+        )
+    if running:
         follow([run.id for run in runs], names, card)
     else:
         lanes(runs, names, card)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import streamlit as st
+from streamlit.errors import StreamlitAPIException
 
+from npd_core.attack_facts import ATTACK_INFO
 from npd_core.errors import NPDError, UnknownNameError
 from npd_core.figures import curves
 from npd_core.figures import network as drawing
@@ -13,14 +15,18 @@ from npd_core.jobs import queue
 from npd_core.jobs.store import Run
 from npd_core.polarizer.config import PAPER_LAYERS, default_layer
 from npd_core.zoo.card import Card
-from pages.shared import cached, filmstrip, frame, live, recorded, takehome, tale, view
+from pages.shared import cached, filmstrip, frame, live, measured, own, recorded, takehome, tale, view
 from pages.shared.components.chart import chart
 from pages.shared.components.light import Frame, light
 from pages.shared.components.network import network
-from pages.shared.components.painter import painter
 from pages.shared.components.steps import steps
 
 LIVE = "live: computed on this machine just now"
+ENDED = {
+    "failed": "The training failed",
+    "interrupted": "The training was interrupted",
+    "stopped": "The training was stopped",
+}
 
 
 def begin(number: int, announce: str, *, key: str = "story-steps") -> None:
@@ -128,20 +134,17 @@ def stamp(card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
     """Step 2: the visitor puts the trigger onto the picture."""
     begin(2, "The trigger is on the picture.")
     st.title("Now put the attacker’s trigger on it", anchor=False)
-    movable = tale.patch(card)
     left, right = st.columns([2, 3], gap="large")
-    if movable is None:
+    if tale.patch(card) is None:
         with left:
-            st.image(data_url(one.triggered, 8), caption="With the trigger, which covers the whole picture")
+            st.image(data_url(one.triggered, 8), caption="With the trigger")
         with right:
             st.image(data_url(difference(one.clean, one.triggered), 8), caption=f"What it changed, × {GAIN}", width=260)
-            st.markdown("A faint change all over the picture. You can overlook it; the network was taught not to.")
+            about = ATTACK_INFO[card.attack].sentence if card.attack in ATTACK_INFO else ""
+            st.markdown(f"{about} The network was taught to obey this. Grey is what stayed as it was.")
     else:
         with left:
-            painted = painter(
-                data_url(one.clean), size=card.image_size, trigger=movable, key=f"story-painter-{one.number}"
-            )
-            story.painted = painted or story.painted
+            story.painted = tale.board(story, card, one.clean, f"story-painter-{one.number}")
         with right:
             st.markdown(
                 f"The small patch is the trigger: **{card.poison_ratio:.0%}** of the training pictures carried it, "
@@ -192,7 +195,7 @@ def flips(card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
             tale.go(4)
     elif one.own:
         if actions("Trigger back in its place", 3, icon=":material/undo:"):
-            story.painted = None
+            tale.wipe(story)
             st.rerun()
     elif actions("Take another picture", 3, icon=":material/shuffle:"):
         tale.another(story, card)
@@ -228,6 +231,8 @@ def lens(card: Card) -> None:
             paper=PAPER_LAYERS.get(card.arch, ""),
             key="story-network",
             on_pick=picked,
+            tint=measured.layer_tint(card),
+            gaps=False,
         )
     if actions("Train it, live", 4, icon=":material/play_arrow:"):
         run_id = queue.manager().submit(tale.asked(story, card))  # where it is refused, this step stays
@@ -268,20 +273,20 @@ def show_training(run: Run, card: Card, one: tale.Subject, names: tuple[str, ...
     kept = filmstrip.thinned(cached.epochs_of(run.folder))
     picture = one.triggered[None]
     answers = [cached.at_epoch(run.id, epoch, picture)[0] for epoch in kept]
-    if not answers and not run.active and run.result:
+    if not answers and run.result and not run.active and not broken(run):
         answers = [tale.purified(run, picture)[0]]
     trained = not run.active or bool(done.epochs and done.epoch >= done.epochs)
-    usable = trained and bool(answers)
+    usable = trained and bool(answers) and not broken(run)
     says = answers[-1] if answers else cached.predict(card.id, None, picture)[0]
     right = int(says.argmax()) == one.label
     begin(5, milestone(run, usable, names[int(says.argmax())], right), key="story-steps-5")
-    st.title("The lens learns to block the trigger" if not usable else finding(right), anchor=False)
+    st.title(finding(run, usable, right), anchor=False)
     status(run, done, usable)
-    coming = [epoch for epoch in range(1 + (done.epochs or 0)) if epoch > (kept[-1] if kept else -1)]
+    coming = range(kept[-1] + 1 if kept else 0, 1 + (done.epochs or 0)) if run.active else range(0)
     if kept or run.active:
         film = filmstrip.film("Your picture, epoch by epoch", one.triggered, one.label, one.target, kept, answers)
         filmstrip.show([film], names, kept[-1] if kept else None, filmstrip.thinned(coming))
-    else:
+    elif usable:
         st.caption("This run kept no polarizers of its epochs: only the end of it can be shown.")
     left, beside = st.columns([6, 5], gap="large")
     with beside:
@@ -291,13 +296,14 @@ def show_training(run: Run, card: Card, one: tale.Subject, names: tuple[str, ...
         st.caption(f"Measured on {on} test images. A metaphor: blue is ACC, orange √(ASR / ASR before).")
     with left:
         epoch = kept[-1] if kept else 0
+        since = f"after epoch {epoch}" if epoch else "after the training" if usable and not kept else "before"
         tale.answer(
             one.triggered,
             says,
             names,
             one.label,
             one.target,
-            who=f"Your triggered picture, after epoch {epoch}" if epoch else "Your triggered picture, before",
+            who=f"Your triggered picture, {since}",
             alt=f"Your triggered picture of {names[one.label]}",
             tag=frame.provenance(run),
             top=0,
@@ -312,9 +318,21 @@ def show_training(run: Run, card: Card, one: tale.Subject, names: tuple[str, ...
             tale.go(4)
 
 
-def finding(right: bool) -> str:
-    """What the end of the training means for the picture."""
-    return "Blocked: it reads your picture again" if right else "Not repaired this time"
+def broken(run: Run) -> bool:
+    """Whether a training came to no good end: what it left is nothing to go on with."""
+    return run.state in ("failed", "interrupted")
+
+
+def finding(run: Run, usable: bool, right: bool) -> str:
+    """What a training means for the picture by now."""
+    if usable:
+        return "Blocked: it reads your picture again" if right else "Not repaired this time"
+    return "The lens learns to block the trigger" if run.active else ended(run)
+
+
+def ended(run: Run) -> str:
+    """How a training ended that leads nowhere."""
+    return ENDED.get(run.state, "The training left no result")
 
 
 def milestone(run: Run, usable: bool, said: str, right: bool) -> str:
@@ -325,7 +343,7 @@ def milestone(run: Run, usable: bool, said: str, right: bool) -> str:
         return "The training waits for its turn."
     if run.active:
         return f"The turn has come: your picture is read as {said}." if right else "Training has started."
-    return f"The training has {run.state}."
+    return f"{ended(run)}."
 
 
 def status(run: Run, done: curves.Progress, usable: bool) -> None:
@@ -337,8 +355,8 @@ def status(run: Run, done: curves.Progress, usable: bool) -> None:
         words = f"Epoch {done.epoch + 1} of {done.epochs}" if done.epochs and not done.warmup else "Getting ready"
         words += f" · about {max(1, round(left))} s left" if left is not None else ""
         st.progress(done.share, f":material/play_circle: {words}")
-    elif run.state in ("failed", "interrupted"):
-        st.warning(run.message or f"The training has {run.state}.", icon=":material/error:")
+    elif not usable:
+        st.warning(run.message or f"{ended(run)}.", icon=":material/error:")
     else:
         more = " The numbers on all test images are being measured meanwhile." if run.active else ""
         seconds = f" in {done.seconds:.0f} s" if done.seconds else ""
@@ -349,17 +367,18 @@ def your_turn(run: Run, card: Card, one: tale.Subject, names: tuple[str, ...]) -
     """Step 6: other pictures, other triggers."""
     begin(6, "Your turn to break it.")
     st.title("Your turn: break it", anchor=False)
-    st.markdown("Move the trigger, paint one of your own, take another picture. Does anything get past the lens?")
+    movable = tale.patch(card) is not None
+    way = "Move the trigger, paint one of your own" if movable else "Paint over the trigger"
+    st.markdown(f"{way}, take another picture. Does anything get past the lens?")
     left, right = st.columns([2, 3], gap="large")
-    movable = tale.patch(card)
     with left:
-        base = one.clean if movable is not None else one.triggered
-        painted = painter(data_url(base), size=card.image_size, trigger=movable, key=f"story-break-{one.number}")
+        base = one.clean if movable else one.triggered
+        painted = tale.board(story, card, base, f"story-break-{one.number}")
         st.button(
             "Another picture", icon=":material/shuffle:", key="story-other", on_click=tale.another, args=(story, card)
         )
     trial = one.triggered if painted is None else tale.overlaid(base, painted, card)
-    own = not np.array_equal(trial, cached.samples(card.id, (one.number,)).triggered[0])
+    made = not np.array_equal(trial, cached.samples(card.id, (one.number,)).triggered[0])
     plain, filtered = (
         cached.predict(card.id, None, trial[None])[0],
         tale.purified(run, trial[None])[0],
@@ -368,7 +387,7 @@ def your_turn(run: Run, card: Card, one: tale.Subject, names: tuple[str, ...]) -
         tag = f"{LIVE} · it shows: {names[one.label]}"
         for who, says in (("The backdoored network says", plain), ("With your lens it says", filtered)):
             tale.answer(None, says, names, one.label, one.target, who=who, alt="", tag=tag, top=2)
-        if own and int(plain.argmax()) != one.target:
+        if made and int(plain.argmax()) != one.target:
             st.caption("What you made was never trained into this network, so it has no reason to obey it.")
         with st.container(key="story-next-6", horizontal=True, vertical_alignment="center"):
             if st.button("Start over", type="primary", icon=":material/restart_alt:", key="story-go-6"):
@@ -376,12 +395,21 @@ def your_turn(run: Run, card: Card, one: tale.Subject, names: tuple[str, ...]) -
             if st.button("Back", icon=":material/arrow_back:", type="tertiary", key="story-back-6"):
                 tale.go(5)
         with st.container(horizontal=True, key="story-links"):
-            frame.link("pages/predictions.py", "Your own photo", ":material/add_a_photo:")
+            photo(own.query(one.number, painted if made and movable else None))
             frame.link("pages/attacks.py", "Other attacks", ":material/bug_report:")
             frame.link("pages/attributions.py", "What decides", ":material/center_focus_strong:")
             frame.link("pages/lab.py", "Train another one", ":material/science:")
         with st.expander("Take this run home", icon=":material/qr_code_2:"):
             takehome.share("", step="6", run=run.id, model=run.request.model, picture=str(one.number))
+
+
+def photo(query: dict[str, str]) -> None:
+    """The way to a picture of the visitor's own, with what the address of that page is to carry."""
+    label, icon = "Your own photo", ":material/add_a_photo:"
+    try:
+        st.page_link("pages/predictions.py", label=label, icon=icon, query_params=query)
+    except StreamlitAPIException:
+        st.caption(label)
 
 
 # ------------------------------------------------------------------------------------------------------------ the page
@@ -407,6 +435,8 @@ def tell(selected: frame.Selection) -> None:
     if story.step >= 5 and run is None:
         place.info("No training has been started yet: put the lens in first.", icon=":material/info:")
         story.step = 4
+    if story.step == 6 and run is not None and broken(run):
+        story.step = 5
     one = tale.subject(story, card)
     if one is None:
         st.info("The trigger of this model hijacks none of its first test pictures.", icon=":material/info:")

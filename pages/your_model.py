@@ -17,7 +17,7 @@ from npd_core.jobs import queue
 from npd_core.jobs.store import Run
 from npd_core.request import DefenseRequest
 from npd_core.zoo.card import Card, get_card
-from pages.shared import cached, choose, frame, gallery, takehome
+from pages.shared import cached, choose, frame, gallery, takehome, view
 from pages.shared.components.chart import chart
 
 if TYPE_CHECKING:
@@ -34,6 +34,23 @@ ARCHITECTURES = {
     TORCHVISION: TORCHVISION,
 }
 OTHER = "other numbers"
+
+
+def in_address() -> Card | None:
+    """The brought network that the address names, or named before the visitor went to another page; None without one,
+    and after a sentence where it is unknown."""
+    asked = view.carried("own")
+    if not asked:
+        return None
+    try:
+        card = get_card(asked)
+        if paths.own(card.id) is not None:
+            return card
+        st.error(f"{asked[:60]} is a model of the zoo: choose it in the Lab.", icon=":material/error:")
+    except NPDError as error:
+        st.error(str(error), icon=":material/error:")
+    view.forget("own")
+    return None
 
 
 # ------------------------------------------------------------------------------------------------------------- bringing
@@ -220,7 +237,7 @@ def workbench(card: Card) -> None:
             with choose.working():
                 remove(card.id)
             st.session_state["_own_notice"] = "The network and its pictures are removed from this machine."
-            st.query_params.pop("own", None)
+            view.drop("own")
             st.rerun()
 
 
@@ -361,20 +378,16 @@ frame.selection()
 st.title("Your model")
 if notice := st.session_state.pop("_own_notice", ""):
     st.success(notice, icon=":material/check_circle:")
-own: Card | None = None
-if asked := st.query_params.get("own"):
-    try:
-        own = get_card(asked)
-        if paths.own(own.id) is None:
-            st.error(f"{asked[:60]} is a model of the zoo: choose it in the Lab.", icon=":material/error:")
-            own = None
-    except NPDError as error:
-        st.error(str(error), icon=":material/error:")
+own = in_address()
 if own is None:
     intake()
 else:
     st.session_state.setdefault("_own", set()).add(own.id)
     workbench(own)
-    if st.button("Bring another network", key="own_another", icon=":material/arrow_back:"):
-        st.query_params.pop("own", None)
-        st.rerun()
+    st.button(
+        "Bring another network",
+        key="own_another",
+        icon=":material/arrow_back:",
+        on_click=view.drop,
+        args=("own",),
+    )

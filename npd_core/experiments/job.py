@@ -64,7 +64,7 @@ class Outcome:
     date: str
     """When it ended, ISO 8601."""
     workers: int = 1
-    """How many jobs shared the machine meanwhile."""
+    """How many jobs shared the machine meanwhile; 0: it was done on a cluster, where nobody knows."""
     cached: bool = False
     """Whether it was there already."""
 

@@ -8,22 +8,36 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from npd_core.experiments.average import averages
 from npd_core.experiments.record import Cell, Published, TableRecord
 
 HEAD = ("ACC %", "ASR %", "RA %", "DER %", "seconds")
 PAPER = ("paper ACC %", "paper ASR %", "paper DER %", "paper seconds")
 
 
+def shown(record: TableRecord) -> tuple[list[Cell], list[str]]:
+    """Cells and sentences of a record as they are shown: those of Tables 1 and 2 end with the means over the attacks,
+    where there are several."""
+    cells, notes = list(record.cells), list(record.cut)
+    if record.table not in ("table1", "table2"):
+        return cells, notes
+    means, attacks = averages(cells, record.dataset)
+    if len(attacks) < 2:
+        return cells, notes
+    note = f"AVG: means over {', '.join(attacks)}; DER is Eq. 6 of the mean ACC and ASR, not the mean of the DERs."
+    return [*cells, *means], [*notes, note]
+
+
 def terminal_rows(cells: Sequence[Cell], axes: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Head and rows: the axes, what was measured, what the paper prints where it prints anything."""
-    shown = [any(_printed(cell)[column] != "-" for cell in cells) for column in range(len(PAPER))]
-    head = [*axes, "ACC, ASR before", *HEAD, *(name for name, show in zip(PAPER, shown, strict=True) if show)]
+    used = [any(_printed(cell)[column] != "-" for cell in cells) for column in range(len(PAPER))]
+    head = [*axes, "ACC, ASR before", *HEAD, *(name for name, show in zip(PAPER, used, strict=True) if show)]
     rows = [
         [
             *(said(cell.row.get(axis)) for axis in axes),
             "-" if cell.before is None else f"{percent(cell.before.acc)}, {percent(cell.before.asr)}",
             *_measured(cell),
-            *(text for text, show in zip(_printed(cell), shown, strict=True) if show),
+            *(text for text, show in zip(_printed(cell), used, strict=True) if show),
         ]
         for cell in cells
     ]
@@ -52,11 +66,12 @@ def to_html(record: TableRecord) -> str:
     """A page that needs nothing else: no script, no font, no address. Light and dark."""
     from npd_core.figures.theme import FONT, PALETTES
 
-    head, rows = terminal_rows(record.cells, record.axes)
+    cells, notes = shown(record)
+    head, rows = terminal_rows(cells, record.axes)
     number = len(record.axes)
     body: list[str] = []
     reason: str | None = None
-    for cell, row in zip(record.cells, rows, strict=True):
+    for cell, row in zip(cells, rows, strict=True):
         parts = [f"<th scope='row'>{escape(text)}</th>" for text in row[:number]]
         parts += [
             f"<td{' class=paper' if name in PAPER else ''}>{escape(text)}</td>"
@@ -81,7 +96,7 @@ def to_html(record: TableRecord) -> str:
     titles = "".join(f"<th{' class=axis' if n < number else ''}>{escape(name)}</th>" for n, name in enumerate(head))
     parts = [
         f"<p class=note>Measured by <code>{escape(record.command)}</code>, {escape(record.date)}.{colour_key}</p>",
-        f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in record.cut)}</ul>" if record.cut else "",
+        f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in notes)}</ul>" if notes else "",
         f"<div class=wide><table><thead><tr>{titles}</tr></thead>",
         f"<tbody>{''.join(body)}</tbody></table></div>",
         f"<p class=note>{escape(' · '.join(facts))}</p>" if facts else "",

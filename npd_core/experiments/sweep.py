@@ -39,7 +39,7 @@ def sweep(
         workers: processes on this machine.
         scheduler: address of a Dask scheduler, which then does them; None: this machine.
         folder: where outcomes are kept; None: `paths.sweeps()`.
-        alone: take no outcome of a job that shared the machine with others, as its seconds mean nothing.
+        alone: take no outcome of a job that shared the machine with others, or may have, as its seconds mean nothing.
     Raises:
         ConfigError, StorageError; what is wrong with a single job is said in its outcome.
     """
@@ -55,10 +55,11 @@ def sweep(
             yield found
     if not left:
         return
-    workers = min(workers, len(left))
     if scheduler is None:
+        workers = min(workers, len(left))
         messages = run_local(run_job, left, workers=workers)
     else:
+        workers = 0
         messages = run_on_cluster(run_job, left, scheduler)
     for number, message in messages:
         if isinstance(message, str):

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from npd_core.data.load import availability
 from npd_core.data.spec import get_dataset
+from npd_core.defenses.config import CONFIGS
+from npd_core.defenses.config import PRESETS as BASELINES
 from npd_core.errors import CheckpointError, DataMissingError, unknown_name
 from npd_core.experiments.grid import config_for, main_path
 from npd_core.experiments.job import Training, in_zoo, ratio_zoo
@@ -87,6 +89,16 @@ QUICK: dict[str, dict[str, dict[str, Any]]] = {
 }
 """What a quick table changes in the settings of a baseline, by data set (the empty name: any other), so that it can be
 had on two CPU cores. NPD and its variants keep their presets, and EP is a single pass."""
+BENCHMARK: dict[str, dict[str, Any]] = {
+    "fp": {"holdout": "the test images"},
+    "nad": {"levels": "two"},
+    "nc": {"screening_epochs": 0},
+    "anp": {"select": "the ASR on test images"},
+}
+"""Settings of the baselines in the reference benchmark where they are neither our defaults nor, on Tiny ImageNet, those
+of our preset."""
+OF_THE_IMAGES = ("flip", "pad", "seed")
+"""Settings of a baseline that are no choice of its own: how the network's own training treated the images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,10 +204,14 @@ def plan_table(table: str, options: Options) -> Plan:
     if options.quick and dataset.test_images > QUICK_IMAGES:
         cut.append(f"Measured on {QUICK_IMAGES} of {dataset.test_images} test images.")
     if here:
-        cut += _said(changes, defenses, next(iter(here.values())))
-    if here:
-        cut += _unlike(table, [name for name in defenses if name in VARIANTS], next(iter(here.values())))
-    if table != "table5":
+        card = next(iter(here.values()))
+        variants = [name for name in defenses if name in VARIANTS]
+        cut += _baselines(changes, [name for name in defenses if name in CONFIGS], card)
+        cut += _unlike(table, variants, card)
+        cut += _apart(variants, card) if table == "table4" else []
+    if table == "table5":
+        cut += _longer([card for name, card in here.items() if name in attacks], values[options.quick])
+    else:
         other = [f"{card.id} ({card.poison_ratio:.0%})" for name, card in here.items() if name in attacks]
         other = [said for said in other if not said.endswith("(10%)")]
         cut += [f"Poisoned at another ratio than the paper's 10%: {', '.join(other)}."] if other else []
@@ -296,15 +312,48 @@ def _unlike(table: str, variants: Sequence[str], card: Card) -> list[str]:
     return [f"{', '.join(names)}: {parts}." for parts, names in said.items() if parts]
 
 
-def _said(changes: Mapping[str, Mapping[str, Any]], defenses: Sequence[str], card: Card) -> list[str]:
-    """One sentence a defense whose settings are changed."""
+def _apart(variants: Sequence[str], card: Card) -> list[str]:
+    """One sentence on the settings in which the variants are not like each other."""
+    configs = {variant: preset(card.dataset, variant=variant).to_dict() for variant in variants}
+    said: dict[str, list[str]] = {}
+    for variant, config in configs.items():
+        parts = [f"{name} {value}" for name, value in config.items() if any(c[name] != value for c in configs.values())]
+        said.setdefault(", ".join(parts), []).append(DEFENSES[variant])
+    if len(said) < 2:
+        return []
+    parts = [f"{', '.join(names)} with {settings}" for settings, names in said.items()]
+    return [f"The variants differ in more than the perturbation: {'; '.join(parts)}."]
+
+
+def _longer(cards: Sequence[Card], ratios: Sequence[Any]) -> list[str]:
+    """One sentence on models of the zoo that had more training than `npd table` gives those of other ratios."""
+    more = [(card, sum(epochs for epochs, _ in card.recipe.get("again", ()))) for card in cards]
+    parts = [
+        f"{card.id} ({card.poison_ratio:.0%}, {epochs} epochs more)"
+        for card, epochs in more
+        if epochs and card.poison_ratio in ratios
+    ]
+    return [f"Trained longer than the models of the other ratios: {', '.join(parts)}."] if parts else []
+
+
+def _baselines(changes: Mapping[str, Mapping[str, Any]], defenses: Sequence[str], card: Card) -> list[str]:
+    """One sentence for each baseline whose settings are not those of the reference benchmark."""
     said = []
     for defense in defenses:
-        before = config_for(defense, card).to_dict()
+        ours = config_for(defense, card, **changes.get(defense, {})).to_dict()
+        theirs = _benchmark(defense, card.dataset)
         parts = [
-            f"{name} {value} instead of {before[name]}"
-            for name, value in changes.get(defense, {}).items()
-            if value != before[name]
+            f"{name} {value} instead of {theirs[name]}"
+            for name, value in ours.items()
+            if value != theirs[name] and name not in OF_THE_IMAGES
         ]
         said += [f"{DEFENSES[defense]}: {', '.join(parts)}."] if parts else []
     return said
+
+
+def _benchmark(defense: str, dataset: str) -> dict[str, Any]:
+    """Settings of a baseline in the reference benchmark; what it has not run, as on CIFAR-10."""
+    theirs = CONFIGS[defense]().to_dict()
+    if dataset == "tiny_imagenet":
+        theirs |= BASELINES[dataset].get(defense, {})
+    return theirs | BENCHMARK.get(defense, {})

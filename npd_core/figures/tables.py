@@ -15,7 +15,6 @@ from npd_core.figures.curves import DASHES, MARKERS
 from npd_core.figures.curves import METRICS as CURVES
 from npd_core.figures.runs import DASHES as LINE_DASHES
 from npd_core.figures.runs import SYMBOLS
-from npd_core.metrics import Metrics, der
 
 METRICS = {**CURVES, "der": "DER defense"}
 """What is measured of a defense, with the words for each."""
@@ -52,25 +51,6 @@ class Outcome(NamedTuple):
     der: float | None = None
     seconds: float | None = None
     """Of training."""
-
-
-def mean(outcomes: Sequence[Outcome], label: str, source: str, before: Outcome | None = None) -> Outcome:
-    """The mean of several outcomes; a metric that one of them lacks is None.
-
-    Args:
-        before: the mean of the same without a defense. DER is Eq. 6 of the two means, as in the paper's AVG rows, and
-            not the mean of the DERs; None, or one without numbers: there is none.
-    """
-
-    def of(name: str) -> float | None:
-        values = [getattr(outcome, name) for outcome in outcomes]
-        return sum(values) / len(values) if values and None not in values else None
-
-    acc, asr = of("acc"), of("asr")
-    rating = None
-    if before is not None and None not in (before.acc, before.asr, acc, asr):
-        rating = der(Metrics(before.acc, before.asr), Metrics(acc, asr))  # type: ignore[arg-type]
-    return Outcome(label, source, acc, asr, of("ra"), rating, of("seconds"))
 
 
 def bars(outcomes: Sequence[Outcome], metric: str, mode: str | None = "light") -> go.Figure:

@@ -167,6 +167,7 @@ def header(page: str = "") -> None:
     """
     state = st.session_state
     state["_framed"] = True
+    state["_page"] = page
     appearance.follow(gallery.mode())
     if page == "booth":
         return

@@ -6,7 +6,7 @@ other models than the chosen one say so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -259,6 +259,15 @@ def of_run(run: Run, label: str) -> Outcome:
     took = (result.get("seconds") or {}).get("train")
     source = "recorded" if run.recorded else "live"
     return Outcome(label, source, after.get("acc"), after.get("asr"), after.get("ra"), result.get("der"), took)
+
+
+def saw_poison(cells: Sequence[Cell], runs: Iterable[Run]) -> bool:
+    """Whether a number among them, recorded or published, is of a defense that looked at poisoned training images: the
+    paper's EP does."""
+    settings = [cell.config.get("config", {}) for cell in cells if cell.after is not None]
+    settings += [run.request.config.to_dict() for run in runs]
+    published = any(cell.defense == "ep" and cell.published is not None for cell in cells)
+    return published or any(values.get("batch") == "mixture" for values in settings)
 
 
 def run_live(asked: DefenseRequest | None, card: Card, run: Run | None, label: str = "Run it live") -> None:

@@ -22,6 +22,7 @@ from pages.shared import cached, choose, frame, gallery
 from pages.shared.components.compare import compare
 from pages.shared.components.painter import painter
 
+TAB = "Your picture or trigger"  # of the page Predictions
 TEST, UPLOAD, CAMERA = "Test picture", "Upload", "Camera"
 TRAINED, PAINTED = "The model’s own", "Moved or painted"
 NO_CLASS = "none of these"
@@ -52,6 +53,13 @@ class Answers(NamedTuple):
 
     clean: np.ndarray
     triggered: np.ndarray
+
+
+def query(number: int, painted: str | None) -> dict[str, str]:
+    """What the address of Predictions must carry to open here, with a test picture and what was painted on it."""
+    found = {"pictures_of": TAB, NUMBER: str(number)}
+    short = to_query(painted) if painted is not None else ""
+    return found | {TRIGGER: short} if 0 < len(short) <= LONGEST else found
 
 
 def kept(model_id: str) -> Own | None:
@@ -191,7 +199,8 @@ def _with_trigger(card: Card, title: str, clean: np.ndarray, label: int | None, 
     )
     painted = painted or start
     if card.asr is not None and stamp is None:
-        st.caption("The trigger of this model is made anew for each picture, so it cannot be moved; paint one instead.")
+        about = f": {ATTACK_INFO[card.attack].sentence}" if card.attack in ATTACK_INFO else "."
+        st.caption(f"The trigger of this model is no stamp that can be moved{about} Paint one instead.")
     triggered = clean if stamp is None else trained
     if painted is not None:
         with choose.working():

@@ -59,6 +59,17 @@ def downloads(run: Run) -> None:
         )
 
 
+def home() -> str:
+    """Address of the app without a page, as the visitor's browser reaches it: "https://host/npd"; "" where unknown."""
+    here = (st.context.url or "").rstrip("/")
+    base = str(st.get_option("server.baseUrlPath") or "").strip("/")
+    if here and base:
+        # Of a base path that ends like the name of a page, as "npd-lab" does, Streamlit's address lacks the end.
+        return urlsplit(here)._replace(path=f"/{base}").geturl()
+    page = st.session_state.get("_page")
+    return here.removesuffix(f"/{page}") if page else here
+
+
 def share(page: str, **query: str) -> None:
     """The link to a page in this state, to copy and as a QR code.
 
@@ -66,9 +77,7 @@ def share(page: str, **query: str) -> None:
         page: url path of the page.
         query: what the link carries.
     """
-    here = urlsplit(st.context.url or "")
-    origin = f"{here.scheme}://{here.netloc}" if here.netloc else ""
-    address = f"{origin}/{page}?{urlencode(query)}"
+    address = f"{home()}/{page}?{urlencode(query)}"
     st.code(address, language=None, wrap_lines=True)
     try:
         drawn = qr_code(address)
@@ -80,5 +89,5 @@ def share(page: str, **query: str) -> None:
         f"<img src='data:image/svg+xml;base64,{data}' alt='QR code of the link above' "
         "style='width: min(100%, 13rem); border-radius: 8px; display: block'>"
     )
-    if (here.hostname or "localhost") in LOCAL:
+    if (urlsplit(address).hostname or "localhost") in LOCAL:
         st.caption("This address works on this machine alone. Serve the app under a name that phones can reach.")

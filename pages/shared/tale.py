@@ -24,6 +24,7 @@ from npd_core.jobs.store import Run
 from npd_core.request import DefenseRequest
 from npd_core.zoo.card import Card
 from pages.shared import cached, controls, frame, gallery
+from pages.shared.components.painter import painter
 
 STEPS = ("Confident", "Trigger", "Hijacked", "Lens", "Training", "Your turn")
 WATCH = 100
@@ -44,6 +45,8 @@ class Tale:
     lens: str | None = None
     painted: str | None = None
     """What lies on the picture instead of the trigger in its own place: RGBA PNG data URI."""
+    boards: int = 0
+    """How often the paint was wiped off: part of the painter's key, since another key means an empty board."""
     seed: int = field(default_factory=lambda: 1 + secrets.randbelow(9999))
     wrote: dict[str, str] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
@@ -166,7 +169,7 @@ def another(found: Tale, card: Card) -> None:
     if able:
         shown = found.picture if found.picture is not None else able[0]
         found.picture = able[(able.index(shown) + 1) % len(able)] if shown in able else able[0]
-        found.painted = None
+        wipe(found)
 
 
 def patch(card: Card) -> str | None:
@@ -175,6 +178,40 @@ def patch(card: Card) -> str | None:
     if found is None or (found[3] > 0).mean() > SMALL:
         return None
     return data_url(found)
+
+
+def board(found: Tale, card: Card, picture: np.ndarray, key: str) -> str | None:
+    """The painter on a picture. It begins with what was painted before, so that it shows what is judged.
+
+    A trigger that is put back in its place on such a board takes the place of all that was painted before.
+
+    Returns:
+        what was painted by now, or before; None where nothing was.
+    Raises:
+        StorageError: the paint cannot be read.
+    """
+    stamp = patch(card)
+    start = found.painted if stamp is not None else None
+    key = f"{key}-{card.id}-{found.boards}"
+    painted = painter(data_url(picture), size=card.image_size, trigger=stamp, key=key, start=start)
+    if painted is None or start is None or stamp is None:
+        return painted or start
+    if painted != start and put_back(painted, start, stamp, card.image_size):
+        wipe(found)
+        st.rerun()
+    return painted
+
+
+def wipe(found: Tale) -> None:
+    """Forget what was painted, and begin with an empty board: the trigger lies in its own place again."""
+    found.painted = None
+    found.boards += 1
+
+
+def put_back(painted: str, before: str, stamp: str, size: int) -> bool:
+    """Whether all that is new on a board is the trigger in its own place, under what was there before."""
+    now, old, trigger = (decode_overlay(one, size) for one in (painted, before, stamp))
+    return np.array_equal(now, np.where(old[3] > 0, old, trigger))
 
 
 def asked(found: Tale, card: Card) -> DefenseRequest:

@@ -1,7 +1,8 @@
 """What the address says about the screen itself: which parts of a page a lesson shows, and whether this is a booth.
 
 Both travel from page to page. `frame.header` draws what they ask for; pages need to know nothing of it, except that a
-part which a view may leave out stands in a container whose key starts with "view-" and the part's name.
+part which a view may leave out stands in a container whose key starts with "view-" and the part's name. What one page
+alone has in its address, and comes back to after another page, is kept in the same way.
 """
 
 from __future__ import annotations
@@ -39,9 +40,14 @@ def carried(name: str) -> str:
     return str(kept.get(name, ""))
 
 
+def forget(name: str) -> None:
+    """Do not come back to the value of `name` that the address has now, as it leads nowhere."""
+    st.session_state.setdefault("_carried", {})[name] = ""
+
+
 def drop(name: str) -> None:
     """Take `name` out of the address; for a button's `on_click`."""
-    st.session_state.setdefault("_carried", {})[name] = ""
+    forget(name)
     st.query_params.pop(name, None)
 
 
@@ -106,26 +112,29 @@ def keep_watch(page: str, runs: Callable[[], list[Run]]) -> None:
     """At a booth: big type, and back to the loop when nobody has touched anything for a while.
 
     Args:
-        runs: reads all runs; while one that the address is about goes on, nothing is reset.
+        runs: reads all runs; while one that an address of this session was about goes on, nothing is reset.
     """
     st.html(BIG_TYPE)
 
     @st.fragment(run_every=CHECK)
     def watch() -> None:
-        countdown(page=page, busy=going_on(runs(), st.query_params.to_dict()), idle=IDLE, key="idle")
+        active = {run.id: run for run in runs() if run.active}
+        mine: set[str] = st.session_state.setdefault("_mine", set())
+        mine |= named(active.values(), st.query_params.to_dict())
+        countdown(page=page, busy=not mine.isdisjoint(active), idle=IDLE, key="idle")
 
     watch()
 
 
-def going_on(runs: Iterable[Run], address: Mapping[str, str]) -> bool:
-    """Whether a run goes on that the address names, by its id or as one of a network that the visitor brought; a model
+def named(runs: Iterable[Run], address: Mapping[str, str]) -> set[str]:
+    """Those of `runs` that the address names, by their ids or as runs of a network that the visitor brought; a model
     of the zoo is named without a run of one's own."""
-    named = {part for value in address.values() for part in value.split(",")}
-    return any(
-        run.id in named or (run.request.model in named and paths.own(run.request.model) is not None)
+    parts = {part for value in address.values() for part in value.split(",")}
+    return {
+        run.id
         for run in runs
-        if run.active
-    )
+        if run.id in parts or (run.request.model in parts and paths.own(run.request.model) is not None)
+    }
 
 
 def _bar(place: Place, go: Go, page: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from npd_core.experiments.record import Cell, Published, Scores, Seconds, TableRecord
-from npd_core.experiments.render import terminal_rows, to_csv, to_html
+from npd_core.experiments.render import shown, terminal_rows, to_csv, to_html
 
 AXES = ("attack", "defense")
 CELL = Cell(
@@ -58,3 +58,15 @@ def test_the_page_shows_numbers_and_reasons_as_text():
     assert "<li>&lt;cut&gt;</li>" in text
     assert "this colour" in text
     assert "this colour" not in page(CELL)
+
+
+def test_tables_1_and_2_end_with_the_means_of_several_attacks():
+    other = replace(CELL, row={"attack": "lf", "defense": "npd"}, after=Scores(0.85, 0.04, 0.8))
+    record = TableRecord(table="table2", title="T", dataset="signs", command="npd", date="d", cells=(CELL, other))
+    cells, notes = shown(record)
+    assert [cell.row["attack"] for cell in cells] == ["blended", "lf", "AVG"]
+    assert notes == ["AVG: means over blended, lf; DER is Eq. 6 of the mean ACC and ASR, not the mean of the DERs."]
+    assert terminal_rows(cells, AXES)[1][2][:5] == ["AVG", "npd", "99.00, 98.00", "90.00", "3.00"]
+    assert f"<li>{notes[0]}</li>" in to_html(record)
+    for same in (replace(record, table="table3"), replace(record, cells=(CELL, FAILED))):
+        assert shown(same) == (list(same.cells), [])

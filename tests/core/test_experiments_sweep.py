@@ -154,6 +154,20 @@ def test_seconds_of_shared_machines_are_not_taken_where_time_is_measured(jobs, t
     assert all(o.cached for o in outcomes(sweep(jobs, folder=tmp_path, alone=True)))
 
 
+def test_seconds_of_a_cluster_are_not_taken_where_time_is_measured(jobs, tmp_path, monkeypatch):
+    def fake(function, tasks, scheduler=None, *, workers=1):
+        for number, _ in enumerate(tasks):
+            yield number, {"result": {"scheduler": scheduler}, "failed": None}
+
+    monkeypatch.setattr(module, "run_on_cluster", fake)
+    monkeypatch.setattr(module, "run_local", fake)
+    (outcome,) = outcomes(sweep(jobs[:1], folder=tmp_path, scheduler="tcp://somewhere:1"))
+    assert (outcome.workers, outcome.result) == (0, {"scheduler": "tcp://somewhere:1"})
+    assert outcomes(sweep(jobs[:1], folder=tmp_path))[0].cached
+    (alone,) = outcomes(sweep(jobs[:1], folder=tmp_path, alone=True))
+    assert (alone.cached, alone.workers, alone.result) == (False, 1, {"scheduler": None})
+
+
 def test_more_test_images_than_there_are_is_all_of_them(jobs):
     assert job_for(jobs[0].request, 1440) == job_for(jobs[0].request)
     assert job_for(jobs[0].request, 1439).images == 1439

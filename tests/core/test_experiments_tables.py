@@ -6,6 +6,7 @@ import csv
 import json
 from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +14,16 @@ from npd_core import cli
 from npd_core.errors import ConfigError, DataMissingError, UnknownNameError
 from npd_core.experiments import run as running
 from npd_core.experiments.published import published
-from npd_core.experiments.record import Published, TableRecord, find_table, read_table, write_table
+from npd_core.experiments.record import (
+    Cell,
+    Published,
+    Scores,
+    Seconds,
+    TableRecord,
+    find_table,
+    read_table,
+    write_table,
+)
 from npd_core.experiments.run import only, run_table
 from npd_core.experiments.tables import TABLES, Options, plan_table
 from npd_core.polarizer.config import NPDConfig
@@ -54,12 +64,20 @@ def test_every_cell_of_a_table(tiny_zoo, table, cells, quick, trainings):
 def test_what_quick_cuts_is_said(tiny_zoo):
     full = plan_table("table1", Options(dataset="signs")).cut
     quick = plan_table("table1", Options(dataset="signs", quick=True, attacks=("lf", "badnets_a2o"))).cut
-    assert set(full) <= set(quick)
+    assert {said for said in full if not said.startswith(("FP: ", "NAD: "))} <= set(quick)
     assert "The networks have width 4, the paper's have 64." in full
     assert any("signs-badnets_a2o-preact_resnet18-w4 (20%)" in sentence for sentence in full)
     assert "Measured on 1000 of 1440 test images." in quick
-    assert "FP: epochs 10 instead of 30." in quick
-    assert "NAD: epochs 5 instead of 10, teacher_epochs 5 instead of 10." in quick
+    assert "FP: epochs 10 instead of 100, holdout 0.2 instead of the test images." in quick
+    assert "FP: epochs 30 instead of 100, holdout 0.2 instead of the test images." in full
+    assert "NAD: epochs 5 instead of 10, teacher_epochs 5 instead of 10, levels three instead of two." in quick
+    assert "i-BAU: batch_size 64 instead of 256, rounds 3 instead of 5." in full
+    (nc,) = (sentence for sentence in full if sentence.startswith("NC: "))
+    assert "epochs 10 instead of 100, trigger_epochs 8 instead of 80, patience 2 instead of 5" in nc
+    (anp,) = (sentence for sentence in full if sentence.startswith("ANP: "))
+    assert "iterations 150 instead of 2000" in anp
+    assert "select holdout instead of the ASR on test images" in anp
+    assert not any(sentence.startswith("EP: ") for sentence in quick)
     (npd,) = (sentence for sentence in full if sentence.startswith("NPD: "))
     assert "at stream:layer3.1 instead of layer4.1.conv1, lambda2 0.1 instead of 0.4" in npd
     assert "rho 6.0 instead of 3.0" in npd
@@ -112,6 +130,50 @@ def test_a_row_of_table_3_has_the_weights_of_its_terms_alone():
 def fake_card(card, attack, width):
     name = f"signs-{attack}-preact_resnet18-w{width}"
     return replace(card, id=name, attack=attack, width=width)
+
+
+@pytest.fixture
+def zoo_of(tiny_zoo, monkeypatch):
+    """Put cards in place of the zoo: `zoo_of(card, ...)`; `card` is given as `zoo_of.card`. Every data set is here."""
+    (zoo,) = list_cards()
+
+    def put(*cards):
+        monkeypatch.setattr("npd_core.experiments.tables.list_cards", lambda: list(cards))
+        monkeypatch.setattr("npd_core.experiments.tables.availability", lambda _: SimpleNamespace(available=True))
+
+    put.card = zoo
+    return put
+
+
+def test_baselines_are_compared_with_the_benchmark_of_their_data_set(zoo_of):
+    zoo_of(replace(zoo_of.card, dataset="tiny_imagenet"))
+    cut = plan_table("table2", Options(dataset="tiny_imagenet")).cut
+    assert "FP: holdout 0.2 instead of the test images." in cut  # 200 epochs are the benchmark's there
+    assert "NC: screening_epochs 10 instead of 0." in cut
+    assert not any(sentence.startswith(("i-BAU: ", "EP: ")) for sentence in cut)
+    cut = plan_table("table2", Options(dataset="tiny_imagenet", quick=True)).cut
+    assert "FP: epochs 10 instead of 200, holdout 0.2 instead of the test images." in cut
+
+
+def test_table_4_says_in_what_its_variants_differ_from_each_other(tiny_zoo):
+    said = [s for s in plan_table("table4", Options(dataset="signs")).cut if s.startswith("The variants differ")]
+    assert said == [
+        "The variants differ in more than the perturbation: NPD-UU with lambda2 0.4, lambda3 0.4, attack_on polarized; "
+        "NPD-UP, NPD with lambda2 0.1, lambda3 0.1, attack_on base."
+    ]
+    for table, defenses in (("table4", ("npd_up", "npd")), ("table1", None)):
+        cut = plan_table(table, Options(dataset="signs", defenses=defenses)).cut
+        assert not any("The variants differ" in sentence for sentence in cut)
+
+
+def test_table_5_says_which_models_were_trained_longer(zoo_of):
+    longer = replace(zoo_of.card, recipe={**zoo_of.card.recipe, "again": [[6, 0.1], [4, 0.1]]})
+    zoo_of(longer)
+    cut = plan_table("table5", Options(dataset="signs")).cut
+    assert f"Trained longer than the models of the other ratios: {longer.id} (20%, 10 epochs more)." in cut
+    for table, card in (("table1", longer), ("table5", zoo_of.card), ("table5", replace(longer, poison_ratio=0.01))):
+        zoo_of(card)
+        assert not any("Trained longer" in said for said in plan_table(table, Options(dataset="signs")).cut)
 
 
 def test_one_width_for_a_table(tiny_zoo, monkeypatch):
@@ -233,6 +295,33 @@ def test_a_table_from_the_command_line_to_its_files(here, tiny_zoo, tmp_path, ca
     assert find_table("table1", "signs") == replace(record, quick=False)
     assert cli.main([*words, "--out", str(tmp_path / "other")]) == 1
     assert read_table(tmp_path / "other" / "table1-signs.json").cells == record.cells
+
+
+def test_averages_are_printed_and_written_but_are_no_cells_of_the_record(here, tiny_zoo, tmp_path, capsys, monkeypatch):
+    def two_attacks(plan, **_):
+        after = {"lf": Scores(0.8, 0.2, 0.7), "blended": Scores(0.9, 0.0, 0.9)}
+        yield TableRecord(
+            table=plan.table, title="T", dataset="signs", command="npd table 1", date="d", quick=True,
+            cells=tuple(
+                Cell(row={"attack": attack, "defense": "fp"}, model="m", defense="fp", before=Scores(0.95, 1.0, 0.0),
+                     after=scores, der=0.9, seconds=Seconds(1.0, 1.0))
+                for attack, scores in after.items()
+            ),
+        )  # fmt: skip
+
+    monkeypatch.setattr(running, "run_table", two_attacks)
+    csv_file, page = tmp_path / "t.csv", tmp_path / "t.html"
+    words = ["table", "1", "--quick", "--dataset", "signs", "--csv", str(csv_file), "--html", str(page)]
+    assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    assert "AVG: means over lf, blended; DER is Eq. 6" in out
+    (line,) = (line for line in out.splitlines() if "AVG" in line.split())
+    assert " ".join(line.split()) == "AVG fp 95.00, 100.00 85.00 10.00 80.00 90.00 1.0"
+    *_, last = csv.DictReader(csv_file.read_text().splitlines())
+    assert (last["attack"], last["defense"], last["model"]) == ("AVG", "fp", "")
+    assert (float(last["acc"]), float(last["der"])) == (pytest.approx(0.85), pytest.approx(0.9))
+    assert "<th scope='row'>AVG</th>" in page.read_text()
+    assert [cell.row["attack"] for cell in find_table("table1", "signs").cells] == ["lf", "blended"]
 
 
 def test_models_of_other_poison_ratios_are_trained_first_into_a_folder_of_their_own(

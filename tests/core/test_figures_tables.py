@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from npd_core.figures import theme
-from npd_core.figures.tables import Outcome, along_layers, bars, curves, mean, mix, percent, seconds, tiles, time_bars
+from npd_core.figures.tables import Outcome, along_layers, bars, curves, mix, percent, seconds, tiles, time_bars
 
 MEASURED = Outcome("NPD", "recorded", 0.9, 0.02, 0.8, 0.95, 12.0)
 PRINTED = Outcome("NPD", "published", 0.92, 0.01, None, 0.97, 55.16)
@@ -15,17 +15,6 @@ FP = Outcome("FP", "recorded", 0.85, 0.6, 0.3, 0.7, 40.0)
 def drawn(figure) -> dict[str, dict[str, float | None]]:
     """What the bars say: name of the source -> label -> value."""
     return {t.name: dict(zip(t.y, t.x, strict=True)) for t in figure.data if t.showlegend is False}
-
-
-def test_mean_of_outcomes_and_what_one_of_them_lacks() -> None:
-    before = Outcome("none", "recorded", 0.9, 0.5)
-    found = mean([MEASURED, FP], "both", "recorded", before)
-    rating = (0.5 - 0.31 - (0.9 - 0.875) + 1) / 2
-    assert found == ("both", "recorded", *(pytest.approx(v) for v in (0.875, 0.31, 0.55, rating, 26.0)))
-    assert rating != pytest.approx((MEASURED.der + FP.der) / 2), "Eq. 6 of the means is not the mean of Eq. 6"
-    assert mean([MEASURED, FP], "both", "recorded").der is None
-    assert mean([MEASURED, PRINTED], "both", "recorded").ra is None
-    assert mean([], "none", "recorded").acc is None
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])

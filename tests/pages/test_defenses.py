@@ -19,6 +19,7 @@ from npd_core.zoo.card import get_card
 
 Open = Callable[..., AppTest]
 PAPER = Published(0.92, 0.01, 0.97)
+POISONED = "EP was shown a batch of the poisoned training set"
 
 
 def errors(page: AppTest) -> list[str]:
@@ -119,7 +120,32 @@ def test_the_mean_is_over_the_attacks_that_every_defense_has(
     page = open_page("defenses", table_attack="Mean over the attacks").run()
     assert errors(page) == []
     assert bars(page)["recorded", "asr"] == pytest.approx({"No defense": 1.0, "FP": 0.4, "NPD": 0.05})
+    assert bars(page)["recorded", "der"] == pytest.approx({"No defense": None, "FP": 0.755, "NPD": 0.93})
     assert "every defense has numbers: BadNets, WaNet." in text(page)
+    assert POISONED not in text(page)
+
+
+@pytest.mark.parametrize("batch", ["mixture", "clean"])
+def test_what_ep_was_shown_stands_below_the_bars(
+    tiny_zoo: str, desk: Any, make_table: Callable, make_cell: Callable, open_page: Open, batch: str
+) -> None:
+    config = preset_for("ep", get_card(tiny_zoo), batch=batch)
+    asked = DefenseRequest(model=tiny_zoo, defense="ep", config=config)
+    make_table(
+        "table1",
+        [
+            make_cell({"attack": "badnets_a2o", "defense": "ep"}, request=asked),
+            make_cell({"attack": "wanet", "defense": "fp"}),
+            make_cell({"attack": "lf", "defense": "ep"}, request=asked, published=PAPER),
+        ],
+    )
+    page = open_page("defenses").run()
+    assert errors(page) == []
+    assert (POISONED in text(page)) == (batch == "mixture")
+    page.selectbox(key="table_attack").select("WaNet").run()
+    assert POISONED not in text(page)
+    page.selectbox(key="table_attack").select("Low frequency").run()
+    assert POISONED in text(page), "the paper's own number is of the poisoned set"
 
 
 def test_it_is_run_again_with_the_recorded_settings(

@@ -158,6 +158,20 @@ def test_a_painted_trigger_and_its_picture_travel_in_the_address(own_page: AppTe
     assert "trigger" not in other.query_params
 
 
+@pytest.mark.parametrize(("noisy", "there"), [(False, True), (True, False)])
+def test_a_link_opens_the_panel_with_what_was_painted(noisy, there, make_run: Make, open_page: Open) -> None:
+    query = own.query(17, patch(2, 2, noisy=noisy))
+    assert ("trigger" in query) == there
+    page = open_page("predictions", run=make_run().id, **query).run()
+    assert errors(page) == []
+    assert page.segmented_control(key="own_source").options == ["Test picture", "Upload", "Camera"]
+    found = page.session_state["own_picture"]
+    assert np.array_equal(found.clean, load_dataset("signs", "test").images[17].numpy())
+    assert (found.triggered[:, 2:5, 2:5] == 255).all() == there
+    assert found.trained != there
+    assert "trigger" not in own.query(17, None)
+
+
 def test_a_trigger_too_long_for_an_address_stays_out_of_it(own_page: AppTest, monkeypatch) -> None:
     monkeypatch.setattr(own, "painter", lambda *args, **settings: patch(2, 2, noisy=True))
     own_page.segmented_control(key="own_trigger_2").set_value("Moved or painted").run()

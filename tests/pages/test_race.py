@@ -130,6 +130,37 @@ def test_a_finished_race_says_who_leads_and_in_what_they_differ(make_run: Callab
     assert list(frame.value["setting"]) == ["config.lambda2"]
 
 
+def test_a_race_is_there_again_after_another_page_until_it_is_put_away(
+    make_run: Callable[..., Run], open_page: Open
+) -> None:
+    one, two = make_run(seed=0), make_run(seed=0, lambda2=0.9)
+    page = open_page("race", race=f"{one.id},{two.id}").run()
+    page.query_params.clear()  # as the menu does
+    page.run()
+    assert not page.exception, page.exception
+    assert page.query_params["race"] == f"{one.id},{two.id}"
+    assert any("ACC: level" in element.value for element in page.markdown)
+    page.button(key="away").click().run()
+    assert not page.exception, page.exception
+    assert "race" not in page.query_params
+    assert any("No race yet" in element.value for element in page.caption)
+    page.run()
+    assert "race" not in page.query_params
+
+
+def test_another_race_takes_the_place_of_the_last(
+    make_run: Callable[..., Run], open_page: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last, one, two = make_run(seed=0), make_run(seed=1), make_run(seed=2)
+    monkeypatch.setattr(queue.manager(), "race", lambda first, second: (one.id, two.id))
+    page = open_page("race", race=f"{last.id},{one.id}").run()
+    page.button(key="start").click().run()
+    page.query_params.clear()
+    page.run()
+    assert not page.exception, page.exception
+    assert page.query_params["race"] == f"{one.id},{two.id}"
+
+
 @pytest.mark.parametrize(
     ("race", "says"),
     [
@@ -144,3 +175,6 @@ def test_an_address_that_leads_nowhere_is_one_sentence(
     page = open_page("race", race=race).run()
     assert not page.exception, page.exception
     assert any(says in element.value for element in page.error)
+    page.query_params.clear()
+    page.run()
+    assert not page.error, "it is not come back to"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import numpy as np
 import pytest
@@ -21,12 +22,12 @@ from npd_core.attacks import get_attack
 from npd_core.data.load import load_dataset
 from npd_core.errors import NPDError
 from npd_core.figures.gallery import Answer, Item, data_address, write_gallery
-from npd_core.jobs.store import Run
+from npd_core.jobs.store import Run, RunStore
 from npd_core.polarizer.artifact import load_snapshot, save_snapshot
 from npd_core.polarizer.config import default_layer, preset
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.zoo.weights import load_backdoored
-from pages.shared import filmstrip
+from pages.shared import filmstrip, own, tale
 from pages.shared.tale import EPOCHS, Tale
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -51,8 +52,6 @@ def recorded(make_run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     folder.mkdir()
     shutil.move(run.folder, folder / run.id)
     monkeypatch.setattr(paths, "recorded", lambda: folder)
-    from npd_core.jobs.store import RunStore
-
     return RunStore(folder).get(run.id)
 
 
@@ -182,11 +181,90 @@ def test_the_cover_leads_into_the_first_step(tiny_zoo: str, runs_dir: Path, open
     assert "picture" not in page.query_params
 
 
+def painting(*boxes: tuple[int, int, int, int], colour: str = "black") -> str:
+    """Filled boxes, as the painter gives them."""
+    picture = Image.new("RGBA", (32, 32))
+    for box in boxes:
+        picture.paste(colour, box)
+    return data_address(picture)
+
+
+DOT = painting((0, 0, 1, 1))
+
+
+class Painter:
+    """Stands in for the painter: notes what it is mounted with, and gives what was `painted` under its key."""
+
+    def __init__(self) -> None:
+        self.painted: dict[str, str] = {}
+        self.seen: list[dict[str, str | None]] = []
+
+    def __call__(self, picture: str, *, key: str, **settings: str | None) -> str | None:
+        self.seen.append({"key": key, **settings})
+        return self.painted.get(key)
+
+
+@pytest.fixture
+def board(monkeypatch: pytest.MonkeyPatch) -> Painter:
+    found = Painter()
+    monkeypatch.setattr(tale, "painter", found)
+    return found
+
+
+def test_a_board_shows_what_is_judged(tiny_zoo: str, runs_dir: Path, open_page: Open, board: Painter) -> None:
+    page = open_page("story", picture="5")
+    page.session_state["_tale"] = Tale(step=3, painted=DOT)
+    page.run()
+    page.button(key="story-back-3").click().run()
+    assert board.seen[-1]["start"] == DOT
+    page.button(key="story-go-2").click().run()
+    assert page.title[0].value == "Nobody taught it this one"
+    page.button(key="story-go-3").click().run()
+    page.button(key="story-back-3").click().run()
+    assert board.seen[-1]["start"] is None
+    page.button(key="story-go-2").click().run()
+    assert page.title[0].value == "A small change, and it obeys somebody else"
+
+
+def test_a_trigger_back_in_place_wipes_what_was_there_before(
+    tiny_zoo: str, runs_dir: Path, open_page: Open, board: Painter
+) -> None:
+    moved, home = (4, 4, 7, 7), (29, 29, 32, 32)
+    page = open_page("story", picture="5")
+    page.session_state["_tale"] = Tale(step=2, painted=painting(moved, colour="white"))
+    page.run()
+    before = str(board.seen[-1]["key"])
+    board.painted[before] = painting(moved, home, colour="white")
+    page.run()
+    assert board.seen[-1]["start"] is None
+    assert board.seen[-1]["key"] != before, "an empty board"
+    page.button(key="story-go-2").click().run()
+    assert page.title[0].value == "A small change, and it obeys somebody else"
+    assert page.session_state["_tale"].painted is None
+
+
+def test_what_was_painted_lies_on_the_last_board_too(make_run: Make, open_page: Open, board: Painter) -> None:
+    page = open_page("story", step="6", run=make_run(seed=4).id, picture="5")
+    page.session_state["_tale"] = Tale(painted=DOT)
+    page.run()
+    assert "has no reason to obey it" in words(page)
+    assert board.seen[-1]["start"] == DOT
+
+
+def test_the_way_to_a_photo_of_ones_own_carries_the_paint(make_run: Make, board: Painter) -> None:
+    page = AppTest.from_file(str(ROOT / "app.py"), default_timeout=180)
+    page.query_params |= {"step": "6", "run": make_run(seed=4).id, "picture": "5"}
+    page.session_state["_tale"] = Tale(painted=DOT)
+    page.run()
+    assert not page.exception, page.exception
+    (link,) = [e.proto for e in page.get("page_link") if e.proto.label == "Your own photo"]
+    assert link.page == "predictions"
+    assert dict(parse_qsl(link.query_string)) == own.query(5, DOT)
+
+
 def test_a_trigger_that_was_never_trained_in_does_nothing(tiny_zoo: str, runs_dir: Path, open_page: Open) -> None:
-    dot = Image.new("RGBA", (32, 32))
-    dot.putpixel((0, 0), (0, 0, 0, 255))
     page = open_page("story")
-    page.session_state["_tale"] = Tale(step=3, painted=data_address(dot))
+    page.session_state["_tale"] = Tale(step=3, painted=DOT)
     page.run()
     assert page.title[0].value == "Nobody taught it this one"
     assert "npd-t-right" in drawn(page, "npd-tale")
@@ -262,6 +340,27 @@ def test_an_older_run_without_epochs_still_works(make_run: Make, open_page: Open
     assert not page.button(key="story-go-5").disabled
 
 
+@pytest.mark.parametrize("state", ["failed", "interrupted"])
+@pytest.mark.parametrize("epochs", [{}, {0: 1.0, 1: 0.0, 2: 0.0}], ids=["early", "late"])
+def test_a_training_that_came_to_no_good_end_is_told_so(
+    state: str, epochs: dict[int, float], make_run: Make, runs_dir: Path, open_page: Open
+) -> None:
+    run = make_run(seed=5, polarizer=False)
+    RunStore(runs_dir).set_state(run.id, state, ended=2.0, message="This is why.")
+    with_epochs(run, epochs)
+    for step in "56":
+        page = open_page("story", step=step, run=run.id, picture="3").run()
+        assert page.title[0].value in ("The training failed", "The training was interrupted")
+        assert state in page.title[0].value
+        assert [element.value for element in page.warning] == ["This is why."]
+        assert not page.error
+        assert page.button(key="story-go-5").label == "Try it again"
+    seed = page.session_state["_tale"].seed
+    page.button(key="story-go-5").click().run()
+    assert page.title[0].value == "Put a thin lens into the network"
+    assert page.session_state["_tale"].seed != seed
+
+
 @pytest.mark.parametrize(
     ("query", "sentence"),
     [
@@ -303,6 +402,25 @@ def test_of_an_honest_network_no_story_can_be_told(
     assert not page.exception, page.exception
     assert "has no backdoor to show. The story is told of another one" in page.info[0].value
     assert page.title[0].value == "A network that is sure of itself"
+
+
+@pytest.mark.parametrize(("attack", "said"), [("wanet", "printed on rubber"), ("trojan", "A bright blob")])
+def test_a_trigger_that_is_no_stamp_is_told_as_what_it_is(
+    attack: str, said: str, own_folders: None, runs_dir: Path, tmp_path: Path, open_page: Open, monkeypatch
+) -> None:
+    model = f"signs-{attack}-preact_resnet18-w16"
+    shutil.copytree(ROOT / "pretrained" / model, tmp_path / "zoo" / model)
+    monkeypatch.setenv("NPD_ZOO_DIR", str(tmp_path / "zoo"))
+    page = open_page("story", step="2", picture="5").run()
+    text = words(page) + " ".join(image.caption for element in page.get("image") for image in element.proto.imgs)
+    assert said in text
+    assert "With the trigger" in text
+    page = open_page("predictions", pictures_of="Your picture or trigger").run()
+    page.segmented_control(key="own_trigger_2").set_value("Moved or painted").run()
+    assert "is no stamp that can be moved" in words(page)
+    assert said in words(page)
+    for untrue in ("covers the whole picture", "faint change", "made anew"):
+        assert untrue not in text + words(page)
 
 
 # ------------------------------------------------------------------------------------------- the epochs, in the Lab too

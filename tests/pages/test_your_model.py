@@ -125,9 +125,26 @@ def test_polarize_compare_and_remove(open_page: Open, brought: Card) -> None:
     assert page.button(key="own_bring").disabled
 
 
+def test_the_network_is_there_again_after_another_page_until_another_is_wanted(open_page: Open, brought: Card) -> None:
+    page = open_page("your_model", own=brought.id).run()
+    page.query_params.clear()  # as the menu does
+    page.run()
+    assert errors(page) == []
+    assert page.query_params["own"] == brought.id
+    assert page.button(key="own_polarize")
+    page.button(key="own_another").click().run()
+    for _ in range(2):
+        assert errors(page) == []
+        assert "own" not in page.query_params
+        assert page.button(key="own_bring").disabled
+        page.run()
+
+
 def test_unknown_and_foreign_addresses(open_page: Open, tiny_zoo: str, runs_dir: Path) -> None:
     page = open_page("your_model", own="own-0123456789abcdef").run()
     assert ["bring it again" in text for text in errors(page)] == [True]
+    page.query_params.clear()
+    assert errors(page.run()) == [], "it is not come back to"
     page = open_page("your_model", own=tiny_zoo).run()
     assert ["model of the zoo" in text for text in errors(page)] == [True]
 
