@@ -53,7 +53,11 @@ def forward_equivalents(
 
 
 def bench_model(
-    model: str, layer: str | None = None, clean: float | int = 0.05, device: str = "auto"
+    model: str,
+    layer: str | None = None,
+    clean: float | int = 0.05,
+    device: str = "auto",
+    attack_on: str | None = None,
 ) -> dict[str, Any]:
     """Figures of one model at one layer, with the preset of its data set: see `run_bench`."""
     where = resolve_device(device)
@@ -62,6 +66,7 @@ def bench_model(
     backdoored.net.to(where)
     layer = layer or default_layer(card.arch, card.dataset)
     wanted = preset(card.dataset)
+    wanted = replace(wanted, attack_on=attack_on or wanted.attack_on)
     cfg = replace(wanted, epochs=3, warmup_epochs=0)
     subset = load_clean(card.dataset, clean, cfg.seed)
     data = ImageSet(subset.images, subset.labels)
@@ -90,13 +95,18 @@ def bench_model(
 
 
 def run_bench(
-    models: Sequence[str] = (), layers: Sequence[str] = (), device: str = "auto", clean: float | int = 0.05
+    models: Sequence[str] = (),
+    layers: Sequence[str] = (),
+    device: str = "auto",
+    clean: float | int = 0.05,
+    attack_on: str | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Measure models one by one.
 
     Args:
         models: zoo ids; empty: every model whose data set is here.
         layers: insertion points; empty: the default of the architecture.
+        attack_on: network that the inner level attacks, `polarized` as in Algorithm 1 or `base`; None: the preset's.
     Yields:
         per model and layer: `forward_equivalents_per_step` (early stop off; the mean over the preset's epochs),
         `forward_equivalents_first_epoch` (a step of the first epoch alone), `train_images_per_second`,
@@ -108,7 +118,7 @@ def run_bench(
     chosen = list(models) or [card.id for card in list_cards() if availability(card.dataset).available]
     for model in chosen:
         for layer in layers or (None,):
-            yield bench_model(model, layer, clean, device)
+            yield bench_model(model, layer, clean, device, attack_on)
 
 
 def bench_report(rows: Sequence[dict[str, Any]], device: str = "auto") -> dict[str, Any]:

@@ -568,7 +568,7 @@ def bench(args: argparse.Namespace) -> Answer:
     from npd_core.bench import bench_report, run_bench
 
     rows = []
-    for row in run_bench(names, args.layer, args.device, args.clean):
+    for row in run_bench(names, args.layer, args.device, args.clean, args.attack_on):
         rows.append(row)
         print(f"{row['model']} at {row['layer']}: measured", file=sys.stderr, flush=True)
     if not rows:
@@ -873,6 +873,9 @@ def build_parser() -> Parser:
     )
     speed.add_argument("--clean", metavar="SHARE|N", type=read_share_or_count, default=0.05, help="clean images (0.05)")
     speed.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    speed.add_argument(
+        "--attack-on", choices=CHOICES["attack_on"], help="network that the inner level attacks (that of the preset)"
+    )
     return parser
 
 

@@ -129,8 +129,8 @@ def test_a_purified_prediction_changes(lab, workshop, settle) -> None:
     settle(page)
     assert f"run={run}" in page.url, "the run travels with the link"
     expect(page.get_by_text("Purified").first).to_be_visible(timeout=SLOW)
-    pictures = page.locator(".npd-tile").filter(has=page.locator("b.npd-hijacked"))
-    expect(pictures.filter(has=page.locator("b.npd-right")).first).to_be_visible()  # the attacker's before, true after
+    hijacked = page.locator(".npd-sample").filter(has=page.locator(".npd-trigger b.npd-hijacked"))
+    expect(hijacked.filter(has=page.locator(".npd-polarizer b.npd-right")).first).to_be_visible()
     page.get_by_role("link", name="Lab").first.click()
     page.wait_for_url(re.compile(r"/lab"), timeout=SLOW)
     settle(page)

@@ -632,6 +632,13 @@ def test_bench_as_json(capsys, tiny_zoo):
     assert report["environment"]["device"] == "cpu"
 
 
+def test_a_step_of_algorithm_1_costs_less_than_its_six_passes(capsys, tiny_zoo):
+    words = ("--layer", "layer4.1.conv1", "--clean", "24", "--device", "cpu", "--attack-on", "polarized", "--json", "-")
+    row = json.loads(run(capsys, "bench", *words)[1])["results"][0]
+    assert row["attack_on"] == "polarized"
+    assert 1 < row["forward_equivalents_per_step"] == row["forward_equivalents_first_epoch"] <= 5.6
+
+
 # what is refused
 
 

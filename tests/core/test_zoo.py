@@ -583,7 +583,7 @@ def test_a_clean_network_is_trained_first_and_only_once(few_signs, monkeypatch, 
 
 
 def test_a_ratio_that_cannot_be_is_said_before_anything_is_trained(few_signs):
-    for model, ratio, says in (("ssba", 1.5, "must lie in"), ("wanet", 0.5, "up to 0.33")):
+    for model, ratio, says in (("ssba", 1.5, "must lie in"), ("wanet", 0.6, "up to 0.5")):
         with pytest.raises(ConfigError, match=says):
             next(train_model(f"signs-{model}-preact_resnet18-w4", poison_ratio=ratio))
     assert list(few_signs.iterdir()) == []
