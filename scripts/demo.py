@@ -55,7 +55,9 @@ def main() -> int:
         "server.fileWatcherType": "none",
         "browser.serverAddress": "localhost",  # otherwise a headless server asks the internet for its own address
         "browser.gatherUsageStats": "false",
+        "logger.hideWelcomeMessage": "true",  # with it goes an advertisement in the page
     }
+    print(f"The app is at http://localhost:{args.port}; Ctrl-C ends it.", flush=True)
     os.chdir(ROOT)
     command = [sys.executable, "-m", "streamlit", "run", "app.py"]
     os.execv(sys.executable, command + [f"--{name}={value}" for name, value in options.items()])
