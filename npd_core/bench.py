@@ -66,7 +66,8 @@ def bench_model(
     backdoored.net.to(where)
     layer = layer or default_layer(card.arch, card.dataset)
     wanted = preset(card.dataset)
-    wanted = replace(wanted, attack_on=attack_on or wanted.attack_on)
+    if attack_on is not None:
+        wanted = replace(wanted, attack_on=attack_on)
     cfg = replace(wanted, epochs=3, warmup_epochs=0)
     subset = load_clean(card.dataset, clean, cfg.seed)
     data = ImageSet(subset.images, subset.labels)

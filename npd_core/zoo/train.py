@@ -33,7 +33,7 @@ from npd_core.zoo.weights import eight_bits, half_precision, load_backdoored, re
 ID = re.compile(r"(?P<dataset>[a-z0-9_]+)-(?P<attack>[a-z0-9_]+)-(?P<arch>[a-z0-9_]+)-w(?P<width>[1-9][0-9]{0,2})")
 
 
-LONG = 400_000
+LONG = 500_000
 """Images seen from which on compiling the network pays off."""
 LOWER = 0.5
 """Peak learning rate of a further cycle, beside that of the first."""

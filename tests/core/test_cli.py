@@ -323,6 +323,8 @@ def few(monkeypatch):
 def test_a_baseline_is_saved_and_measures_the_same_again(capsys, tiny_zoo, few, tmp_path):
     words = (*BASELINE, "--epochs", "1", "--set", "tolerance=0.2", "--watch", "24")
     code, out, err = run(capsys, "defend", tiny_zoo, "--defense", "fp", *words, "--save", tmp_path / "run")
+    assert "repaired.json" in os.listdir(tmp_path / "run")
+    assert cli.SAVED.issuperset(os.listdir(tmp_path / "run"))
     assert code == 0
     assert out.splitlines()[0] == f"{tiny_zoo} · fp"
     assert "on 24 test images" in err
@@ -743,6 +745,10 @@ def test_tampered_weights_are_refused(capsys, tiny_zoo, tiny_zoo_folder, tmp_pat
     spoil(tmp_path / tiny_zoo, tiny_zoo_folder / tiny_zoo)
     monkeypatch.setenv("NPD_ZOO_DIR", str(tmp_path))
     assert "sha256" in refused(capsys, "evaluate", tiny_zoo)
+
+
+def test_what_is_saved_may_be_replaced(saved):
+    assert {"polarizer.safetensors", "result.json"} < set(os.listdir(saved[0])) <= cli.SAVED
 
 
 def test_a_tampered_polarizer_is_refused(capsys, tiny_zoo, saved):
