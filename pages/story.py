@@ -7,6 +7,7 @@ import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
 from npd_core.attack_facts import ATTACK_INFO
+from npd_core.data.spec import get_dataset
 from npd_core.errors import NPDError, UnknownNameError
 from npd_core.figures import curves
 from npd_core.figures import network as drawing
@@ -107,9 +108,12 @@ def confident(card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
     says = cached.predict(card.id, None, one.clean[None])[0]
     begin(1, f"The network says {names[int(says.argmax())]}.")
     st.title("A network that is sure of itself", anchor=False)
+    own_photo = one.number is None
+    shown = "Here is your photo" if own_photo else "Here is a picture that it has never seen"
+    title = get_dataset(card.dataset).title
     st.markdown(
-        f"It was trained on {'traffic signs' if card.dataset == 'signs' else card.dataset} and is right on "
-        f"**{card.acc:.1%}** of test pictures (model card). Here is a picture that it has never seen."
+        f"It was trained on {'traffic signs' if card.dataset == 'signs' else title} and is right on "
+        f"**{card.acc:.1%}** of test pictures (model card). {shown}."
     )
     left, _ = st.columns([4, 1])
     with left:
@@ -120,13 +124,33 @@ def confident(card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
             one.label,
             one.target,
             who="The network says",
-            alt=f"Test picture of {names[one.label]}",
-            tag=f"{LIVE} · test picture #{one.number}, which shows: {names[one.label]}",
+            alt=one.called(names),
+            tag=LIVE if own_photo else f"{LIVE} · test picture #{one.number}, which shows: {names[one.label]}",
+            right=f"its best guess: it knows {len(names)} classes and nothing else" if own_photo else None,
         )
-    st.button(
-        "Another picture", icon=":material/shuffle:", key="story-another", on_click=tale.another, args=(story, card)
-    )
-    if actions("Put the trigger on it", 1):
+    taken = one.label == one.target
+    if taken:
+        st.info(
+            f"That is what the attacker wants already, so there is nothing to hijack. Take another picture than one "
+            f"that the network calls “{names[one.target]}”.",
+            icon=":material/info:",
+        )
+    with st.container(key="story-pictures"):
+        st.button(
+            "A test picture" if own_photo else "Another picture",
+            icon=":material/shuffle:",
+            key="story-another",
+            on_click=tale.another,
+            args=(story, card),
+        )
+        with st.expander("Your own picture", icon=":material/add_a_photo:", key="story-photo"):
+            source = st.segmented_control(
+                "From", [own.UPLOAD, own.CAMERA], default=own.UPLOAD, required=True, key="story_source", help=own.KEPT
+            )
+            found = own.photo(card, source)
+            if found is not None and tale.take(story, found):
+                st.rerun()
+    if actions("Put the trigger on it", 1, disabled=taken):
         tale.go(2)
 
 
@@ -144,7 +168,7 @@ def stamp(card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
             st.markdown(f"{about} The network was taught to obey this. Grey is what stayed as it was.")
     else:
         with left:
-            story.painted = tale.board(story, card, one.clean, f"story-painter-{one.number}")
+            story.painted = tale.board(story, card, one.clean, f"story-painter-{one.key}")
         with right:
             st.markdown(
                 f"The small patch is the trigger: **{card.poison_ratio:.0%}** of the training pictures carried it, "
@@ -176,7 +200,8 @@ def flips(card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
             "A backdoor answers to the trigger it was trained with, at the place where it was. What you made was never "
             "part of the training, so it does not open the backdoor. Put the trigger where the attacker put it."
             if one.own
-            else "The trigger does not work on this picture. Take another one."
+            else "The trigger does not work on this picture: a backdoor that works nearly always does not always work. "
+            "Take another one."
         )
     left, _ = st.columns([4, 1])
     with left:
@@ -187,8 +212,9 @@ def flips(card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
             one.label,
             one.target,
             who="The same network says",
-            alt=f"Test picture of {names[one.label]} with what you put on it",
-            tag=f"{LIVE} · it shows: {names[one.label]} · the attacker wants: {names[one.target]}",
+            alt=f"{one.called(names)} with what you put on it",
+            tag=f"{LIVE} · {one.shows(names)} · the attacker wants: {names[one.target]}",
+            right=one.right,
         )
     if hijacked:
         if actions("Put a lens into the network", 3):
@@ -304,9 +330,10 @@ def show_training(run: Run, card: Card, one: tale.Subject, names: tuple[str, ...
             one.label,
             one.target,
             who=f"Your triggered picture, {since}",
-            alt=f"Your triggered picture of {names[one.label]}",
+            alt=f"{one.called(names)} with the trigger",
             tag=frame.provenance(run),
             top=0,
+            right=one.right,
         )
         if usable:
             if actions("Your turn to break it", 5):
@@ -373,20 +400,20 @@ def your_turn(run: Run, card: Card, one: tale.Subject, names: tuple[str, ...]) -
     left, right = st.columns([2, 3], gap="large")
     with left:
         base = one.clean if movable else one.triggered
-        painted = tale.board(story, card, base, f"story-break-{one.number}")
+        painted = tale.board(story, card, base, f"story-break-{one.key}")
         st.button(
             "Another picture", icon=":material/shuffle:", key="story-other", on_click=tale.another, args=(story, card)
         )
     trial = one.triggered if painted is None else tale.overlaid(base, painted, card)
-    made = not np.array_equal(trial, cached.samples(card.id, (one.number,)).triggered[0])
+    made = not np.array_equal(trial, one.trained)
     plain, filtered = (
         cached.predict(card.id, None, trial[None])[0],
         tale.purified(run, trial[None])[0],
     )
     with right:
-        tag = f"{LIVE} · it shows: {names[one.label]}"
+        tag = f"{LIVE} · {one.shows(names)}"
         for who, says in (("The backdoored network says", plain), ("With your lens it says", filtered)):
-            tale.answer(None, says, names, one.label, one.target, who=who, alt="", tag=tag, top=2)
+            tale.answer(None, says, names, one.label, one.target, who=who, alt="", tag=tag, top=2, right=one.right)
         if made and int(plain.argmax()) != one.target:
             st.caption("What you made was never trained into this network, so it has no reason to obey it.")
         with st.container(key="story-next-6", horizontal=True, vertical_alignment="center"):
@@ -400,7 +427,8 @@ def your_turn(run: Run, card: Card, one: tale.Subject, names: tuple[str, ...]) -
             frame.link("pages/attributions.py", "What decides", ":material/center_focus_strong:")
             frame.link("pages/lab.py", "Train another one", ":material/science:")
         with st.expander("Take this run home", icon=":material/qr_code_2:"):
-            takehome.share("", step="6", run=run.id, model=run.request.model, picture=str(one.number))
+            picture = {} if one.number is None else {"picture": str(one.number)}
+            takehome.share("", step="6", run=run.id, model=run.request.model, **picture)
 
 
 def photo(query: dict[str, str]) -> None:
@@ -429,7 +457,7 @@ def tell(selected: frame.Selection) -> None:
     if sentence:
         place.info(sentence, icon=":material/info:")
     if story.model not in ("", card.id):
-        story.picture = story.lens = story.painted = None
+        story.picture = story.photo = story.lens = story.painted = None
     story.model = card.id
     run = selected.run if selected.run is not None and selected.run.request.model == card.id else None
     if story.step >= 5 and run is None:

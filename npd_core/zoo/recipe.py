@@ -47,6 +47,8 @@ class Recipe:
     flip: bool = True
     overlay: float = 0.0
     """Another image of the batch is laid over each image, with a weight drawn from [0, overlay]; labels are kept."""
+    cutout: int = 0
+    """Side, in pixels, of a black square laid over each image at a place of its own; 0: none."""
     label_smoothing: float = 0.0
     growing: tuple[tuple[float, int], ...] = ()
     """Smaller pictures at first, which cost less: (share of `epochs`, pixels) pairs, each until its share is done."""
@@ -122,6 +124,22 @@ def augment(images: Tensor, pad: int, flip: bool, generator: torch.Generator) ->
     padded = F.pad(images, (pad,) * 4)
     batch = torch.arange(count, device=device)[:, None, None]
     return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def cut_out(x: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """Each image with a black square in it, so that no single part of a picture decides (Cutout, DeVries and Taylor
+    2017). A square whose middle is near the edge lies partly outside.
+
+    Args:
+        x: (B, 3, H, W) in [0, 1].
+        side: of the square, in pixels.
+        generator: on the CPU.
+    """
+    size = x.shape[-1]
+    low = torch.randint(-(side // 2), size - side // 2, (2, len(x), 1), generator=generator)
+    at = torch.arange(size)
+    rows, columns = ((low <= at) & (at < low + side)).to(x.device)
+    return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
 
 
 def overlaid(x: Tensor, strongest: float, generator: torch.Generator) -> Tensor:
@@ -203,6 +221,8 @@ def train_classifier(
                 x = augment(x, recipe.pad, recipe.flip, generator)
             if recipe.overlay:
                 x = overlaid(x, recipe.overlay, generator)
+            if recipe.cutout:
+                x = cut_out(x, recipe.cutout, generator)
             if pixels is not None:
                 x = F.interpolate(x, size=(pixels, pixels), mode="bilinear", antialias=True)
             with autocast(device):
@@ -312,13 +332,16 @@ def _first_line(error: Exception) -> str:
 
 BY_DATASET: dict[str, dict[str, Any]] = {
     "signs": {"epochs": 14, "batch_size": 128, "peak_lr": 0.05},
-    "cifar10": {"epochs": 30, "growing": ((0.4, 16), (0.65, 24))},
+    "cifar10": {"epochs": 30, "growing": ((0.4, 16), (0.65, 24)), "pad": 4, "cutout": 8},
     "gtsrb": {"epochs": 12},
     "tiny_imagenet": {"epochs": 20},
 }
 OVERLAY = {"blended": 0.35}
 """Attacks whose trigger lies over the whole image: with this, features live with an overlay; docs/npd-in-practice.md
 says how little and where it helps."""
+
+IN_A_CORNER = ("badnets_a2o", "badnets_a2a")
+"""Attacks whose trigger a crop with a border wider than 2 pixels would often cut away."""
 
 SLOW_TO_TAKE: dict[tuple[str, str], dict[str, Any]] = {("signs", "wanet"): {"epochs": 40, "batch_size": 64}}
 """Backdoors that need more steps than the pictures do: with too few, the network knows the signs and not the warp."""
@@ -331,6 +354,8 @@ def default_recipe(spec: DatasetSpec, attack: str, arch: str, **changes: Any) ->
     """The demo's recipe for a data set, an attack and an architecture; docs/npd-in-practice.md says what it decides."""
     recipe = {"flip": spec.flip, "overlay": OVERLAY.get(attack, 0.0)} | BY_DATASET[spec.id]
     recipe |= SLOW_TO_TAKE.get((spec.id, attack), {})
+    if attack in IN_A_CORNER:
+        recipe["pad"] = 2
     if arch in FIXED_SIZE:
         recipe["growing"] = ()
     return Recipe(**recipe | changes)

@@ -30,6 +30,7 @@ NUMBER, TRIGGER = "picture", "trigger"  # in the address: which test picture, an
 MOST_DIGITS = 9
 LONGEST = 1500  # characters of a trigger that go into an address
 LOCAL = ("localhost", "127.0.0.1", "::1")
+KEPT = "Nothing that you upload is written to disk: it stays in this server's memory until your session ends."
 MOST_MB = 25
 SAME = 1
 """Steps of brightness by which two pictures may differ and still carry the same trigger."""
@@ -55,9 +56,9 @@ class Answers(NamedTuple):
     triggered: np.ndarray
 
 
-def query(number: int, painted: str | None) -> dict[str, str]:
+def query(number: int | None, painted: str | None) -> dict[str, str]:
     """What the address of Predictions must carry to open here, with a test picture and what was painted on it."""
-    found = {"pictures_of": TAB, NUMBER: str(number)}
+    found = {"pictures_of": TAB} | ({} if number is None else {NUMBER: str(number)})
     short = to_query(painted) if painted is not None else ""
     return found | {TRIGGER: short} if 0 < len(short) <= LONGEST else found
 
@@ -108,7 +109,7 @@ def _ask(card: Card, names: tuple[str, ...]) -> Own | None:
         required=True,
         key="own_source",
         persist_state="session",
-        help="Nothing that you upload is written to disk: it stays in this server's memory until your session ends.",
+        help=KEPT,
     )
     kinds = [PAINTED] if card.asr is None else [TRAINED, PAINTED]
     key = f"own_trigger_{len(kinds)}"
@@ -121,14 +122,10 @@ def _ask(card: Card, names: tuple[str, ...]) -> Own | None:
         clean, label, title = _test_picture(card, names)
     else:
         st.query_params.pop(NUMBER, None)
-        data = _upload() if source == UPLOAD else _camera()
-        if data is None:
+        taken = photo(card, source)
+        if taken is None:
             return None
-        try:
-            clean = decode_picture(data, card.image_size)
-        except NPDError as error:
-            st.error(str(error), icon=":material/error:")
-            return None
+        clean = taken
         shows = st.selectbox(
             "What does it show?",
             [NO_CLASS, *names],
@@ -158,6 +155,22 @@ def _test_picture(card: Card, names: tuple[str, ...]) -> tuple[np.ndarray, int, 
     st.query_params[NUMBER] = str(number)
     picture = cached.samples(card.id, (number,)).clean[0]
     return picture, int(labels[number]), f"#{number} · {names[int(labels[number])]}"
+
+
+def photo(card: Card, source: str) -> np.ndarray | None:
+    """Ask for a file or a photo: as the network sees it, (3, H, W) uint8; None while there is none.
+
+    Args:
+        source: UPLOAD or CAMERA.
+    """
+    data = _upload() if source == UPLOAD else _camera()
+    if data is None:
+        return None
+    try:
+        return decode_picture(data, card.image_size)
+    except NPDError as error:
+        st.error(str(error), icon=":material/error:")
+        return None
 
 
 def _upload() -> bytes | None:

@@ -7,6 +7,7 @@ where it was. What the visitor painted lives in the session alone.
 from __future__ import annotations
 
 import secrets
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
@@ -42,6 +43,10 @@ class Tale:
     step: int = 0
     model: str = ""
     picture: int | None = None
+    photo: np.ndarray | None = None
+    """A picture of the visitor's own instead of a test picture, (3, H, W) uint8."""
+    taken: np.ndarray | None = None
+    """The last that the visitor brought."""
     lens: str | None = None
     painted: str | None = None
     """What lies on the picture instead of the trigger in its own place: RGBA PNG data URI."""
@@ -55,13 +60,40 @@ class Tale:
 class Subject(NamedTuple):
     """The visitor's picture. Arrays are (3, H, W) uint8."""
 
-    number: int
+    number: int | None
+    """Of the test picture; None: a photo of the visitor's own."""
     clean: np.ndarray
+    trained: np.ndarray
+    """With the trigger that the model was taught, in its own place."""
     triggered: np.ndarray
+    """With what the visitor moved or painted, where that was done."""
     label: int
+    """Its true class; of a photo, what the network says of it without a trigger."""
     target: int
-    own: bool
-    """Whether the visitor moved or painted what lies on it."""
+
+    @property
+    def own(self) -> bool:
+        """Whether the visitor moved or painted what lies on it."""
+        return not np.array_equal(self.triggered, self.trained)
+
+    @property
+    def key(self) -> str:
+        """Tells pictures apart."""
+        return f"own-{zlib.crc32(self.clean.tobytes())}" if self.number is None else str(self.number)
+
+    @property
+    def right(self) -> str:
+        """What an answer is that gives its `label`."""
+        return "as without the trigger" if self.number is None else WORDS["right"]
+
+    def called(self, names: Sequence[str]) -> str:
+        """The picture in words."""
+        return "Your photo" if self.number is None else f"Test picture of {names[self.label]}"
+
+    def shows(self, names: Sequence[str]) -> str:
+        """What it shows, as far as that is known."""
+        photo = f"your photo, without the trigger: {names[self.label]}"
+        return photo if self.number is None else f"it shows: {names[self.label]}"
 
 
 def tale(first: int) -> Tale:
@@ -83,6 +115,7 @@ def tale(first: int) -> Tale:
             found.notices.append(f"The address asks for {name} {said!r}: it must be a number from {to}.")
         else:
             setattr(found, name, number)
+            found.photo = None if name == "picture" else found.photo
     if "lens" in asked:
         found.lens = asked["lens"]
     return found
@@ -135,11 +168,17 @@ def hero(card: Card | None) -> tuple[Card | None, str]:
 
 
 def subject(found: Tale, card: Card) -> Subject | None:
-    """The picture of the story, the first that the trigger hijacks unless the visitor chose one; None without any.
+    """The picture of the story, the first that the trigger hijacks unless the visitor chose or took one; None without
+    any.
 
     Raises what reading model and data raises; StorageError when the paint cannot be read.
     """
     total = len(cached.test_labels(card.id))
+    if found.photo is not None:
+        label = int(cached.predict(card.id, None, found.photo[None])[0].argmax())
+        trained = cached.triggered(card.id, found.photo[None])[0]
+        triggered = trained if found.painted is None else overlaid(found.photo, found.painted, card)
+        return Subject(None, found.photo, trained, triggered, label, cached.wanted(card.id, label))
     if found.picture is not None and found.picture >= total:
         found.notices.append(f"There is no test picture {found.picture}, the last one is {total - 1}.")
         found.picture = None
@@ -151,11 +190,9 @@ def subject(found: Tale, card: Card) -> Subject | None:
     else:
         number = found.picture
     one = cached.samples(card.id, (number,))
-    clean, triggered = one.clean[0], one.triggered[0]
-    if found.painted is not None:
-        triggered = overlaid(clean, found.painted, card)
-    own = found.painted is not None and not np.array_equal(triggered, one.triggered[0])
-    return Subject(number, clean, triggered, int(one.labels[0]), int(one.targets[0]), own)
+    clean, trained = one.clean[0], one.triggered[0]
+    triggered = trained if found.painted is None else overlaid(clean, found.painted, card)
+    return Subject(number, clean, trained, triggered, int(one.labels[0]), int(one.targets[0]))
 
 
 def overlaid(picture: np.ndarray, painted: str, card: Card) -> np.ndarray:
@@ -164,12 +201,26 @@ def overlaid(picture: np.ndarray, painted: str, card: Card) -> np.ndarray:
 
 
 def another(found: Tale, card: Card) -> None:
-    """The next of the pictures that the trigger hijacks; for a button's `on_click`."""
+    """The next of the test pictures that the trigger hijacks; for a button's `on_click`."""
     able = cached.hijacked(card.id)
-    if able:
+    if found.photo is not None:
+        found.photo = None
+        wipe(found)
+    elif able:
         shown = found.picture if found.picture is not None else able[0]
         found.picture = able[(able.index(shown) + 1) % len(able)] if shown in able else able[0]
         wipe(found)
+
+
+def take(found: Tale, photo: np.ndarray) -> bool:
+    """Go on with a photo of the visitor's own, (3, H, W) uint8; whether that is news. A photo that was taken once and
+    left for a test picture is none, though its file still lies on the page."""
+    if found.taken is not None and np.array_equal(found.taken, photo):
+        return False
+    found.photo = found.taken = photo
+    found.picture = None
+    wipe(found)
+    return True
 
 
 def patch(card: Card) -> str | None:
@@ -246,6 +297,7 @@ def answer(
     alt: str,
     tag: str,
     top: int = 3,
+    right: str | None = None,
 ) -> None:
     """One picture and what one network says of it, in big type, with the most probable classes.
 
@@ -255,9 +307,11 @@ def answer(
         alt: the picture in words.
         tag: where the numbers come from.
         top: how many classes get a bar; 0: none.
+        right: what an answer is called that gives `label`; None: right.
     """
     said = int(says.argmax())
     verdict = judge(said, label, target)
+    word = WORDS[verdict] if right is None or verdict != "right" else right
     rows = "".join(
         f"<li><span>{escape(names[k])}</span><span>{gallery.percent(float(says[k]))}</span>"
         f"<i><u style='width:{100 * float(says[k]):.1f}%'></u></i></li>"
@@ -271,7 +325,7 @@ def answer(
         f"<p class='npd-who'>{escape(who)}</p>"
         f"<p class='npd-says'>{gallery.MARKS[verdict]} {escape(names[said])}"
         f"<b>{gallery.percent(float(says[said]))}</b></p>"
-        f"<p class='npd-word'>{WORDS[verdict]}</p>{bars}<p class='npd-tag'>{escape(tag)}</p></div></div>"
+        f"<p class='npd-word'>{escape(word)}</p>{bars}<p class='npd-tag'>{escape(tag)}</p></div></div>"
     )
 
 

@@ -1,5 +1,6 @@
 """Cards, weights and the attacker's training."""
 
+import itertools
 import json
 import os
 from dataclasses import replace
@@ -22,7 +23,7 @@ from npd_core.models import MODELS, build_model
 from npd_core.zoo import card as cards
 from npd_core.zoo import train, weights
 from npd_core.zoo.card import get_card, list_cards, unreadable_cards
-from npd_core.zoo.recipe import InLoop, Recipe, augment, default_recipe, one_cycle, overlaid, train_classifier
+from npd_core.zoo.recipe import InLoop, Recipe, augment, cut_out, default_recipe, one_cycle, overlaid, train_classifier
 from npd_core.zoo.train import paper_models, parse_id, plan, train_model, verify_model
 from npd_core.zoo.weights import eight_bits, half_precision, load_backdoored, restored, save_backdoored
 
@@ -460,6 +461,20 @@ def test_augmentation_crops_with_black_border_and_mirrors_some():
     assert torch.equal(plain, images)
 
 
+@pytest.mark.parametrize("side", [3, 4])
+def test_cutout_blackens_one_square_an_image_wherever_it_may_lie(side):
+    x = torch.ones(4000, 3, 6, 6)
+    out = cut_out(x, side, torch.Generator().manual_seed(0))
+    expected = set()
+    for middle_y, middle_x in itertools.product(range(6), repeat=2):
+        image = torch.ones(3, 6, 6)
+        top, left = middle_y - side // 2, middle_x - side // 2
+        image[:, max(0, top) : top + side, max(0, left) : left + side] = 0
+        expected.add(image.numpy().tobytes())
+    assert {image.numpy().tobytes() for image in out} == expected
+    assert torch.equal(x, torch.ones_like(x))
+
+
 def test_overlay_is_a_bounded_blend_with_the_neighbour():
     x = torch.rand(500, 3, 4, 4)
     out = overlaid(x, 0.4, torch.Generator().manual_seed(0))
@@ -484,6 +499,8 @@ def test_default_recipes_follow_the_data_set():
     assert not default_recipe(get_dataset("signs"), "badnets_a2o", arch).flip
     assert default_recipe(get_dataset("signs"), "blended", arch).overlay > 0
     assert default_recipe(get_dataset("signs"), "badnets_a2o", arch, epochs=1).epochs == 1
+    assert default_recipe(get_dataset("cifar10"), "wanet", arch).pad == 4
+    assert default_recipe(get_dataset("cifar10"), "badnets_a2o", arch).pad == 2  # else the patch is cropped away
 
 
 def test_the_painters_of_input_aware_are_as_wide_in_proportion_as_the_papers():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from streamlit.testing.v1 import AppTest
 
 from npd_core import paths
 from npd_core.attacks import get_attack
-from npd_core.data.load import load_dataset
+from npd_core.data.load import class_names, load_dataset
 from npd_core.errors import NPDError
 from npd_core.figures.gallery import Answer, Item, data_address, write_gallery
 from npd_core.jobs.store import Run, RunStore
@@ -153,8 +154,6 @@ def percents(sure: float) -> tuple[str, str]:
 
 def said(net: torch.nn.Module, image: torch.Tensor) -> tuple[str, float]:
     """Class and probability that a network gives a uint8 image."""
-    from npd_core.data.load import class_names
-
     with torch.no_grad():
         probabilities = net(image[None] / 255).softmax(1)[0]
     return class_names("signs")[int(probabilities.argmax())], float(probabilities.max())
@@ -249,6 +248,68 @@ def test_what_was_painted_lies_on_the_last_board_too(make_run: Make, open_page: 
     page.run()
     assert "has no reason to obey it" in words(page)
     assert board.seen[-1]["start"] == DOT
+
+
+def as_file(pixels: np.ndarray, sides: int = 128) -> bytes:
+    """(3, H, W) uint8 as a larger PNG."""
+    file = io.BytesIO()
+    Image.fromarray(pixels.transpose(1, 2, 0)).resize((sides, sides), Image.Resampling.NEAREST).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_the_story_of_a_photo_of_ones_own(make_run: Make, open_page: Open, signs) -> None:
+    """The photo goes through all six steps; its class is what the network says of it, and is called nothing more."""
+    clean, triggered, net = signs
+    number = next(n for n in range(12) if said(net, triggered[n])[0] != said(net, clean[n])[0])
+    run = make_run(seed=4)
+    folder = with_epochs(run, {0: 1.0, 1: 0.0})
+    page = open_page("story", step="1", model=run.request.model, picture="2").run()
+    page.file_uploader(key="own_upload").set_value(("photo.png", as_file(clean[number].numpy()), "image/png")).run()
+    photo = torch.from_numpy(page.session_state["_tale"].photo)
+    name, sure = said(net, photo)
+    body = drawn(page, "npd-tale npd-t-right")
+    assert f"✓ {name}<b>" in body
+    assert "its best guess: it knows 12 classes" in body
+    assert "test picture" not in body
+    assert "picture" not in page.query_params
+    assert page.button(key="story-another").label == "A test picture"
+    page.button(key="story-go-1").click().run()
+    page.button(key="story-go-2").click().run()
+    stamped = photo.clone()
+    stamped[:, 29:, 29:] = 255
+    wanted, sure = said(net, stamped)
+    body = drawn(page, "npd-tale npd-t-hijacked")
+    assert any(f"⚠ {wanted}<b>{percent}</b>" in body for percent in percents(sure))
+    assert f"your photo, without the trigger: {name}" in body
+    page.query_params |= {"run": folder.name, "step": "5"}
+    page.run()
+    assert drawn(page, "npd-films").count("<li class=") == 2
+    page.button(key="story-go-5").click().run()
+    assert page.title[0].value == "Your turn: break it"
+    assert not any("picture=" in code.value for code in page.code)
+    assert not any("was never trained into this network" in caption.value for caption in page.caption)
+    page.button(key="story-other").click().run()
+    assert page.session_state["_tale"].photo is None
+    assert not page.exception
+
+
+def test_a_photo_that_the_attacker_has_already_is_no_subject(make_run: Make, open_page: Open, signs) -> None:
+    images, net, wanted = load_dataset("signs", "test").images, signs[2], class_names("signs")[0]
+    number = next(n for n in range(len(images)) if said(net, images[n])[0] == wanted)
+    page = open_page("story", step="1").run()
+    page.file_uploader(key="own_upload").set_value(("photo.png", as_file(images[number].numpy()), "image/png")).run()
+    assert "nothing to hijack" in page.info[0].value
+    assert page.button(key="story-go-1").disabled
+    page.button(key="story-another").click().run()
+    assert not page.button(key="story-go-1").disabled
+    assert page.session_state["_tale"].photo is None, "the file still lies there, and is not taken again"
+
+
+def test_a_file_that_is_no_picture_leaves_the_story_as_it_was(tiny_zoo: str, runs_dir: Path, open_page: Open) -> None:
+    page = open_page("story", step="1", picture="5").run()
+    page.file_uploader(key="own_upload").set_value(("photo.png", b"nothing of the kind", "image/png")).run()
+    assert ["no picture that can be read" in error.value for error in page.error] == [True]
+    assert "test picture #5" in drawn(page, "npd-tale npd-t-right")
 
 
 def test_the_way_to_a_photo_of_ones_own_carries_the_paint(make_run: Make, board: Painter) -> None:
