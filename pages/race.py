@@ -21,7 +21,9 @@ from npd_core.zoo.card import Card
 from pages.shared import cached, choose, controls, frame, gallery, live, measured, view
 from pages.shared.components.chart import chart
 
+MOST = 3  # settings that a name can tell
 FEW = 48  # clean images of the runner who has few
+AS_IT_IS = "as it is"
 PAIRS = {
     "Our settings or the paper's": ("recommended", "paper"),
     "Our layer or the paper's": ("recommended", "paper_layer"),
@@ -56,8 +58,31 @@ def runners() -> dict[str, tuple[str, Runner]]:
 
 
 def take(pair: tuple[str, str]) -> None:
-    """Fill both lists; for a button's `on_click`."""
+    """Fill both lists, with nothing changed in either; for a button's `on_click`."""
     st.session_state["first"], st.session_state["second"] = pair
+    for key in ("first", "second"):
+        st.session_state.update({f"{key}_layer": AS_IT_IS, f"{key}_lambda": None, f"{key}_rho": None})
+
+
+def tuned(asked: DefenseRequest, card: Card, key: str) -> DefenseRequest:
+    """A runner with another layer, other weights or another budget, where the visitor wants one. A baseline has none.
+
+    Raises:
+        ConfigError: the address brought a number that cannot be.
+    """
+    if asked.defense in CONFIGS:
+        return asked
+    with st.expander("Change its layer, weights or budget", icon=":material/tune:", key=f"{key}-tune"):
+        layer = st.selectbox("Layer", [AS_IT_IS, *controls.layers(card)], key=f"{key}_layer", bind="query-params")
+        weights, budget = st.columns(2)
+        number = {"value": None, "min_value": 0.0, "placeholder": "as it is", "bind": "query-params"}
+        with weights:
+            weight = st.number_input("λ₂ = λ₃", max_value=10.0, step=0.05, key=f"{key}_lambda", **number)
+        with budget:
+            rho = st.number_input("ρ", max_value=1000.0, step=0.5, key=f"{key}_rho", **number)
+    changes = {"lambda2": weight, "lambda3": weight, "rho": rho}
+    config = replace(asked.config, **{name: value for name, value in changes.items() if value is not None})
+    return replace(asked, layer=asked.layer if layer == AS_IT_IS else layer, config=config)
 
 
 def stop(runs: list[Run]) -> None:
@@ -91,7 +116,10 @@ def titles(runs: list[Run], card: Card) -> list[str]:
     known = {make(card).key: title for title, make in reversed(runners().values())}
     words = [known.get(run.request.key, frame.repair(run)) for run in runs]
     if words[0] == words[1]:
-        words = [f"{word} · {frame.brief(run)}" for word, run in zip(words, runs, strict=True)]
+        settings = differing({run.id: run.request.config.to_dict() for run in runs})
+        told = [" · ".join(f"{name} {values[lane]}" for name, values in settings.items()) for lane in (0, 1)]
+        own = [frame.brief(run) for run in runs] if not settings or len(settings) > MOST else told
+        words = [f"{word} · {end}" for word, end in zip(words, own, strict=True)]
     return words
 
 
@@ -167,7 +195,10 @@ first, second = (
 runs = in_address()
 running = any(run.active for run in runs)
 with choose.working():
-    asked = [everybody[name][1](card) for name in (first, second)]
+    asked = []
+    for column, name, key in ((left, first, "first"), (right, second, "second")):
+        with column:
+            asked.append(tuned(everybody[name][1](card), card, key))
     same = asked[0] == asked[1]
     if same:
         st.caption("Choose two that differ: of this model these are one and the same.")

@@ -51,6 +51,41 @@ def test_both_runners_start_together_and_the_address_names_them(
     assert page.query_params["race"] == f"{first.key},{second.key}"
 
 
+def test_a_runner_takes_another_layer_weights_and_budget(
+    tiny_zoo: str, runs_dir: object, asked: list[tuple[DefenseRequest, DefenseRequest]], open_page: Open
+) -> None:
+    page = open_page("race", second_layer="layer2.0.conv1").run()
+    page.selectbox(key="second").select("recommended").run()
+    page.number_input(key="second_lambda").set_value(0.7)
+    page.number_input(key="second_rho").set_value(2.0).run()
+    page.button(key="start").click().run()
+    assert not page.exception, page.exception
+    ((first, second),) = asked
+    layer, config = scene("recommended", "preact_resnet18", "signs")
+    assert (first.layer, first.config) == (layer, config)
+    assert (second.layer, second.config) == ("layer2.0.conv1", replace(config, lambda2=0.7, lambda3=0.7, rho=2.0))
+    assert page.query_params["second_layer"] == "layer2.0.conv1"
+    page.button(key="pair-fp").click().run()
+    assert [box.key for box in page.selectbox if box.key in ("first_layer", "second_layer")] == ["first_layer"]
+    page.button(key="pair-paper").click().run()
+    page.button(key="start").click().run()
+    assert not page.exception, page.exception
+    assert (asked[1][1].layer, asked[1][1].config) == scene("paper", "preact_resnet18", "signs")
+
+
+def test_a_budget_of_nothing_is_refused_in_a_sentence(tiny_zoo: str, runs_dir: object, open_page: Open) -> None:
+    page = open_page("race", second_rho="0").run()
+    assert not page.exception, page.exception
+    assert ["rho" in error.value for error in page.error] == [True]
+
+
+def test_runs_that_differ_in_a_setting_are_called_by_it(make_run: Callable[..., Run], open_page: Open) -> None:
+    page = open_page("race", race=f"{make_run(rho=2.0).id},{make_run(rho=3.5).id}").run()
+    assert not page.exception, page.exception
+    names = [element.value.split(" :")[0] for element in page.markdown if "-badge[" in element.value]
+    assert names == ["**NPD · layer4.1.conv1 · rho 2.0**", "**NPD · layer4.1.conv1 · rho 3.5**"]
+
+
 @pytest.mark.parametrize(("pair", "differ"), [("paper_layer", {"layer"}), ("too_strong", {"lambda2", "lambda3"})])
 def test_a_pair_differs_in_what_its_name_says_alone(
     pair: str,
