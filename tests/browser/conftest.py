@@ -15,9 +15,11 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, TimeoutError, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -39,6 +41,9 @@ BROWSER_FLAGS = [
     "--use-fake-ui-for-media-stream",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 ]
+
+NOT_OURS: dict[str, tuple[str, str]] = {}
+"""Rule -> (selector, reason): markup that Streamlit writes and we cannot change. All else of the rule still fails."""
 
 report_key = pytest.StashKey[pytest.TestReport]()
 expect.set_options(timeout=30_000)  # the five seconds of Playwright are short for a busy machine with two cores
@@ -303,3 +308,29 @@ def insist() -> Callable[[Callable[[], object], Locator], None]:
 
 def settled(page: Page) -> None:
     page.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]', state="attached")
+
+
+def _violations(page: Page, rules: list[str] | None = None) -> list[str]:
+    """What axe finds serious or critical, one line for each element; without what is not ours."""
+    options: dict[str, Any] = {"resultTypes": ["violations"]}
+    if rules:
+        options["runOnly"] = {"type": "rule", "values": rules}
+    lines = []
+    for found in Axe().run(page, options=options).response["violations"]:
+        if found["impact"] not in ("serious", "critical"):
+            continue
+        selector = NOT_OURS.get(found["id"], ("", ""))[0]
+        for node in found["nodes"]:
+            where = node["target"]
+            if selector and len(where) == 1 and isinstance(where[0], str):
+                theirs = page.evaluate("([e, s]) => !!document.querySelector(e)?.closest(s)", [where[0], selector])
+                if theirs:
+                    continue
+            lines.append(f"{found['id']}: {where} {node['html'][:160]} | {node.get('failureSummary', '')[:240]}")
+    return lines
+
+
+@pytest.fixture
+def violations() -> Callable[..., list[str]]:
+    """What axe finds on a page that is shown: `violations(page)`, or some rules alone `violations(page, [rule])`."""
+    return _violations

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -18,9 +17,6 @@ SLOW = 120_000
 OWN_PROBES = r"_stcore/(health|host-config)"
 """Streamlit asks below the page's own path first, and takes the 404 as an answer."""
 SIZES = ((390, 844), (820, 1180), (1920, 1080))
-
-NOT_OURS: dict[str, tuple[str, str]] = {}
-"""Rule -> (selector, reason): markup that Streamlit writes and we cannot change. All else of the rule still fails."""
 
 
 class Entry(NamedTuple):
@@ -60,26 +56,6 @@ def shown(server, watch, visit, page: Page) -> Any:
     return go
 
 
-def violations(page: Page, rules: list[str] | None = None) -> list[str]:
-    """What axe finds serious or critical, one line for each element; without what is not ours."""
-    options: dict[str, Any] = {"resultTypes": ["violations"]}
-    if rules:
-        options["runOnly"] = {"type": "rule", "values": rules}
-    lines = []
-    for found in Axe().run(page, options=options).response["violations"]:
-        if found["impact"] not in ("serious", "critical"):
-            continue
-        selector = NOT_OURS.get(found["id"], ("", ""))[0]
-        for node in found["nodes"]:
-            where = node["target"]
-            if selector and len(where) == 1 and isinstance(where[0], str):
-                theirs = page.evaluate("([e, s]) => !!document.querySelector(e)?.closest(s)", [where[0], selector])
-                if theirs:
-                    continue
-            lines.append(f"{found['id']}: {where} {node['html'][:160]} | {node.get('failureSummary', '')[:240]}")
-    return lines
-
-
 def wider(page: Page) -> int:
     """Pixels that can be scrolled sideways."""
     return int(
@@ -107,7 +83,7 @@ def test_every_file_in_pages_is_in_the_menu() -> None:
 
 
 @pytest.mark.parametrize("entry", PAGES, ids=lambda entry: entry.path or "first")
-def test_a_page_is_fit_for_everybody(shown, settle, entry: Entry) -> None:
+def test_a_page_is_fit_for_everybody(shown, settle, violations, entry: Entry) -> None:
     page = shown(entry.path)
     found = {"light": violations(page)}
     page.emulate_media(color_scheme="dark")

@@ -31,12 +31,24 @@ def forward(page: Page, name: str):
     return button
 
 
-def test_the_whole_story(story, workshop) -> None:
+def test_the_whole_story(story, workshop, settle, violations) -> None:
     page = story()
     begin = time.monotonic()
+    found: dict[str, list[str]] = {}
+
+    def look(step: str) -> None:
+        nonlocal begin
+        since = time.monotonic()
+        settle(page)
+        found[step] = violations(page)
+        begin += time.monotonic() - since  # looking is no part of the story
+
     said = page.locator(".npd-says").first
     forward(page, "See it happen").click()
     expect(said).to_contain_text("✓", timeout=SLOW)
+    page.get_by_text("Your own picture").click()
+    expect(page.get_by_test_id("stFileUploader")).to_be_visible()
+    look("confident")
     forward(page, "Put the trigger on it").click()
 
     board = page.get_by_role("application", name=re.compile("Picture with the trigger"))
@@ -46,17 +58,20 @@ def test_the_whole_story(story, workshop) -> None:
         page.keyboard.press("Shift+ArrowUp")
     expect(page.get_by_text(re.compile(r"Trigger at column 26, row 14"))).to_be_visible()
     page.wait_for_timeout(600)
+    look("trigger")
     forward(page, "Ask the network again").click()
     expect(page.locator("h1")).to_have_text("Nobody taught it this one", timeout=SLOW)
     expect(said).to_contain_text("✓")
     forward(page, "Trigger back in its place").click()
     expect(said).to_contain_text("⚠", timeout=SLOW)
+    look("hijacked")
 
     forward(page, "Put a lens into the network").click()
     page.get_by_role("radio", name=re.compile("^residual stream before layer2.0,")).click()
     page.wait_for_url(re.compile(r"lens=stream(%3A|:)layer2\.0"), timeout=SLOW)
     page.get_by_role("radio", name=re.compile("^residual stream before layer3.0,")).click()
     page.wait_for_url(re.compile(r"lens=stream(%3A|:)layer3\.0"), timeout=SLOW)
+    look("lens")
     forward(page, "Train it, live").click()
     page.wait_for_url(re.compile(r"[?&]run=[0-9a-f]{16}"), timeout=SLOW)
     run = re.search(r"run=([0-9a-f]{16})", page.url).group(1)
@@ -70,10 +85,13 @@ def test_the_whole_story(story, workshop) -> None:
     assert f"run={run}" in page.url
     wave = page.locator(".sky path.trigger")
     expect(wave).to_have_count(2)
+    look("trained")
     forward(page, "Your turn to break it").click()
     expect(page.locator("h1")).to_have_text("Your turn: break it", timeout=SLOW)
     expect(page.locator(".npd-says")).to_have_count(2)
     assert time.monotonic() - begin < WHOLE_STORY
+    look("your turn")
+    assert not any(found.values()), found
 
     request = json.loads((workshop.runs / run / "request.json").read_text())
     assert (request["layer"], request["config"]["epochs"]) == ("stream:layer3.0", 6)
