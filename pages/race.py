@@ -180,7 +180,7 @@ everybody = runners()
 with st.container(horizontal=True, key="view-settings-race"):
     for title, pair in PAIRS.items():
         st.button(title, key=f"pair-{pair[1]}", on_click=take, args=(pair,))
-left, right, go = st.columns([3, 3, 2], vertical_alignment="bottom")
+left, right = st.columns(2, gap="large")
 first, second = (
     column.selectbox(
         word,
@@ -202,14 +202,7 @@ with choose.working():
     same = asked[0] == asked[1]
     if same:
         st.caption("Choose two that differ: of this model these are one and the same.")
-    if go.button(
-        "Start the race",
-        type="primary",
-        icon=":material/flag:",
-        key="start",
-        width="stretch",
-        disabled=running or same,
-    ):
+    if st.button("Start the race", type="primary", icon=":material/flag:", key="start", disabled=running or same):
         st.query_params["race"] = ",".join(queue.manager().race(*asked))
         st.rerun()
 

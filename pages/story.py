@@ -121,7 +121,7 @@ def confident(card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
             one.clean,
             says,
             names,
-            one.label,
+            None if own_photo else one.label,
             one.target,
             who="The network says",
             alt=one.called(names),

@@ -290,7 +290,7 @@ def answer(
     picture: np.ndarray | None,
     says: np.ndarray,
     names: Sequence[str],
-    label: int,
+    label: int | None,
     target: int,
     *,
     who: str,
@@ -304,14 +304,15 @@ def answer(
     Args:
         picture: (3, H, W) uint8; None where another part of the page shows it.
         says: probabilities (K,).
+        label: the class that is right; None where nobody knows it.
         alt: the picture in words.
         tag: where the numbers come from.
         top: how many classes get a bar; 0: none.
-        right: what an answer is called that gives `label`; None: right.
+        right: what an answer is called that gives `label`, or that nobody can judge; None: right.
     """
     said = int(says.argmax())
-    verdict = judge(said, label, target)
-    word = WORDS[verdict] if right is None or verdict != "right" else right
+    verdict = "open" if label is None else judge(said, label, target)
+    word = right if right is not None and verdict in ("right", "open") else WORDS.get(verdict, "")
     rows = "".join(
         f"<li><span>{escape(names[k])}</span><span>{gallery.percent(float(says[k]))}</span>"
         f"<i><u style='width:{100 * float(says[k]):.1f}%'></u></i></li>"
@@ -323,7 +324,7 @@ def answer(
     st.html(
         f"<style>{_css()}</style><div class='npd-tale npd-t-{verdict}{form}'>{shown}<div>"
         f"<p class='npd-who'>{escape(who)}</p>"
-        f"<p class='npd-says'>{gallery.MARKS[verdict]} {escape(names[said])}"
+        f"<p class='npd-says'>{gallery.MARKS.get(verdict, '')} {escape(names[said])}"
         f"<b>{gallery.percent(float(says[said]))}</b></p>"
         f"<p class='npd-word'>{escape(word)}</p>{bars}<p class='npd-tag'>{escape(tag)}</p></div></div>"
     )
@@ -340,7 +341,7 @@ def dress() -> None:
 .st-key-story p { font-size: 1.05rem; }
 .st-key-story button[kind] { min-height: 44px; }
 [class*="st-key-story-next"] button[kind="primary"] { min-height: 60px; padding: 0.4rem 1.6rem; }
-[class*="st-key-story-next"] button[kind="primary"] p { font-size: 1.3rem; font-weight: 600; }
+[class*="st-key-story-next"] button[kind="primary"] p { font-size: 1.3rem; font-weight: 600; white-space: normal; }
 </style>"""
     )
 
