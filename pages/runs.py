@@ -88,7 +88,8 @@ def details(run: Run) -> None:
     what = "settings, curves and result" if controls.adoptable(run.request) else "curves and result"
     if own:
         with first:
-            frame.link("pages/your_model.py", "Your model", ":material/upload_file:")
+            query = {"own": run.request.model}
+            frame.link("pages/your_model.py", "Your model", ":material/upload_file:", query)
     elif first.button(
         "Open in the Lab",
         key="open",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import streamlit as st
-from streamlit.errors import StreamlitAPIException
 
 from npd_core.attack_facts import ATTACK_INFO
 from npd_core.data.spec import get_dataset
@@ -422,22 +421,14 @@ def your_turn(run: Run, card: Card, one: tale.Subject, names: tuple[str, ...]) -
             if st.button("Back", icon=":material/arrow_back:", type="tertiary", key="story-back-6"):
                 tale.go(5)
         with st.container(horizontal=True, key="story-links"):
-            photo(own.query(one.number, painted if made and movable else None))
+            to = own.query(one.number, painted if made and movable else None)
+            frame.link("pages/predictions.py", "Your own photo", ":material/add_a_photo:", to)
             frame.link("pages/attacks.py", "Other attacks", ":material/bug_report:")
             frame.link("pages/attributions.py", "What decides", ":material/center_focus_strong:")
             frame.link("pages/lab.py", "Train another one", ":material/science:")
         with st.expander("Take this run home", icon=":material/qr_code_2:"):
             picture = {} if one.number is None else {"picture": str(one.number)}
             takehome.share("", step="6", run=run.id, model=run.request.model, **picture)
-
-
-def photo(query: dict[str, str]) -> None:
-    """The way to a picture of the visitor's own, with what the address of that page is to carry."""
-    label, icon = "Your own photo", ":material/add_a_photo:"
-    try:
-        st.page_link("pages/predictions.py", label=label, icon=icon, query_params=query)
-    except StreamlitAPIException:
-        st.caption(label)
 
 
 # ------------------------------------------------------------------------------------------------------------ the page

@@ -69,13 +69,18 @@ def clean_indices(
         amount: as in `clean_counts`.
         of: size of the training set that a share refers to; N when None. It is larger than N where only a part is here.
     Raises:
-        ConfigError: as `clean_counts`, or a count above N.
+        ConfigError: as `clean_counts`, a count above N, or a share of which only a part is here.
     """
     check_seed(seed)
     total = len(labels)
     if isinstance(amount, int | np.integer) and amount > total:
         raise ConfigError(f"{amount} clean images were asked for, but there are {total} in all.")
     wanted = clean_counts(of or total, num_classes, amount)
+    if of is not None and wanted.sum() > total:
+        raise ConfigError(
+            f"A share of {amount} is {wanted.sum()} of the {of} training images, but {total} are here: "
+            f"ask for at most {total / of:g}, or get the whole training set."
+        )
     present = np.bincount(labels, minlength=num_classes)
     counts = np.minimum(wanted, present)
     if isinstance(amount, int | np.integer):

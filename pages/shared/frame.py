@@ -228,14 +228,15 @@ def open_page(page: str, values: dict[str, str]) -> NoReturn:
     st.switch_page(target, query_params=values)
 
 
-def link(page: str, label: str, icon: str) -> None:
+def link(page: str, label: str, icon: str, query: dict[str, str] | None = None) -> None:
     """Link to another page that keeps the choices of the address; plain words when the page runs alone.
 
     Args:
         page: file of the page, as "pages/lab.py".
+        query: what the address of that page is to carry.
     """
     try:
-        st.page_link(page, label=label, icon=icon)
+        st.page_link(page, label=label, icon=icon, query_params=query)
     except StreamlitAPIException:
         st.caption(label)
 

@@ -150,3 +150,9 @@ def test_absent_data(tmp_path, monkeypatch):
     monkeypatch.setenv("NPD_DATA_DIR", str(tmp_path))
     with pytest.raises(DataMissingError, match=r"CIFAR-10 \(train\) is not on this machine"):
         load_clean("cifar10", 0.05, 0)
+
+
+def test_a_share_of_which_only_a_part_is_here_is_refused():
+    assert len(clean_indices(balanced(10, 40), 10, 0.05, seed=0, of=8000)) == 400
+    with pytest.raises(ConfigError, match="at most 0.05, or get the whole training set"):
+        clean_indices(balanced(10, 40), 10, 0.1, seed=0, of=8000)
