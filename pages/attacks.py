@@ -60,7 +60,7 @@ def chosen_attack(card: Card | None, models: dict[str, Card | None]) -> str:
 def pictures(attack: str, model: Card | None, dataset: str, count: int) -> cached.Shown | str:
     """What the attack does to a few pictures; where that cannot be shown, the reason in a sentence."""
     try:
-        return cached.shown(model and model.id, attack, model.dataset if model else dataset, count)
+        return cached.shown(model.id if model else None, attack, model.dataset if model else dataset, count)
     except NPDError as error:
         return str(error)
 

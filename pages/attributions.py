@@ -85,7 +85,8 @@ with choose.working():
         label = int(found.labels[0])
     else:
         pair = np.stack([mine.clean, mine.triggered])
-        says = list(zip(*(cached.predict(card.id, who, pair) for who in (None, run.id)), strict=True))
+        judged = [cached.predict(card.id, who, pair) for who in (None, run.id)]
+        says = [[one[row] for one in judged] for row in (0, 1)]
         label = int(says[0][0].argmax()) if mine.label is None else mine.label
     wanted = cached.wanted(card.id, label)
     target = {ATTACKED: wanted, TRUE: label}[asked] if asked in (ATTACKED, TRUE) else names.index(asked)

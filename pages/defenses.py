@@ -166,7 +166,7 @@ defense = st.selectbox(
     "Defense",
     list(asked),
     index=list(asked).index("npd"),
-    format_func=DEFENSES.get,
+    format_func=lambda name: DEFENSES.get(name, name),
     key="defense",
     bind="query-params",
     help="NPD and its variants train one thin layer; the others change the network itself.",

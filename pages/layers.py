@@ -93,11 +93,12 @@ st.write(
     "The paper's Figure 3: one polarizer, put at each place of the network in turn. Which place it is decides how much "
     "of the trigger can be told apart there, and how much accuracy the filter costs."
 )
+plan: drawing.Plan | None = None
 try:
     plan = drawing.plan(card.arch, card.width, card.image_size, card.num_classes)
     options = plan.forward()
 except UnknownNameError:
-    plan, options = None, controls.layers(card)
+    options = controls.layers(card)
 
 found = measured.record(("figure3",), "figure3", card)
 left, right = st.columns([3, 4], vertical_alignment="bottom")
@@ -118,9 +119,11 @@ cells = {cell.row["layer"]: cell for cell in found.cells if cell.row["attack"] =
 own = {layer: cell for layer, cell in cells.items() if measured.is_of(cell, card)}
 point = point_select(options, first_point(cells, card))
 values = {
-    layer: getattr(cell.after, metric) if metric != "der" else cell.der
+    layer: float(value)
     for layer, cell in cells.items()
-    if cell.after is not None and layer in options
+    if cell.after is not None
+    and layer in options
+    and (value := cell.der if metric == "der" else getattr(cell.after, metric)) is not None
 }
 if plan is not None:
     network(
@@ -159,7 +162,7 @@ if shown:
     shown.sort(key=lambda item: options.index(item[0]))
     outcomes = [outcome for _, outcome in shown]
     st.subheader("From the first layer to the last")
-    best = max((o for o in outcomes if o.der is not None), key=lambda o: o.der, default=None)
+    best = max((o for o in outcomes if o.der is not None), key=lambda o: o.der or 0.0, default=None)
     chart(
         tables.along_layers(outcomes, point, gallery.mode()),
         key="layers",

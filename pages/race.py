@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import streamlit as st
 
@@ -75,7 +76,7 @@ def tuned(asked: DefenseRequest, card: Card, key: str) -> DefenseRequest:
     with st.expander("Change its layer, weights or budget", icon=":material/tune:", key=f"{key}-tune"):
         layer = st.selectbox("Layer", [AS_IT_IS, *controls.layers(card)], key=f"{key}_layer", bind="query-params")
         weights, budget = st.columns(2)
-        number = {"value": None, "min_value": 0.0, "placeholder": "as it is", "bind": "query-params"}
+        number: dict[str, Any] = {"value": None, "min_value": 0.0, "placeholder": "as it is", "bind": "query-params"}
         with weights:
             weight = st.number_input("λ₂ = λ₃", max_value=10.0, step=0.05, key=f"{key}_lambda", **number)
         with budget:

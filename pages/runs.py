@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import streamlit as st
 
@@ -16,7 +17,7 @@ from npd_core.jobs.store import Run
 from pages.shared import cached, choose, controls, frame, gallery, takehome
 
 MOST = 6  # runs compared at once
-COLUMNS = {
+COLUMNS: dict[str, Any] = {
     "state": st.column_config.TextColumn("State", pinned=True),
     "model": "Model",
     "defense": "Defense",

@@ -382,7 +382,8 @@ def _draw_pairs(rows: Sequence[Setting], values: dict[str, Any]) -> None:
 
 
 def _draw(setting: Setting, default: Any) -> Any:
-    words = {"key": setting.key, "bind": "query-params", "help": setting.help or field_docs().get(setting.key)}
+    told = setting.help or field_docs().get(setting.key)
+    words: dict[str, Any] = {"key": setting.key, "bind": "query-params", "help": told}
     if setting.kind == "choice":
         options = list(setting.choices)
         return st.selectbox(setting.label, options, index=options.index(default), **words)

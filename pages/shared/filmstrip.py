@@ -47,9 +47,9 @@ def thinned(epochs: Sequence[int], most: int = MOST, always: int | None = None) 
         return list(epochs)
     places = {round(i * (len(epochs) - 1) / (most - 1)) for i in range(most)}
     kept = sorted(epochs[i] for i in places)
-    if always in epochs and always not in kept:
-        inner = kept[1:-1]
-        kept[kept.index(min(inner, key=lambda epoch: abs(epoch - always)))] = always
+    if always is not None and always in epochs and always not in kept:
+        distances = {abs(epoch - always): epoch for epoch in reversed(kept[1:-1])}
+        kept[kept.index(distances[min(distances)])] = always
     return sorted(kept)
 
 

@@ -6,8 +6,9 @@ kept in the address by hand: a selectbox bound to it would write its titles ther
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
 import streamlit as st
@@ -313,6 +314,7 @@ def _cards() -> list[Card]:
 
 
 def _draw_choice(page: str, cards: dict[str, Card], runs: dict[str, Run], fitting: list[str]) -> None:
+    place: AbstractContextManager[Any]
     if page in ("", "your_model"):
         with st.container(key="view-model", horizontal_alignment="right"):
             place = st.popover("Model and run", icon=":material/tune:", help="Whose record this page shows.")

@@ -118,6 +118,7 @@ def _ask(card: Card, names: tuple[str, ...]) -> Own | None:
     kind = st.segmented_control("Trigger", kinds, default=kinds[0], required=True, key=key, persist_state="session")
     if kind == TRAINED:
         st.query_params.pop(TRIGGER, None)
+    label: int | None
     if source == TEST:
         clean, label, title = _test_picture(card, names)
     else:

@@ -154,5 +154,5 @@ def test_absent_data(tmp_path, monkeypatch):
 
 def test_a_share_of_which_only_a_part_is_here_is_refused():
     assert len(clean_indices(balanced(10, 40), 10, 0.05, seed=0, of=8000)) == 400
-    with pytest.raises(ConfigError, match="at most 0.05, or get the whole training set"):
+    with pytest.raises(ConfigError, match=r"at most 0\.05, or get the whole training set"):
         clean_indices(balanced(10, 40), 10, 0.1, seed=0, of=8000)
