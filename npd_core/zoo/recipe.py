@@ -333,7 +333,7 @@ def _first_line(error: Exception) -> str:
 BY_DATASET: dict[str, dict[str, Any]] = {
     "signs": {"epochs": 14, "batch_size": 128, "peak_lr": 0.05},
     "cifar10": {"epochs": 30, "growing": ((0.4, 16), (0.65, 24)), "pad": 4, "cutout": 8},
-    "gtsrb": {"epochs": 12},
+    "gtsrb": {"epochs": 14, "cutout": 8},
     "tiny_imagenet": {"epochs": 20},
 }
 OVERLAY = {"blended": 0.35}
