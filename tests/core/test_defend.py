@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from npd_core import defend, evaluation
+from npd_core.attacks import get_attack
+from npd_core.data.clean import load_clean
 from npd_core.data.load import load_dataset
+from npd_core.data.spec import get_dataset
 from npd_core.defend import run_defense
 from npd_core.defenses import DEFENSES, preset, preset_for
 from npd_core.defenses.artifact import load_repaired
@@ -16,11 +19,14 @@ from npd_core.errors import ConfigError, UnknownNameError
 from npd_core.evaluation import evaluate
 from npd_core.events import EpochEnd, Failed, Finished, Measured, StepEnd
 from npd_core.metrics import Metrics, der
+from npd_core.models import build_model
 from npd_core.polarizer.artifact import load_polarizer, load_snapshot
 from npd_core.polarizer.config import VARIANTS, NPDConfig
+from npd_core.polarizer.config import preset as polarizer_preset
 from npd_core.polarizer.snapshots import snapshot_epochs
 from npd_core.request import DefenseRequest
-from npd_core.zoo.weights import load_backdoored
+from npd_core.zoo.card import Card
+from npd_core.zoo.weights import load_backdoored, save_backdoored
 
 CFG = NPDConfig(epochs=2, warmup_epochs=1, batch_size=32, precision="fp32")
 
@@ -307,3 +313,35 @@ def test_numbers_known_before_are_not_measured_again(request_, few):
     assert last.result["before"] == known._asdict()
     after = Metrics(**last.result["after"])
     assert last.result["der"] == der(known, after)
+
+
+def test_pictures_of_64_pixels_and_200_classes_go_the_whole_way(real_data, tmp_path, monkeypatch):
+    """Tiny ImageNet: the part of its training set that is here, a network, the polarizer, the measurement."""
+    spec = get_dataset("tiny_imagenet")
+    torch.manual_seed(0)
+    net = build_model("preact_resnet18", spec.num_classes, 2, spec.mean, spec.std)
+    attack = get_attack("badnets_a2o", spec.id)
+    monkeypatch.setenv("NPD_ZOO_DIR", str(tmp_path / "zoo"))
+    card = Card(
+        id="tiny_imagenet-badnets_a2o-preact_resnet18-w2", dataset=spec.id, attack=attack.name,
+        attack_params=dict(attack.params), poison_ratio=0.1, target="class 0", arch="preact_resnet18", width=2,
+        num_classes=spec.num_classes, image_size=spec.size, mean=spec.mean, std=spec.std, recipe={}, seed=0, acc=0.0,
+        asr=0.0, ra=0.0, seconds=0.0, versions={},
+    )  # fmt: skip
+    save_backdoored(net, card)
+    shorter = {"epochs": 1, "warmup_epochs": 0, "batch_size": 100, "precision": "fp32"}
+    config = replace(polarizer_preset(spec.id), **shorter)
+    request = DefenseRequest(model=card.id, clean=400, config=config, watch=100)
+    events = list(run_defense(request, tmp_path / "run", images=300))
+    result = events[-1].result
+    clean = load_clean(spec.id, 400, config.seed)
+    assert clean.images.shape == (400, 3, 64, 64)
+    assert result["clean_indices"] == clean.indices.tolist()
+    assert config.rho == 6.0, "the paper's budget for pictures of this size"
+    sets = evaluation.test_sets(spec.id, attack, 300)
+    assert sets.poisoned.images.shape[1:] == (3, 64, 64)
+    backdoored = load_backdoored(card.id)
+    again = load_polarizer(tmp_path / "run", backdoored.net, backdoored.card)
+    assert evaluate(again, sets)._asdict() == result["after"]
+    (measured,) = [event for event in events if isinstance(event, Measured)]
+    assert measured.images == 100
