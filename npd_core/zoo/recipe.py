@@ -332,16 +332,13 @@ def _first_line(error: Exception) -> str:
 
 BY_DATASET: dict[str, dict[str, Any]] = {
     "signs": {"epochs": 14, "batch_size": 128, "peak_lr": 0.05},
-    "cifar10": {"epochs": 30, "growing": ((0.4, 16), (0.65, 24)), "pad": 4, "cutout": 8},
+    "cifar10": {"epochs": 30, "growing": ((0.4, 16), (0.65, 24)), "cutout": 8},
     "gtsrb": {"epochs": 14, "cutout": 8},
     "tiny_imagenet": {"epochs": 20},
 }
 OVERLAY = {"blended": 0.35}
 """Attacks whose trigger lies over the whole image: with this, features live with an overlay; docs/npd-in-practice.md
 says how little and where it helps."""
-
-IN_A_CORNER = ("badnets_a2o", "badnets_a2a")
-"""Attacks whose trigger a crop with a border wider than 2 pixels would often cut away."""
 
 SLOW_TO_TAKE: dict[tuple[str, str], dict[str, Any]] = {("signs", "wanet"): {"epochs": 40, "batch_size": 64}}
 """Backdoors that need more steps than the pictures do: with too few, the network knows the signs and not the warp."""
@@ -352,10 +349,10 @@ FIXED_SIZE = ("vgg19_bn",)
 
 def default_recipe(spec: DatasetSpec, attack: str, arch: str, **changes: Any) -> Recipe:
     """The demo's recipe for a data set, an attack and an architecture; docs/npd-in-practice.md says what it decides."""
-    recipe = {"flip": spec.flip, "overlay": OVERLAY.get(attack, 0.0)} | BY_DATASET[spec.id]
+    recipe: dict[str, Any] = {"flip": spec.flip} | BY_DATASET[spec.id]
+    if attack in OVERLAY:  # with both, and a border of 4, CIFAR-10 Blended ended with 84.7% instead of 85.6%
+        recipe |= {"overlay": OVERLAY[attack], "cutout": 0}
     recipe |= SLOW_TO_TAKE.get((spec.id, attack), {})
-    if attack in IN_A_CORNER:
-        recipe["pad"] = 2
     if arch in FIXED_SIZE:
         recipe["growing"] = ()
     return Recipe(**recipe | changes)
