@@ -69,7 +69,8 @@ def table(runs: list[Run]) -> None:
 
 def refresh() -> None:
     """Draw the history; while something runs, again every two seconds, and the whole page once all is done."""
-    runs = visible()
+    with choose.working():
+        runs = visible()
     table(runs)
     if not any(run.active for run in runs):
         st.rerun()
@@ -93,7 +94,7 @@ def details(run: Run) -> None:
             frame.link("pages/your_model.py", "Your model", ":material/upload_file:", query)
     elif first.button(
         "Open in the Lab",
-        key="open",
+        key=f"open-{run.id}",
         icon=":material/science:",
         width="stretch",
         help=f"The Lab with the {what} of this run; its address can be shared.",
@@ -102,7 +103,7 @@ def details(run: Run) -> None:
     if run.active and not run.recorded:
         if second.button(
             "Cancel",
-            key="cancel",
+            key=f"cancel-{run.id}",
             icon=":material/stop_circle:",
             width="stretch",
             help="Ends the run. A running one keeps the best polarizer so far.",
@@ -115,7 +116,7 @@ def details(run: Run) -> None:
                 cached.archive(run.id),
                 f"{run.request.model}-{run.id}.zip",
                 "application/zip",
-                key="download",
+                key=f"download-{run.id}",
                 icon=":material/download:",
                 width="stretch",
                 on_click="ignore",
@@ -123,12 +124,19 @@ def details(run: Run) -> None:
             )
     else:
         second.button(
-            "Download", key="download", disabled=True, width="stretch", help="This run left no repaired network behind."
+            "Download",
+            key=f"download-{run.id}",
+            disabled=True,
+            width="stretch",
+            help="This run left no repaired network behind.",
         )
     if (
         run.result
+        and not own
         and has_polarizer(run.folder)
-        and third.button("See its predictions", key="predictions", icon=":material/image_search:", width="stretch")
+        and third.button(
+            "See its predictions", key=f"predictions-{run.id}", icon=":material/image_search:", width="stretch"
+        )
     ):
         choose.go("pages/predictions.py", run.id)
     if run.result and not run.active:
@@ -226,9 +234,11 @@ else:
 
 by_id = {run.id: run for run in runs}
 st.subheader("One run")
-preferred = selection.run.id if selection.run is not None and selection.run.id in by_id else next(iter(by_id))
-if st.session_state.get("_preferred_run") != preferred or st.session_state.get("inspect") not in by_id:
-    st.session_state["_preferred_run"] = st.session_state["inspect"] = preferred
+named = selection.run.id if selection.run is not None and selection.run.id in by_id else None
+held = st.session_state.get("inspect", st.session_state.get("_inspected"))
+if held not in by_id or (named is not None and named != st.session_state.get("_named_run")):
+    held = named or next(iter(by_id))  # a run that only is newer takes nobody's place
+st.session_state["inspect"], st.session_state["_named_run"] = held, named
 chosen = st.selectbox(
     "Run",
     list(by_id),
@@ -238,11 +248,12 @@ chosen = st.selectbox(
     on_change=choose.follow,
     args=("inspect",),
 )
+st.session_state["_inspected"] = chosen
 details(by_id[chosen])
 
 st.subheader("Compare")
 asked = st.query_params.get("compare")
-if asked and asked != st.session_state.get("_compared"):
+if asked and (asked != st.session_state.get("_compared") or "compare" not in st.session_state):
     st.session_state["compare"] = [name for name in dict.fromkeys(asked.split(",")) if name in by_id][:MOST]
     missing = [name for name in asked.split(",") if name not in by_id]
     if missing:

@@ -296,10 +296,10 @@ def show_training(run: Run, card: Card, one: tale.Subject, names: tuple[str, ...
     measured = curves.read_metrics(records, before)
     done = curves.read_progress(records)
     kept = filmstrip.thinned(cached.epochs_of(run.folder))
-    picture = one.triggered[None]
-    answers = [cached.at_epoch(run.id, epoch, picture)[0] for epoch in kept]
+    picture, keep = one.triggered[None], one.number is not None
+    answers = [cached.at_epoch(run.id, epoch, picture, keep)[0] for epoch in kept]
     if not answers and run.result and not run.active and not broken(run):
-        answers = [tale.purified(run, picture)[0]]
+        answers = [tale.purified(run, picture, keep)[0]]
     trained = not run.active or bool(done.epochs and done.epoch >= done.epochs)
     usable = trained and bool(answers) and not broken(run)
     says = answers[-1] if answers else cached.predict(card.id, None, picture)[0]
@@ -407,7 +407,7 @@ def your_turn(run: Run, card: Card, one: tale.Subject, names: tuple[str, ...]) -
     made = not np.array_equal(trial, one.trained)
     plain, filtered = (
         cached.predict(card.id, None, trial[None])[0],
-        tale.purified(run, trial[None])[0],
+        tale.purified(run, trial[None], one.number is not None)[0],
     )
     with right:
         tag = f"{LIVE} · {one.shows(names)}"

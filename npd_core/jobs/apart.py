@@ -158,17 +158,23 @@ class _Worker:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        with self.process.stdout as lines:
-            for line in lines:
-                answer = json.loads(line)
-                with self._lock:
-                    answers = self._answers.get(answer.pop("job"))
-                if answers is not None:
-                    answers.put(answer)
-        with self._lock:
-            self._gone = True
-            for answers in self._answers.values():
-                answers.put(GONE)
+        try:
+            with self.process.stdout as lines:
+                for line in lines:
+                    try:
+                        answer = json.loads(line)
+                        job = answer.pop("job")
+                    except (ValueError, AttributeError, KeyError):
+                        continue  # torn where the process was killed, or printed by something else
+                    with self._lock:
+                        answers = self._answers.get(job)
+                    if answers is not None:
+                        answers.put(answer)
+        finally:
+            with self._lock:
+                self._gone = True
+                for answers in self._answers.values():
+                    answers.put(GONE)
 
 
 _workers: dict[str, _Worker] = {}

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -150,6 +151,8 @@ def to_onnx(net: Normalized, size: int) -> bytes:
     return bytes(program.model_proto.SerializeToString())
 
 
+_EXPORTING = threading.Lock()
+
 WRITERS: dict[str, Callable[[Normalized, int], bytes]] = {
     "safetensors": to_safetensors,
     "pt2": to_pt2,
@@ -165,13 +168,14 @@ def _graph(net: Normalized, size: int) -> torch.export.ExportedProgram:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Exporters warn of their own insides."""
+    """Exporters warn of their own insides, and two of them at once in one process break each other."""
     log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)
+    with _EXPORTING:
+        level = log.level
+        log.setLevel(logging.ERROR)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            log.setLevel(level)

@@ -163,6 +163,8 @@ class RunManager:
                 for job in heat:
                     if job.id == run_id:
                         job.stop.set()
+                        with contextlib.suppress(StorageError):
+                            self.store.ask_stop(run_id)  # so that nobody joins what is about to end
                         return
             if self.store.get(run_id).active:
                 self.store.ask_stop(run_id)

@@ -30,9 +30,12 @@ class Replay:
         self._lock = threading.Lock()
 
     @torch.no_grad()
-    def probabilities(self, epoch: int, images: Tensor) -> Tensor:
+    def probabilities(self, epoch: int, images: Tensor, keep: bool = True) -> Tensor:
         """Class probabilities, (N, K) float32, of `images`, (N, 3, H, W) uint8, after `epoch` epochs.
 
+        Args:
+            keep: whether what lies in front of the polarizer may stay in memory for the next epoch; not that of a
+                picture which somebody brought.
         Raises:
             CheckpointError: no polarizer of this epoch, or it was changed.
         """
@@ -40,9 +43,11 @@ class Replay:
         with self._lock:
             put_state(self._net, state, snapshot_file(self._folder, epoch))
             key = images.numpy().tobytes()
-            if key not in self._features:
-                if len(self._features) == _KEPT:
-                    del self._features[next(iter(self._features))]
-                x = (images.float() / 255).contiguous(memory_format=torch.channels_last)
-                self._features[key] = self._net.prefix(x)
-            return self._net.suffix(self._features[key]).float().softmax(1)
+            features = self._features.get(key)
+            if features is None:
+                features = self._net.prefix((images.float() / 255).contiguous(memory_format=torch.channels_last))
+                if keep:
+                    if len(self._features) == _KEPT:
+                        del self._features[next(iter(self._features))]
+                    self._features[key] = features
+            return self._net.suffix(features).float().softmax(1)

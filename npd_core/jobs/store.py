@@ -147,7 +147,7 @@ class RunStore:
     def create(self, request: DefenseRequest, *, owner: str = "") -> str:
         """A new queued run, whatever runs there are. Raises StorageError when it cannot be written."""
         for run_id in self._ids_of(request):
-            if not (self.root / run_id).exists() and self._create(run_id, request, owner):
+            if not os.path.exists(self.root / run_id) and self._create(run_id, request, owner):
                 return run_id
         raise AssertionError("ids never end")
 
@@ -180,11 +180,12 @@ class RunStore:
         One pass, so that two that ask at once want the same id, of which only one can become a run.
         """
         for run_id in self._ids_of(request):
-            if not (self.root / run_id).exists():
+            if not os.path.exists(self.root / run_id):
                 return run_id, False
             with contextlib.suppress(StorageError, UnknownNameError):
                 run = self.get(run_id)
-                if run.active or (run.state == "finished" and run.result is not None and usable(run)):
+                joins = run.active and not self.stop_asked(run_id)
+                if joins or (run.state == "finished" and run.result is not None and usable(run)):
                     return run_id, True
         raise AssertionError("ids never end")
 
@@ -221,7 +222,7 @@ class RunStore:
 
     def stop_asked(self, run_id: str) -> bool:
         """Whether some process left the wish to stop."""
-        return (self._folder(run_id) / STOP).exists()
+        return os.path.exists(self._folder(run_id) / STOP)
 
     def recover(self) -> Names:
         """Marks every run left queued or running by a dead process as interrupted, and returns their ids.
@@ -637,13 +638,13 @@ class _Read(NamedTuple):
 def _read(folder: Path, unsaved: Mapping[str, Any] | None, recorded: bool) -> _Read:
     """Reads a run folder, but for the events. Raises StorageError when its request is unreadable."""
     result, damage = None, ""
-    if (folder / RESULT).exists():
+    if os.path.exists(folder / RESULT):  # False, not an error, where the folder is closed to us
         try:
             result = _load_json(folder / RESULT)
         except StorageError as error:
             damage = str(error)
     try:
-        if (folder / REQUEST).exists() or result is None:
+        if os.path.exists(folder / REQUEST) or result is None:
             request = DefenseRequest.from_dict(_load_json(folder / REQUEST))
         else:
             request = DefenseRequest.from_dict(result["config"])
@@ -719,7 +720,7 @@ def _mark(path: str) -> tuple[int, int, int] | None:
 def _load_state(folder: Path, *, strict: bool = False) -> dict[str, Any]:
     """state.json, empty when absent; when damaged also, unless `strict`, which raises StorageError."""
     try:
-        return _load_json(folder / STATE) if (folder / STATE).exists() else {}
+        return _load_json(folder / STATE) if os.path.exists(folder / STATE) else {}
     except StorageError:
         if strict:
             raise

@@ -184,7 +184,11 @@ REFERENCE = NPDConfig(bn_mode="warmup_frozen", schedule="constant")
 DEFAULT_LAYERS = {"preact_resnet18": "stream:layer4.0", "vgg19_bn": "features.46"}
 """Insertion point used when none is named, by architecture: for PreAct-ResNet18 the residual stream before the paper's
 stage, its shortcuts filtered too."""
-EARLIER_LAYERS = {("signs", "preact_resnet18"): "stream:layer3.1", ("signs", "vgg19_bn"): "features.14"}
+EARLIER_LAYERS = {
+    ("signs", "preact_resnet18"): "stream:layer3.1",
+    ("signs", "vgg19_bn"): "features.14",
+    ("gtsrb", "preact_resnet18"): "stream:layer2.1",
+}
 """Data sets that are easy enough for a point further forward, where more of the true class is left behind a trigger
 and clean accuracy still stays: what `npd suggest` finds with clean images alone."""
 PAPER_LAYERS = {"preact_resnet18": "layer4.1.conv1", "vgg19_bn": "features.46"}
@@ -200,7 +204,7 @@ PAPER_RHO = {"tiny_imagenet": 6.0}
 PRESETS: dict[str, dict[str, Any]] = {
     "signs": STEADY | {"epochs": 12, "batch_size": 32, "rho": 6.0},
     "cifar10": STEADY | {"epochs": 16, "lambda2": 0.05, "lambda3": 0.05},
-    "gtsrb": STEADY | {"epochs": 12},
+    "gtsrb": STEADY | {"epochs": 12, "rho": 6.0},
     "tiny_imagenet": STEADY | {"epochs": 12, "rho": PAPER_RHO["tiny_imagenet"]},
 }
 """What differs from the defaults. `signs` has 360 clean images, a seventh of CIFAR-10's: smaller batches make up for

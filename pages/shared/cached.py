@@ -8,7 +8,9 @@ of its files, so that a model trained anew or a polarizer saved again is read ag
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -58,10 +60,13 @@ class Samples(NamedTuple):
 
 def stamp(folder: Path) -> Stamp:
     """Name, time and size of every file directly in `folder`; () when it is absent."""
-    if not folder.is_dir():
-        return ()
-    found = [(entry.name, entry.stat()) for entry in folder.iterdir() if entry.is_file()]
-    return tuple(sorted((name, stat.st_mtime_ns, stat.st_size) for name, stat in found))
+    found = []
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(OSError):  # it may go while it is looked at
+                if entry.is_file():
+                    found.append((entry.name, entry.stat().st_mtime_ns, entry.stat().st_size))
+    return tuple(sorted(found))
 
 
 # ---------------------------------------------------------------------------------------------------------------- zoo
@@ -79,7 +84,7 @@ def unreadable_cards() -> list[str]:
 
 def _zoo() -> tuple[list[Card], list[str]]:
     root = paths.pretrained()
-    folders = sorted(root.iterdir()) if root.is_dir() else []
+    folders = [one for one in sorted(root.iterdir()) if one.name[0] != "."] if root.is_dir() else []
     return _read_zoo(str(root), tuple((folder.name, stamp(folder)) for folder in folders if folder.is_dir()))
 
 
@@ -504,24 +509,28 @@ def _predictions(
 # ------------------------------------------------------------------------------------------------- epochs of a run
 
 
-def at_epoch(run_id: str, epoch: int, images: np.ndarray) -> np.ndarray:
+def at_epoch(run_id: str, epoch: int, images: np.ndarray, keep: bool = True) -> np.ndarray:
     """Probabilities, (N, K) float32, of `images`, (N, 3, H, W) uint8, with the polarizer as it was after `epoch`
-    epochs of the run, which may still go on. Raises CheckpointError when that epoch was not kept."""
+    epochs of the run, which may still go on. Raises CheckpointError when that epoch was not kept.
+
+    Args:
+        keep: False: nothing of the pictures stays in memory, as of one that a visitor brought.
+    """
     run = find_run(run_id)
     source = paths.pretrained() / card(run.request.model).id
     file = _file_stamp(snapshot_file(Path(run.folder), epoch))
-    return _at_epoch(run.request.model, str(run.folder), epoch, images, stamp(source), file)
+    return _at_epoch(run.request.model, str(run.folder), epoch, images, keep, stamp(source), file)
 
 
 @st.cache_data(max_entries=2048, show_spinner=False)
 def _at_epoch(
-    model_id: str, folder: str, epoch: int, images: np.ndarray, model_files: Stamp, file: Stamp
+    model_id: str, folder: str, epoch: int, images: np.ndarray, keep: bool, model_files: Stamp, file: Stamp
 ) -> np.ndarray:
     import torch
 
     first = min(epochs_of(folder), default=epoch)
     replay = _replay(model_id, folder, first, model_files, _file_stamp(snapshot_file(Path(folder), first)))
-    return np.asarray(replay.probabilities(epoch, torch.from_numpy(images.copy())), dtype=np.float32)
+    return np.asarray(replay.probabilities(epoch, torch.from_numpy(images.copy()), keep), dtype=np.float32)
 
 
 def epochs_of(folder: str | Path) -> list[int]:

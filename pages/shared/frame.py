@@ -176,7 +176,11 @@ def header(page: str = "") -> None:
     cards = {card.id: card for card in _cards()}
     for sentence in cached.unreadable_cards():
         st.warning(sentence, icon=":material/warning:")
-    runs = {run.id: run for run in cached.all_runs()}
+    try:
+        runs = {run.id: run for run in cached.all_runs()}
+    except NPDError as error:
+        st.error(str(error), icon=":material/error:")
+        runs = {}
     chosen = state.setdefault("_chosen", {"model": None, "run": NO_RUN})
     _read_address(cards, runs)
     if chosen["model"] not in cards:
@@ -190,7 +194,7 @@ def header(page: str = "") -> None:
         _draw_choice(page, cards, runs, fitting)
     _write_address(default=next(iter(cards), None))
     if view.booth():
-        view.keep_watch(page, cached.all_runs)
+        view.keep_watch(page)
     for sentence in state.get("_notices", []):
         st.error(sentence, icon=":material/error:")
 

@@ -169,12 +169,12 @@ def _moment(run: Run, before: dict[str, Any], measured: curves.MetricCurves, epo
 @st.fragment
 def _moments(run: Run, card: Card, before: dict[str, Any], measured: curves.MetricCurves, kept: list[int]) -> None:
     """A finished run at the epoch that the slider names, with a few pictures judged at each."""
-    place, options = st.container(), [*kept, RESULT]
+    place, options = st.container(), [*kept, *([RESULT] if (run.result or {}).get("after") else [])]
     with st.container(key="scrub"):
         chosen = st.select_slider(
             "Go through the epochs",
             options,
-            value=RESULT,
+            value=options[-1],
             format_func=lambda at: {RESULT: "result", 0: "start"}.get(at, f"epoch {at}"),
             key=f"epoch-{run.id}",
             help="Sets the numbers, the light and the frames below to this epoch of the training.",
@@ -202,7 +202,9 @@ def _status(run: Run, done: curves.Progress, epochs: int) -> None:
         st.progress(0.0, f":material/hourglass_empty: Queued: {ahead(run)}")
     elif run.state == "running":
         left = run.seconds_left if run.seconds_left is not None else done.seconds_left
-        if done.epochs and done.epoch >= epochs:
+        if _store_of(run.id).stop_asked(run.id):
+            words = "Stopping: measuring what it has"
+        elif done.epochs and done.epoch >= epochs:
             words = "Measuring the result on all test images"
         elif not done.epochs:
             words = "Preparing: reading images and features before the layer"

@@ -275,12 +275,13 @@ def asked(found: Tale, card: Card) -> DefenseRequest:
     return replace(start, layer=found.lens or start.layer, config=config, watch=WATCH)
 
 
-def purified(run: Run, images: np.ndarray) -> np.ndarray:
-    """Probabilities, (N, K), of `images` with the polarizer of a run, or of its last epoch while it goes on."""
+def purified(run: Run, images: np.ndarray, keep: bool) -> np.ndarray:
+    """Probabilities, (N, K), of `images` with the polarizer of a run, or of its last epoch while it goes on; `keep` as
+    in `cached.at_epoch`."""
     kept = cached.epochs_of(run.folder)
     if has_polarizer(run.folder) or not kept:
         return cached.predict(run.request.model, run.id, images)
-    return cached.at_epoch(run.id, kept[-1], images)
+    return cached.at_epoch(run.id, kept[-1], images, keep)
 
 
 # ------------------------------------------------------------------------------------------------------------ drawing

@@ -108,17 +108,17 @@ def open_step(place: Place, go: Go) -> None:
         go(place.step.page, {"view": place.name})
 
 
-def keep_watch(page: str, runs: Callable[[], list[Run]]) -> None:
-    """At a booth: big type, and back to the loop when nobody has touched anything for a while.
-
-    Args:
-        runs: reads all runs; while one that an address of this session was about goes on, nothing is reset.
-    """
+def keep_watch(page: str) -> None:
+    """At a booth: big type, and back to the loop when nobody has touched anything for a while. While a run goes on that
+    an address of this session was about, nothing is reset."""
     st.html(BIG_TYPE)
 
     @st.fragment(run_every=CHECK)
     def watch() -> None:
-        active = {run.id: run for run in runs() if run.active}
+        try:
+            active = {run.id: run for run in cached.all_runs() if run.active}
+        except NPDError:  # the page says so
+            return
         mine: set[str] = st.session_state.setdefault("_mine", set())
         mine |= named(active.values(), st.query_params.to_dict())
         countdown(page=page, busy=not mine.isdisjoint(active), idle=IDLE, key="idle")

@@ -8,6 +8,7 @@ import re
 import runpy
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -179,6 +180,13 @@ def test_a_network_repaired_by_a_baseline_goes_home_too(tiny_zoo, tmp_path):
     assert "polarized" not in words
     with zipfile.ZipFile(io.BytesIO(archive(folder, tiny_zoo))) as packed:
         assert {"model.safetensors", "repaired.json", "README.txt"} <= set(packed.namelist())
+
+
+def test_two_exports_at_once_do_not_disturb_each_other(saved):
+    folder, _ = saved("layer4.0.conv2")
+    with ThreadPoolExecutor(2) as both:
+        first, second = both.map(lambda _: model_archive(folder, "pt2"), range(2))
+    assert len(first) == len(second)
 
 
 def test_program_names_the_class_of_a_picture(saved, tmp_path, capsys, monkeypatch):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -122,6 +125,16 @@ def test_a_process_that_was_killed_interrupts_one_run_and_the_next_has_a_new_one
     assert second.state == "finished", second.message
     assert second.result is not None
     jobs.shutdown()
+
+
+def test_a_torn_line_does_not_hide_that_the_process_is_gone() -> None:
+    worker = apart._Worker.__new__(apart._Worker)
+    worker.process = SimpleNamespace(stdout=io.BytesIO(b'{"job": 1, "type": "a"}\nnoise\n3\n{"job": 1, "ty'))  # type: ignore[assignment]
+    worker._lock, worker._gone, answers = threading.Lock(), False, queue.Queue[Any]()
+    worker._answers = {1: answers}
+    worker._read()
+    assert worker._gone
+    assert [answers.get(timeout=1) for _ in range(2)] == [{"type": "a"}, apart.GONE]
 
 
 def test_the_process_ends_with_whoever_started_it() -> None:

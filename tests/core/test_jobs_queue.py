@@ -185,6 +185,23 @@ def test_a_cancelled_run_keeps_its_best_state_and_can_be_asked_for_again(jobs: R
     assert jobs.submit(request()) == again
 
 
+def test_nobody_joins_a_run_that_is_being_stopped(
+    jobs: RunManager, training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = jobs.submit(request())
+    until(lambda: jobs.position(run_id) == 0)
+    (job,) = [job for heat in jobs._running.values() for job in heat]
+    monkeypatch.setattr(job.stop, "is_set", lambda: False)  # it has been asked, and still measures
+    until(lambda: jobs.store.get(run_id).state == "running")
+    jobs.cancel(run_id)
+    assert jobs.store.get(run_id).active
+    assert jobs.store.stop_asked(run_id)
+    again = jobs.submit(request())
+    assert again == f"{run_id}-2"
+    training.gate.set()
+    assert jobs.wait(again, 60).state == "finished"
+
+
 def test_a_waiting_run_is_cancelled_at_once(jobs: RunManager, training: Training) -> None:
     first, second = jobs.submit(request(0)), jobs.submit(request(1))
     jobs.cancel(second)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
+from streamlit.testing.v1.element_tree import Button
 
 from npd_core.jobs.export import archive
 from npd_core.jobs.store import Run, RunStore
@@ -22,6 +23,11 @@ Make = Callable[..., Run]
 def errors(page: AppTest) -> list[str]:
     assert not page.exception, page.exception
     return [element.value for element in page.error]
+
+
+def button(page: AppTest, name: str) -> Button:
+    """One of the buttons of the run that is shown."""
+    return page.button(key=f"{name}-{page.selectbox(key='inspect').value}")
 
 
 def test_history_lists_every_run_with_its_numbers(open_page: Open, make_run: Make) -> None:
@@ -82,7 +88,7 @@ def test_opening_a_run_in_the_lab_takes_its_settings_along(open_page: Open, make
     page = open_page("runs", run=run.id)
     page.session_state["lambda2"] = 0.2  # of a visit to the Lab
     page.run()
-    page.button(key="open").click().run()
+    button(page, "open").click().run()
     assert errors(page) == []
     assert page.session_state["lambda2"] == 0.85
     assert page.session_state["seed"] == 5
@@ -191,7 +197,7 @@ def test_cancel_asks_the_manager(
     store.set_state(run_id, "running", started=1.0)
     page = open_page("runs", run=run_id).run()
     assert errors(page) == []
-    page.button(key="cancel").click().run()
+    button(page, "cancel").click().run()
     assert errors(page) == []
     assert asked == [run_id]
     store.set_state(run_id, "stopped", ended=2.0)
@@ -200,6 +206,42 @@ def test_cancel_asks_the_manager(
 def test_open_in_the_lab_alone_tells_the_address(open_page: Open, make_run: Make) -> None:
     run = make_run()
     page = open_page("runs", run=run.id).run()
-    page.button(key="open").click().run()
+    button(page, "open").click().run()
     assert errors(page) == []
     assert any(f"lab?run={run.id}" in element.value for element in page.info)
+
+
+def test_a_newer_run_takes_nobodys_place(open_page: Open, make_run: Make) -> None:
+    """What is shown stays, and so do its buttons, when somebody else starts a run meanwhile."""
+    first = make_run(seed=1)
+    page = open_page("runs").run()
+    assert page.selectbox(key="inspect").value == first.id
+    second = make_run(seed=2)
+    page.run()
+    assert errors(page) == []
+    assert page.dataframe[0].value["id"].iloc[0] == second.id
+    assert page.selectbox(key="inspect").value == first.id
+    page.query_params["run"] = second.id
+    page.run()
+    assert page.selectbox(key="inspect").value == second.id
+
+
+def test_a_comparison_in_the_address_is_there_again_after_another_page(open_page: Open, make_run: Make) -> None:
+    ids = [make_run(seed=1).id, make_run(seed=2).id]
+    page = open_page("runs", compare=",".join(ids))
+    page.session_state["_compared"] = ",".join(ids)  # as an earlier visit to the page left it, without its widget
+    page.run()
+    assert errors(page) == []
+    assert page.multiselect(key="compare").value == ids
+    assert page.query_params["compare"] == ",".join(ids)
+
+
+def test_a_runs_folder_that_is_none_leaves_the_pages_standing(
+    tiny_zoo: str, open_page: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setenv("NPD_RUNS_DIR", str(file))
+    page = open_page("glossary").run()
+    assert [str(file) in sentence for sentence in errors(page)] == [True]
+    assert page.title[0].value == "Glossary"

@@ -488,6 +488,18 @@ def test_a_trigger_that_is_no_stamp_is_told_as_what_it_is(
 # ------------------------------------------------------------------------------------------- the epochs, in the Lab too
 
 
+def test_a_run_that_came_to_no_end_has_no_result_to_go_to(make_run: Make, open_page: Open) -> None:
+    folder = with_epochs(make_run(seed=6), {0: 1.0, 1: 0.5, 2: 0.0})
+    for end in (True, False):
+        page = open_page("lab", run=folder.name).run()
+        slider = page.select_slider(key=f"epoch-{folder.name}")
+        assert ("result" in slider.options) == end
+        assert any("measured on all test images." in caption.value for caption in page.caption) == end
+        (folder / "result.json").unlink(missing_ok=True)
+        (folder / "state.json").write_text(json.dumps({"state": "interrupted", "created": 1.0}))
+    assert "After epoch 2" in words(page)
+
+
 def test_the_lab_goes_through_the_epochs(make_run: Make, open_page: Open) -> None:
     run = make_run(seed=6)
     with_epochs(run, {0: 1.0, 1: 0.0, 2: 0.0})
