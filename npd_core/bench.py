@@ -17,7 +17,7 @@ from npd_core.device import environment, resolve_device
 from npd_core.evaluation import evaluate, test_sets
 from npd_core.events import EpochEnd
 from npd_core.polarizer import objective
-from npd_core.polarizer.config import NPDConfig, default_layer, preset
+from npd_core.polarizer.config import NPDConfig, preset
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.polarizer.training import Trainer
 from npd_core.zoo.card import list_cards
@@ -64,8 +64,8 @@ def bench_model(
     backdoored = load_backdoored(model)
     card = backdoored.card
     backdoored.net.to(where)
-    layer = layer or default_layer(card.arch, card.dataset)
-    wanted = preset(card.dataset)
+    layer = layer or card.layer
+    wanted = preset(card.dataset, size=card.image_size)
     if attack_on is not None:
         wanted = replace(wanted, attack_on=attack_on)
     cfg = replace(wanted, epochs=3, warmup_epochs=0)

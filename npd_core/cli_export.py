@@ -53,7 +53,7 @@ def bring(args: argparse.Namespace) -> Answer:
         if path is not None and not path.is_file():
             raise StorageError(f"There is no file {path}: name the checkpoint and the images.")
     from npd_core.bring.entry import Settings, bring, suggested_config
-    from npd_core.data.spec import NORMALISATIONS
+    from npd_core.data.spec import NORMALISATIONS, get_dataset
 
     if args.normalise in NORMALISATIONS:
         mean, std = NORMALISATIONS[args.normalise]
@@ -62,8 +62,8 @@ def bring(args: argparse.Namespace) -> Answer:
         mean, std = (numbers[0], numbers[1], numbers[2]), (numbers[3], numbers[4], numbers[5])
     settings = Settings(arch=args.arch, mean=mean, std=std, image_size=args.size, target=args.target, seed=args.seed)
     card = bring(args.checkpoint, args.images, settings, args.triggered)
-    cfg = suggested_config(card)
-    command = f"npd defend {card.id} --clean 1.0 --rho {cfg.rho:g} --attack-on {cfg.attack_on} --batch-size 32"
+    cfg, clean = suggested_config(card), get_dataset(card.dataset).train_images
+    command = f"npd defend {card.id} --clean {clean} --rho {cfg.rho:g} --attack-on {cfg.attack_on} --batch-size 32"
     value = card.to_dict() | {"folder": str(card.folder)}
     width = f" of width {card.width}" if card.width else ""
     text = (

@@ -26,7 +26,7 @@ from npd_core.events import EpochEnd, Event, Failed, Finished, Measured, StepEnd
 from npd_core.metrics import Metrics, der
 from npd_core.models import Normalized
 from npd_core.polarizer.artifact import forget_snapshots, save_polarizer, save_snapshot, write_text
-from npd_core.polarizer.config import VARIANTS, NPDConfig, default_layer
+from npd_core.polarizer.config import VARIANTS, NPDConfig
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.polarizer.snapshots import epoch_of
 from npd_core.polarizer.training import train_polarizer
@@ -66,7 +66,7 @@ def run_defense(
     backdoored.net.to(device)
     net: PolarizedNet | Normalized
     if isinstance(request.config, NPDConfig):
-        layer = request.layer or card.recipe.get("layer") or default_layer(card.arch, card.dataset)
+        layer = request.layer or card.layer
         net = PolarizedNet(backdoored.net, layer, card.image_size)
     else:
         net = copy.deepcopy(backdoored.net)

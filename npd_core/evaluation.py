@@ -47,9 +47,11 @@ def predict(
     Args:
         net: classifier of [0, 1] pixels, on `device`, in eval mode.
         images: (N, 3, H, W), uint8 or float in [0, 1].
+        batch_size: images of 32 x 32 pixels at once; of larger ones as many fewer.
     """
     logits = []
-    for batch in images.split(batch_size):
+    fitting = max(1, min(batch_size, batch_size * 32**2 // images[0, 0].numel())) if len(images) else batch_size
+    for batch in images.split(fitting):
         x = batch.to(device)
         x = x.float() / 255 if x.dtype == torch.uint8 else x
         with autocast(device, precision):

@@ -21,7 +21,13 @@ from npd_core.errors import CheckpointError
 
 MAX_BYTES = 700_000_000
 """Largest checkpoint; VGG19-BN of torchvision for 1000 classes has 575 million."""
+MAX_PICKLE = 32_000_000
+"""Largest description of what is in a PyTorch file; the weights lie beside it."""
 MAX_TENSORS = 5000
+NUMBERS = (
+    torch.float64, torch.float32, torch.float16, torch.bfloat16,
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+)  # fmt: skip
 STATE_KEYS = ("model", "state_dict", "model_state_dict", "net", "weights")
 """Where a file keeps its state dict when it holds more than that; BackdoorBench's attack_result.pt says `model`."""
 CONVERT = (
@@ -130,7 +136,7 @@ def _read_torch(path: Path) -> object:
             f"The checkpoint holds more than weights and plain values, so nothing of it was read.{found} If you know "
             f"where it comes from, {CONVERT}."
         ) from error
-    except (RuntimeError, OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, MemoryError) as error:
+    except Exception as error:  # whatever a damaged pickle makes of itself
         raise CheckpointError(
             f"The checkpoint cannot be read ({_line(error)}): it is damaged or was not written by torch.save; save its "
             "state dict again."
@@ -149,13 +155,20 @@ def _check_zip(path: Path) -> None:
     """A PyTorch file is a zip archive whose entries are stored as they are; compressed ones could be of any size."""
     try:
         with zipfile.ZipFile(path) as archive:
-            total = sum(entry.file_size for entry in archive.infolist())
+            entries = archive.infolist()
+            total = sum(entry.file_size for entry in entries)
     except (zipfile.BadZipFile, OSError, ValueError) as error:
         raise CheckpointError(f"The checkpoint is damaged ({_line(error)}): save it again.") from error
     if total > MAX_BYTES:
         raise CheckpointError(
             f"The checkpoint would unpack to {total / 1e6:.0f} MB, and at most {MAX_BYTES / 1e6:.0f} MB are read: "
             "bring the state dict alone, without optimizer and training data."
+        )
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise CheckpointError("The checkpoint is a compressed archive, which torch.save never writes: save it again.")
+    if any(entry.file_size > MAX_PICKLE for entry in entries if entry.filename.endswith(".pkl")):
+        raise CheckpointError(
+            f"The checkpoint describes its content in more than {MAX_PICKLE / 1e6:.0f} MB: bring the state dict alone."
         )
 
 
@@ -179,18 +192,22 @@ def _checked(state: Mapping[Any, Any]) -> dict[str, Tensor]:
         raise CheckpointError(f"The checkpoint has {len(state)} tensors, at most {MAX_TENSORS} are read.")
     if not all(isinstance(name, str) for name in state):
         raise CheckpointError("The names of the checkpoint's weights must be text: save `net.state_dict()`.")
-    if sum(value.numel() * value.element_size() for value in state.values()) > MAX_BYTES:
+    odd = next((value.dtype for value in state.values() if value.dtype not in NUMBERS), None)
+    if odd is not None:
+        raise CheckpointError(f"The checkpoint holds {odd}, which is not read: save plain float weights.")
+    if sum(value.numel() * max(value.element_size(), 4) for value in state.values()) > MAX_BYTES:
         raise CheckpointError(f"The weights take more than {MAX_BYTES / 1e6:.0f} MB: bring a smaller network.")
     kept = {}
     for name, value in state.items():
         if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
             raise CheckpointError(f"{name!r} holds {value.dtype} in layout {value.layout}: save plain float weights.")
-        value = value.detach()
         if value.is_floating_point():
-            value = value.float()
+            value = value.detach().to(torch.float32, copy=True)
             if not bool(torch.isfinite(value).all()):
                 raise CheckpointError(f"{name!r} holds NaN or infinity: bring weights of a training that went well.")
-        kept[name] = value.clone()
+        else:
+            value = value.detach().clone()
+        kept[name] = value
     if kept and all(name.startswith("module.") for name in kept):
         kept = {name.removeprefix("module."): value for name, value in kept.items()}
     return kept

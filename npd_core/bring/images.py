@@ -3,6 +3,7 @@ to the disk, sizes are bounded before anything is decoded. No torch here."""
 
 from __future__ import annotations
 
+import lzma
 import stat
 import zipfile
 import zlib
@@ -16,8 +17,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from npd_core.data import parquet
-from npd_core.errors import ConfigError, NPDError, StorageError
+from npd_core.errors import ConfigError, StorageError
 
+MAX_DECODED = 1_500_000_000
+"""Bytes of all pictures together, at the size that the network sees."""
+MOST_DIGITS = 6
+DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, ValueError, NotImplementedError, EOFError)
+"""What reading a zip archive raises that is not as it should be."""
 MAX_FILE = 300_000_000
 """Bytes of the file itself, and of all it unpacks to."""
 MAX_IMAGES = 20_000
@@ -72,8 +78,9 @@ def _zip(path: Path, size: int, num_classes: int) -> Images:
         with zipfile.ZipFile(path) as archive:
             entries = _entries(archive)
             coded = [_content(archive, entry) for entry, _ in entries]
-    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, NotImplementedError, EOFError) as error:
+    except DAMAGE as error:
         raise StorageError(f"The archive is damaged ({_line(error)}): pack it again.") from error
+    _room(len(coded), size)
     folders = [folder for _, folder in entries]
     classes, label = _labels(sorted(set(folders)), num_classes)
     labels = np.asarray([label[folder] for folder in folders], np.int64)
@@ -123,7 +130,7 @@ def _content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
 
 def _labels(names: Sequence[str], num_classes: int) -> tuple[tuple[str, ...], dict[str, int]]:
     """Class names of the network by label, and the label of each folder."""
-    if all(name.isascii() and name.isdigit() for name in names):
+    if all(name.isascii() and name.isdigit() and len(name) <= MOST_DIGITS for name in names):
         label = {name: int(name) for name in names}
         if max(label.values()) >= num_classes:
             raise ConfigError(
@@ -153,13 +160,25 @@ def _parquet(path: Path, size: int, num_classes: int) -> Images:
         )
     if not rows:
         raise ConfigError("The parquet file holds no image: export it again.")
+    _room(rows, size)
     try:
         names = parquet.class_names(path)
+        if parquet.unpacked(path) > MAX_FILE:
+            raise ConfigError(f"The images would unpack to more than {MAX_FILE / 1e6:.0f} MB: bring fewer.")
         images, labels = parquet.read_images(path, num_classes, size)
-    except NPDError as error:
+    except StorageError as error:
         raise StorageError(_without(str(error), path)) from error
     classes = names if len(names) == num_classes else tuple(f"class {k}" for k in range(num_classes))
     return Images(images, labels, tuple(name[:60] for name in classes))
+
+
+def _room(count: int, size: int) -> None:
+    """Raises ConfigError where so many pictures of this size take too much memory."""
+    if count * 3 * size**2 > MAX_DECODED:
+        raise ConfigError(
+            f"{count} images of {size} x {size} pixels take more than {MAX_DECODED / 1e9:g} GB: bring fewer, or "
+            "ask for a smaller size."
+        )
 
 
 def _decoded(coded: Sequence[bytes], size: int, names: Sequence[str]) -> NDArray[np.uint8]:

@@ -40,7 +40,7 @@ def resistance(backdoored: nn.Module, repaired: nn.Module, data: ImageSet, cfg: 
     order = torch.randperm(data.size, generator=torch.Generator().manual_seed(0))[:MOST]
     chosen = data.subset(order)
     kept = [0, 0, 0]
-    for x, y in chosen.batches(100):
+    for x, y in chosen.batches(max(1, min(100, 100 * 64**2 // data.images[0, 0].numel()))):
         one = perturbed(backdoored, x, y, cfg)
         other = perturbed(repaired, x, y, cfg)
         with torch.no_grad():

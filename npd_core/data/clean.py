@@ -52,7 +52,10 @@ def clean_counts(num_images: int, num_classes: int, amount: float | int) -> NDAr
         raise ConfigError(f"A share of clean images must lie in (0, 1], got {amount}; give a whole number for a count.")
     each = int(np.floor(round(float(amount) * num_images / num_classes, 9)))
     if each == 0:
-        raise ConfigError(f"A share of {amount} of {num_images} images is less than one for each class.")
+        raise ConfigError(
+            f"A share of {amount} of {num_images} images is less than one for each class: "
+            "give a larger share, or a whole number of images."
+        )
     return np.full(num_classes, each, np.int64)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import struct
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,15 @@ MAX_OVERLAY = 200_000
 """Longest overlay, in characters; one of 64 x 64 noisy pixels has about 22 000."""
 PREFIX = "data:image/png;base64,"
 _TO_QUERY, _FROM_QUERY = str.maketrans("+/", "-_"), str.maketrans("-_", "+/")
+
+
+ORIENTATION = 0x112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+"""How a picture is turned upright, by the number that its Exif block gives its orientation."""
 
 
 def decode_picture(data: bytes, size: int) -> NDArray[np.uint8]:
@@ -44,14 +54,15 @@ def decode_picture(data: bytes, size: int) -> NDArray[np.uint8]:
         )
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.format in ("JPEG", "MPO"):
+            if image.format in ("JPEG", "MPO") and not image.info.get("progressive"):  # whose parts are all whole
                 image.draft(None, (8 * size, 8 * size))  # a big photo is decoded at a fraction of its size
             if image.width * image.height > MAX_PIXELS:
                 raise StorageError(
                     f"The picture has {image.width} x {image.height} pixels, the limit is {MAX_PIXELS / 1e6:.0f} "
                     "million; make it smaller first."
                 )
-            upright = ImageOps.exif_transpose(_rgb(image))
+            turn = _turn(image)
+            upright = _rgb(image) if turn is None else _rgb(image).transpose(turn)
             square = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
             return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -60,12 +71,20 @@ def decode_picture(data: bytes, size: int) -> NDArray[np.uint8]:
         raise StorageError(
             "This file is no picture that can be read here; choose a PNG, JPEG, WebP, GIF or BMP file."
         ) from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except (OSError, ValueError, TypeError, LookupError, SyntaxError, EOFError, struct.error) as error:
         raise StorageError("The picture is damaged or cut short; save it again or choose another one.") from error
 
 
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes the picture upright; None where it is, or where what the file says of it cannot be read."""
+    try:
+        return TURNS.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # cameras and editors write much into this block that is not as it should be
+        return None
+
+
 def _rgb(image: Image.Image) -> Image.Image:
-    """Eight bits a channel, transparent parts on white; what the file says of its orientation stays with it."""
+    """Eight bits a channel, transparent parts on white."""
     if image.mode.startswith("I"):  # 16 bits a pixel; a plain conversion would turn nearly all of it white
         wide = np.asarray(image, dtype=np.float64)
         return Image.fromarray((wide.clip(0, 65535) / 257).round().astype(np.uint8)).convert("RGB")
@@ -74,8 +93,6 @@ def _rgb(image: Image.Image) -> Image.Image:
     see_through = image.convert("RGBA")
     flat = Image.new("RGBA", image.size, "white")
     flat.alpha_composite(see_through)
-    flat.info.update(image.info)
-    flat.getexif().update(image.getexif())
     return flat.convert("RGB")
 
 

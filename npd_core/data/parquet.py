@@ -55,7 +55,7 @@ def _line(error: BaseException) -> str:
 def _column(path: Path, file: pq.ParquetFile, name: str) -> pa.ChunkedArray:
     try:
         return file.read(columns=[name]).column(name)
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise StorageError(f"{path} is damaged in its column {name!r}; fetch it again. ({_line(error)})") from error
 
 
@@ -65,8 +65,18 @@ def class_names(path: Path) -> tuple[str, ...]:
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
         return tuple(str(name) for name in features["label"]["names"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ()
+
+
+def unpacked(path: Path) -> int:
+    """Bytes of all images as they are in memory, which may be many times those of the file: one blob can stand in many
+    rows. Reads a few rows at a time. Raises StorageError."""
+    file = _open(path)
+    try:
+        return sum(batch.nbytes for batch in file.iter_batches(batch_size=16, columns=["image"]))
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise StorageError(f"{path} is damaged in its column 'image'; fetch it again. ({_line(error)})") from error
 
 
 def count_rows(path: Path) -> int:
@@ -127,6 +137,9 @@ def read_images(
     labels = _checked_labels(path, _column(path, file, "label"), num_classes)
     if not pa.types.is_struct(column.type) or column.type.get_field_index("bytes") < 0:
         raise StorageError(f"{path}: column 'image' holds {column.type}, expected a struct with `bytes`.")
+    kind = column.type.field("bytes").type
+    if not pa.types.is_binary(kind) and not pa.types.is_large_binary(kind):
+        raise StorageError(f"{path}: `bytes` of column 'image' holds {kind}, expected the bytes of image files.")
     coded = pa.chunked_array([chunk.field("bytes") for chunk in column.chunks], column.type.field("bytes").type)
     chosen = np.arange(len(labels)) if rows is None else np.arange(len(labels))[rows]
     if rows is not None:

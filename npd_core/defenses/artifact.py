@@ -10,7 +10,7 @@ import safetensors
 from safetensors.torch import load_file
 
 from npd_core.errors import CheckpointError
-from npd_core.models import Normalized, build_model
+from npd_core.models import Normalized, build_model, load_weights
 from npd_core.polarizer.artifact import FORMAT, read_json, write_described
 from npd_core.zoo.card import Card, sha256
 from npd_core.zoo.weights import half_precision
@@ -22,7 +22,7 @@ DESCRIPTION = "repaired.json"
 def round_as_stored(net: Normalized) -> None:
     """Give `net` the values that it would have after it was saved and loaded, so that what is measured is what is
     kept."""
-    net.load_state_dict(half_precision(net))
+    load_weights(net, half_precision(net))
 
 
 def save_repaired(net: Normalized, folder: Path, meta: Mapping[str, Any]) -> None:
@@ -67,7 +67,7 @@ def load_repaired(folder: Path, card: Card) -> Normalized:
     net = build_model(card.arch, card.num_classes, card.width, card.mean, card.std)
     try:
         state = load_file(weights)
-        net.load_state_dict({k: value.float() if value.is_floating_point() else value for k, value in state.items()})
+        load_weights(net, {k: value.float() if value.is_floating_point() else value for k, value in state.items()})
     except (safetensors.SafetensorError, RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{weights} does not fit {card.arch}: {reason} Run the defense again.") from error

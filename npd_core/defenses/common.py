@@ -20,6 +20,7 @@ from npd_core.device import autocast
 from npd_core.errors import ConfigError
 from npd_core.evaluation import predict
 from npd_core.events import EpochEnd, Event, Failed, Finished, StepEnd
+from npd_core.models import load_weights
 from npd_core.models.normalized import Normalized
 from npd_core.zoo.recipe import augment
 
@@ -130,7 +131,7 @@ class Repair:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.net.load_state_dict(self.kept)
+        load_weights(self.net, self.kept)
         self.net.eval().requires_grad_(False)
         for param in self.net.parameters():
             param.grad = None

@@ -10,7 +10,7 @@ from typing import Any
 
 from npd_core.defenses import DEFENSES, DefenseConfig, preset_for
 from npd_core.errors import ConfigError, unknown_name
-from npd_core.polarizer.config import VARIANTS, NPDConfig, default_layer, preset
+from npd_core.polarizer.config import VARIANTS, NPDConfig, preset
 from npd_core.request import DefenseRequest
 from npd_core.zoo.card import Card, get_card
 
@@ -74,7 +74,7 @@ def requests(grid: Grid) -> list[DefenseRequest]:
         for layer, clean, seed in product(layers if own else (None,), grid.clean, grid.seeds):
             for values in product(*settings.values()):
                 config = config_for(defense, card, seed=seed, **dict(zip(settings, values, strict=True)))
-                where = None if layer == default_layer(card.arch, card.dataset) else layer  # one run, not two
+                where = None if layer is None or layer == card.layer else layer  # one run, not two
                 request = DefenseRequest(
                     model=card.id, defense=defense, layer=where, clean=clean, config=config, device=grid.device
                 )

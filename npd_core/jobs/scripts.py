@@ -98,7 +98,9 @@ if ABOUT["layer"] is not None:  # where the polarizer was
         NET.set_submodule(path, torch.nn.Sequential(*(pair[::-1] if kind == "after" else pair)))
     elif conv.bias is None:
         conv.bias = torch.nn.Parameter(torch.zeros(conv.out_channels))
-NET.load_state_dict({name[4:]: value for name, value in W.items() if name.startswith("net.")})
+STATE = NET.state_dict()
+STATE.update({name[4:]: value for name, value in W.items() if name.startswith("net.")})
+NET.load_state_dict(STATE)
 NET.eval()
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from npd_core.errors import unknown_name
 from npd_core.models.normalized import Normalized
@@ -46,6 +46,17 @@ def build_model(
     if arch not in MODELS:
         raise unknown_name("architecture", arch, MODELS)
     return Normalized(MODELS[arch](num_classes=num_classes, width=width), mean, std)
+
+
+def load_weights(net: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put `state` into `net`, every weight of it and nothing else, whatever file it comes from: a plain dictionary does
+    not know the version of each module, which some (mnasnet) ask for. Raises RuntimeError where it does not fit."""
+    known = net.state_dict()
+    lacking = known.keys() - state.keys()
+    if lacking:
+        raise RuntimeError(f"{min(lacking)!r} is missing.")
+    known.update(state)
+    net.load_state_dict(known)
 
 
 __all__ = [

@@ -12,6 +12,7 @@ from typing import Any
 
 from npd_core import paths
 from npd_core.errors import CheckpointError, UnknownNameError, unknown_name
+from npd_core.polarizer.config import default_layer
 
 CARD = "card.json"
 WEIGHTS = "model.safetensors"
@@ -67,8 +68,17 @@ class Card:
         return sum(sizes)
 
     @property
+    def layer(self) -> str:
+        """Insertion point where none is named: that which was suggested for a network that somebody brought, else that
+        of the architecture. Raises UnknownNameError."""
+        return str(self.recipe.get("layer") or default_layer(self.arch, self.dataset))
+
+    @property
     def command(self) -> str:
-        """The command that makes the model anew: ratio, seed and recipe are those of the card, see `zoo.train.plan`."""
+        """The command that makes the model anew: ratio, seed and recipe are those of the card, see `zoo.train.plan`. A
+        network that somebody brought has to be brought again."""
+        if paths.own(self.id) is not None:
+            return "npd bring CHECKPOINT IMAGES"
         return f"npd zoo train {self.id}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from npd_core.attacks import UNKNOWN, AllToOne, Attack, get_attack
 from npd_core.data.load import ImageSet
 from npd_core.data.parquet import read_images
 from npd_core.errors import CheckpointError, ConfigError, StorageError
-from npd_core.models import Normalized, build_model
+from npd_core.models import Normalized, build_model, load_weights
 from npd_core.zoo.card import CARD, TRIGGER, TRIGGERED, WEIGHTS, Card, get_card, sha256, verify_files
 
 SCALE = ":scale"
@@ -45,7 +45,7 @@ def load_backdoored(model: str) -> Backdoored:
     verify_files(card)
     net = build_model(card.arch, card.num_classes, card.width, card.mean, card.std)
     try:
-        net.load_state_dict(restored(load_file(card.folder / WEIGHTS)))
+        load_weights(net, restored(load_file(card.folder / WEIGHTS)))
     except (safetensors.SafetensorError, RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{card.id}/{WEIGHTS} does not fit {card.arch}: {reason} Run: {card.command}") from error

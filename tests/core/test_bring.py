@@ -15,6 +15,8 @@ from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torchvision
@@ -34,7 +36,7 @@ from npd_core.data.parquet import write_images
 from npd_core.defend import run_defense
 from npd_core.errors import CheckpointError, ConfigError, NPDError, StorageError, UnknownNameError
 from npd_core.events import Finished, Measured
-from npd_core.models import build_model
+from npd_core.models import build_model, load_weights
 from npd_core.polarizer.config import NPDConfig
 from npd_core.polarizer.insertion import insertion_points
 from npd_core.request import DefenseRequest
@@ -264,6 +266,66 @@ def test_bombs_links_and_crowds(tmp_path, monkeypatch):
     (tmp_path / "text.zip").write_text("hello")
     with pytest.raises(StorageError, match="zip archive of class folders or as"):
         read_images(tmp_path / "text.zip", 8, 2)
+
+
+def test_a_compressed_checkpoint_and_a_large_description_are_refused(tmp_path, monkeypatch):
+    small = zipped(tmp_path / "small.pt", {"archive/data.pkl": b"\x80\x02]."})
+    with pytest.raises(CheckpointError, match="never writes"):
+        read_checkpoint(small)
+    torch.save({"w": torch.ones(2)}, tmp_path / "x.pt")
+    assert set(read_checkpoint(tmp_path / "x.pt").state) == {"w"}
+    monkeypatch.setattr(checkpoints, "MAX_PICKLE", 10)
+    with pytest.raises(CheckpointError, match="describes its content"):
+        read_checkpoint(tmp_path / "x.pt")
+
+
+def test_numbers_of_few_bits_are_counted_as_what_they_become(tmp_path, monkeypatch):
+    save_file({"w": torch.zeros(100, dtype=torch.float16)}, tmp_path / "half.safetensors")
+    read_checkpoint(tmp_path / "half.safetensors")
+    monkeypatch.setattr(checkpoints, "MAX_BYTES", 399)
+    with pytest.raises(CheckpointError, match="take more than"):
+        read_checkpoint(tmp_path / "half.safetensors")
+    save_file({"w": torch.zeros(4).to(torch.float8_e4m3fn)}, tmp_path / "eight.safetensors")
+    with pytest.raises(CheckpointError, match="float8_e4m3fn, which is not read"):
+        read_checkpoint(tmp_path / "eight.safetensors")
+
+
+def test_one_blob_in_many_rows_is_counted_in_each(tmp_path, monkeypatch):
+    blob = np.random.default_rng(0).bytes(50_000)
+    image = pa.array([{"bytes": blob, "path": ""}] * 200, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"image": image, "label": pa.array([0] * 200)}), path)
+    assert path.stat().st_size < 200_000
+    monkeypatch.setattr(pictures, "MAX_FILE", 5_000_000)
+    with pytest.raises(ConfigError, match="would unpack to more than 5 MB"):
+        read_images(path, 8, 2)
+
+
+def test_images_that_are_text_are_refused(tmp_path):
+    image = pa.array([{"bytes": "abc"}], pa.struct([("bytes", pa.string())]))
+    pq.write_table(pa.table({"image": image, "label": pa.array([0])}), tmp_path / "x.parquet")
+    with pytest.raises(StorageError, match="holds string, expected the bytes"):
+        read_images(tmp_path / "x.parquet", 8, 2)
+
+
+def test_what_pictures_become_is_bounded(tmp_path, monkeypatch):
+    path = zipped(tmp_path / "x.zip", {f"{k}/{n}.png": png() for k in (0, 1) for n in range(3)})
+    read_images(path, 8, 2)
+    monkeypatch.setattr(pictures, "MAX_DECODED", 1000)
+    with pytest.raises(ConfigError, match="6 images of 8 x 8 pixels take more than"):
+        read_images(path, 8, 2)
+
+
+def test_a_network_that_asks_for_versions_is_loaded_again():
+    """MNASNet's modules look at the version that only their own dictionary knows."""
+    net = torchvision.models.mnasnet0_5(num_classes=3)
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    other = torchvision.models.mnasnet0_5(num_classes=3)
+    load_weights(other, state)
+    assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
+    del state["classifier.1.bias"]
+    with pytest.raises(RuntimeError, match=r"classifier\.1\.bias"):
+        load_weights(other, state)
 
 
 def test_parquet_with_names_and_too_large(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from npd_core.attacks import get_attack, stamp
 from npd_core.data import images
@@ -214,3 +214,24 @@ def test_what_adds_or_bends_is_no_stamp():
     added = {"pattern": torch.rand(3, 32, 32) * 0.2}
     assert stamp(get_attack("lf", "signs", added), 32) is None
     assert stamp(get_attack("clean", "signs"), 32) is None
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_a_photo_is_turned_as_pillow_would_turn_it(turn):
+    pixels = np.random.default_rng(turn).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    image, exif, file = Image.fromarray(pixels), Image.Exif(), io.BytesIO()
+    exif[0x112] = turn
+    image.save(file, "PNG", exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(file.getvalue())))
+    assert np.array_equal(decode_picture(file.getvalue(), 24), np.asarray(expected).transpose(2, 0, 1))
+
+
+def test_an_exif_block_that_cannot_be_read_costs_nothing(monkeypatch):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(file, "JPEG")
+
+    def broken(self):
+        raise TypeError("fill character must be a unicode character")
+
+    monkeypatch.setattr(Image.Image, "getexif", broken)
+    assert decode_picture(file.getvalue(), 8).shape == (3, 8, 8)

@@ -654,7 +654,9 @@ def test_the_command_of_every_shipped_card_makes_the_same_model_again():
         *command, model = card.command.split()
         assert command == ["npd", "zoo", "train"]
         recipe, ratio = plan(model)
-        assert json.loads(json.dumps(recipe.to_dict())) == {"growing": [], "again": []} | card.recipe, card.id
+        assert json.loads(json.dumps(recipe.to_dict())) == {"growing": [], "again": [], "cutout": 0} | card.recipe, (
+            card.id
+        )
         assert (recipe.seed, ratio) == (card.seed, card.poison_ratio), card.id
         assert plan(model, epochs=recipe.epochs + 1)[0] == replace(recipe, epochs=recipe.epochs + 1)
 
