@@ -123,7 +123,8 @@ def trace(net: PolarizedNet, image: Tensor, label: int, cfg: NPDConfig) -> Trace
 
     The trainer's own functions take the step; only gradients and logits along the inner loop are looked up again.
     What has no meaning for a first step is left out: warm-up, momentum that is not there yet, the pull of
-    `decay_to_identity`, running averages. Afterwards `net.polarizer` holds the new theta.
+    `decay_to_identity`, running averages. It is told in fp32, on every device. Afterwards `net.polarizer` holds the new
+    theta.
 
     Args:
         image: (3, H, W) uint8, or float in [0, 1].
@@ -132,7 +133,7 @@ def trace(net: PolarizedNet, image: Tensor, label: int, cfg: NPDConfig) -> Trace
     device = next(net.parameters()).device
     pixels = image if image.dtype == torch.uint8 else (image * 255).round().to(torch.uint8)
     twice = ImageSet(pixels[None].repeat(2, 1, 1, 1), torch.tensor([label, label]))  # a trainer wants at least two
-    trainer = Trainer(net, twice, replace(cfg, cache=False, holdout=0.0), device)
+    trainer = Trainer(net, twice, replace(cfg, cache=False, holdout=0.0, precision="fp32"), device)
     witness = trainer.ball = _Witness(trainer.ball)
     first = torch.tensor([0])
     x, h, y = trainer.clean.x(first), trainer.clean.features(first), trainer.clean.labels[:1]
