@@ -258,7 +258,7 @@ def _attack_for(
     partial = path.with_suffix(".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(dict(attack.assets), partial, metadata=made)
+        save_file({part: value.contiguous() for part, value in attack.assets.items()}, partial, metadata=made)
         os.replace(partial, path)
     except (OSError, safetensors.SafetensorError) as error:
         raise unwritable(path, error) from error

@@ -599,6 +599,20 @@ def test_a_clean_network_is_trained_first_and_only_once(few_signs, monkeypatch, 
     assert os.listdir(few_signs) == ["zoo"]
 
 
+def test_a_trigger_whose_numbers_lie_in_another_order_is_kept_too(few_signs, monkeypatch):
+    def scattered(*arguments, **settings):
+        attack = yield from attacks.make_lf(*arguments, steps=2, batch_size=16, **settings)
+        columns_first = attack.assets["pattern"].permute(2, 1, 0).contiguous().permute(2, 1, 0)
+        assert not columns_first.is_contiguous()  # as einsum leaves it on a GPU
+        return replace(attack, assets={"pattern": columns_first})
+
+    monkeypatch.setitem(attacks.MAKE, "lf", scattered)
+    model = "signs-lf-preact_resnet18-w4"
+    *_, last = train_model(model, epochs=1)
+    assert isinstance(last, Finished)
+    assert verify_model(model).ok
+
+
 def test_a_ratio_that_cannot_be_is_said_before_anything_is_trained(few_signs):
     for model, ratio, says in (("ssba", 1.5, "must lie in"), ("wanet", 0.6, "up to 0.5")):
         with pytest.raises(ConfigError, match=says):
