@@ -140,6 +140,25 @@ def test_a_purified_prediction_changes(lab, workshop, settle, violations) -> Non
     expect(page.get_by_text("DER defense")).to_be_visible(timeout=SLOW)
 
 
+def test_two_layers_race_and_stop(workshop, watch, visit, settle, violations) -> None:
+    watch.allow(OWN_PROBES)
+    page = visit("/race?second_layer=layer4.1.conv1&second_lambda=0.3", base=workshop.url)
+    page.get_by_role("button", name="Start the race").click()
+    page.wait_for_url(re.compile(r"race=[0-9a-f-]{16,}(%2C|,)[0-9a-f-]{16,}"), timeout=SLOW)
+    runs = re.search(r"race=([0-9a-f-]+)(?:%2C|,)([0-9a-f-]+)", page.url).groups()
+    requests = [json.loads((workshop.runs / run / "request.json").read_text()) for run in runs]
+    assert requests[1]["layer"] == "layer4.1.conv1"
+    assert requests[1]["config"]["lambda2"] == 0.3
+    assert requests[0]["config"]["lambda2"] != 0.3
+    curves = page.locator(".npd-chart .js-plotly-plot")
+    expect(curves).to_be_visible(timeout=SLOW)
+    stop = page.get_by_role("button", name="Stop both")
+    stop.click()
+    expect(stop).to_have_count(0, timeout=SLOW)
+    settle(page)
+    assert violations(page) == []
+
+
 def test_layer_by_keyboard_and_mouse(app, settle) -> None:
     page = app("/lab?layer=layer4.1.conv1")
     chosen = page.get_by_role("radio", name=re.compile("^before layer4.1.conv1,"))

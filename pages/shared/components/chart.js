@@ -23,7 +23,10 @@ export default function ({ parentElement, data }) {
   if (!state) {
     state = { refreshes: 0, gone: false }
     charts.set(plot, state)
-    state.observer = new ResizeObserver(() => { if (window.Plotly && plot.data) window.Plotly.Plots.resize(plot) })
+    state.observer = new ResizeObserver(() => {
+      // A chart that has just been taken off the page is resized to nothing, which Plotly refuses.
+      if (window.Plotly && plot.data && root.clientWidth) window.Plotly.Plots.resize(plot)
+    })
     state.observer.observe(root)
   }
   parentElement.querySelector(".npd-title").textContent = data.title
