@@ -56,6 +56,9 @@ def sweep(args: argparse.Namespace) -> Answer:
         device=args.device,
     )
     asked = [job_for(request, args.images) for request in requests(grid)]
+    baselines = [name for name in grid.defenses if name not in VARIANTS]
+    if baselines and (settings or args.layers):
+        _line(f"{', '.join(baselines)}: with the settings of their presets; what was named is NPD's alone.")
     axes = ["defense", "layer", "clean", *settings, *(["seed"] if len(args.seeds) > 1 else [])]
     done: dict[str, Outcome] = {}
     with progress_bar("{task.completed:.0f}/{task.total:.0f} runs · {task.fields[note]}") as bar:

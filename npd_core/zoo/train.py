@@ -45,7 +45,7 @@ LOSS = 0.002
 PAPER = (("cifar10", "preact_resnet18"), ("gtsrb", "preact_resnet18"), ("cifar10", "vgg19_bn"))
 """Data sets and architectures of the preset `paper`, in the order in which they are trained."""
 PAPER_WIDTH = 64
-PAPER_EPOCHS = {"cifar10": 16, "gtsrb": 12}
+PAPER_EPOCHS = {"cifar10": 40, "gtsrb": 14}
 
 
 class ModelName(NamedTuple):
@@ -92,13 +92,11 @@ def plan(
     epochs: int | None = None,
     seed: int | None = None,
     longer: int | None = None,
-    device: str = "auto",
 ) -> tuple[Recipe, float]:
     """The recipe, with its seed, and the poison ratio with which `train_model` would train.
 
     A model that is in the zoo becomes the same again: what is not given is that of its card, and `longer` adds a cycle
-    of that many epochs to its recipe. A new one has the demo's recipe (on a GPU without growing pictures, as one size
-    compiles once), the ratio 0.1 and the seed 0.
+    of that many epochs to its recipe. A new one has the demo's recipe, the ratio 0.1 and the seed 0.
 
     Raises:
         As `train_model`.
@@ -109,8 +107,7 @@ def plan(
         recipe, ratio = replace(Recipe.from_dict(card.recipe), seed=card.seed), card.poison_ratio
     else:
         card = None
-        sizes = {"growing": ()} if resolve_device(device).type == "cuda" else {}
-        recipe, ratio = default_recipe(get_dataset(name.dataset), name.attack, name.arch, **sizes), 0.1
+        recipe, ratio = default_recipe(get_dataset(name.dataset), name.attack, name.arch), 0.1
     if name.attack == CLEAN:
         poison_ratio = 0.0
     ratio = ratio if poison_ratio is None else poison_ratio
@@ -161,9 +158,7 @@ def train_model(
     """
     name = parse_id(model)
     spec = get_dataset(name.dataset)
-    recipe, poison_ratio = plan(
-        model, poison_ratio=poison_ratio, epochs=epochs, seed=seed, longer=longer, device=device
-    )
+    recipe, poison_ratio = plan(model, poison_ratio=poison_ratio, epochs=epochs, seed=seed, longer=longer)
     seed, done = recipe.seed, 0 if longer is None else recipe.total - longer
     where = resolve_device(device)
     data = load_dataset(name.dataset, "train")

@@ -398,7 +398,9 @@ def test_a_sweep_from_the_command_line(tiny_zoo, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("NPD_SWEEPS_DIR", str(tmp_path / "sweeps"))
     words = ["sweep", tiny_zoo, "--defenses", "npd,ep", "--lambda2", "0,0.4", "--clean", "24", "--layers", "conv1"]
     assert cli.main([*words, "--csv", str(tmp_path / "s.csv"), "--json", "-"]) == 1  # one of them failed
-    value = json.loads(capsys.readouterr().out)
+    out, err = capsys.readouterr()
+    assert "ep: with the settings of their presets" in err
+    value = json.loads(out)
     assert [(cell["row"], cell["after"]["asr"], cell["failed"]) for cell in value["cells"]] == [
         ({"defense": "npd", "layer": "conv1", "clean": 24, "lambda2": 0.0}, 0.0, "it diverged"),
         ({"defense": "npd", "layer": "conv1", "clean": 24, "lambda2": 0.4}, 0.4, None),

@@ -652,13 +652,11 @@ def test_a_model_of_another_ratio_is_not_replaced(own_zoo, monkeypatch):
     assert plan(model, poison_ratio=0.3)[1] == 0.3
 
 
-def test_a_new_model_has_the_demos_recipe_and_only_a_gpu_does_without_growing_pictures(own_zoo, monkeypatch):
-    recipe, ratio = plan("cifar10-blended-preact_resnet18-w8", device="cpu")
+def test_a_new_model_has_the_demos_recipe():
+    recipe, ratio = plan("cifar10-blended-preact_resnet18-w8")
     assert (recipe, ratio) == (default_recipe(get_dataset("cifar10"), "blended", "preact_resnet18"), 0.1)
     assert plan("cifar10-clean-preact_resnet18-w8", poison_ratio=0.3)[1] == 0
     assert plan("cifar10-blended-preact_resnet18-w8", epochs=2, seed=5)[0] == replace(recipe, epochs=2, seed=5)
-    monkeypatch.setattr(train, "resolve_device", lambda name: torch.device("cuda"))
-    assert plan("cifar10-blended-preact_resnet18-w8")[0] == replace(recipe, growing=())
 
 
 def test_the_command_of_every_shipped_card_makes_the_same_model_again():
