@@ -120,11 +120,7 @@ def _our_name(arch: str, name: str) -> str:
 def _torchvision(name: str, state: Mapping[str, Tensor]) -> Recognised:
     """The number of classes is where the weights differ from those of the network for another number of classes."""
     odd = 977  # no layer of a classifier has so many channels
-    try:
-        with torch.device("meta"):  # shapes alone
-            expected = torchvision_classifier(name, odd).state_dict()
-    except NotImplementedError:  # regnet reads its numbers while it is built
-        expected = torchvision_classifier(name, odd).state_dict()
+    expected = _shapes(name, odd)
     heads = [key for key, value in expected.items() if value.ndim and value.shape[0] == odd]
     found = {int(state[key].shape[0]) for key in heads if key in state and state[key].ndim}
     if len(found) != 1:
@@ -133,11 +129,21 @@ def _torchvision(name: str, state: Mapping[str, Tensor]) -> Recognised:
         )
     num_classes = found.pop()
     _bounded(1, num_classes)
+    _check(_shapes(name, num_classes), state, f"torchvision's {name}")  # before a large network is made for nothing
     net = torchvision_classifier(name, num_classes)
     for module in net.modules():
         if isinstance(module, nn.ReLU | nn.ReLU6 | nn.Hardswish | nn.SiLU | nn.Hardsigmoid):
             module.inplace = False  # what it is given may be a cached feature
     return Recognised(TORCHVISION + name, 0, num_classes, _filled(net, state, f"torchvision's {name}"))
+
+
+def _shapes(name: str, num_classes: int) -> Mapping[str, Tensor]:
+    """The state of one of torchvision's classifiers without its numbers, where it can be had without them."""
+    try:
+        with torch.device("meta"):
+            return torchvision_classifier(name, num_classes).state_dict()
+    except NotImplementedError:  # regnet reads its numbers while it is built
+        return torchvision_classifier(name, num_classes).state_dict()
 
 
 def _bounded(width: int, num_classes: int) -> None:
@@ -147,8 +153,8 @@ def _bounded(width: int, num_classes: int) -> None:
         )
 
 
-def _filled(net: nn.Module, state: Mapping[str, Tensor], what: str) -> nn.Module:
-    own = net.state_dict()
+def _check(own: Mapping[str, Tensor], state: Mapping[str, Tensor], what: str) -> None:
+    """Raises CheckpointError where `state` has other names or shapes than `own`."""
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     extra = [k for k in state if k not in own]
     other = [k for k in own if k in state and state[k].shape != own[k].shape]
@@ -160,6 +166,11 @@ def _filled(net: nn.Module, state: Mapping[str, Tensor], what: str) -> nn.Module
                 f"The weights do not fit {what}: {who} {reason} {names[0]!r}{more}; choose the architecture it was "
                 "trained as."
             )
+
+
+def _filled(net: nn.Module, state: Mapping[str, Tensor], what: str) -> nn.Module:
+    own = net.state_dict()
+    _check(own, state, what)
     try:
         own.update(state)  # this dictionary knows the version of each module, which mnasnet asks for
         net.load_state_dict(own)

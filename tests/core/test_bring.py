@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from npd_core import paths
 from npd_core.bring import checkpoint as checkpoints
 from npd_core.bring import images as pictures
+from npd_core.bring import network
 from npd_core.bring.checkpoint import read_checkpoint
 from npd_core.bring.entry import Settings, bring, remove, split, suggested_config
 from npd_core.bring.images import read_images
@@ -36,7 +37,7 @@ from npd_core.data.parquet import write_images
 from npd_core.defend import run_defense
 from npd_core.errors import CheckpointError, ConfigError, NPDError, StorageError, UnknownNameError
 from npd_core.events import Finished, Measured
-from npd_core.models import build_model, load_weights
+from npd_core.models import build_model, load_weights, torchvision_classifier
 from npd_core.polarizer.config import NPDConfig
 from npd_core.polarizer.insertion import insertion_points
 from npd_core.request import DefenseRequest
@@ -183,6 +184,20 @@ def test_torchvisions_classifiers(name, layer):
     chosen = suggested_layer(found.net, found.arch, 64)
     assert layer is None or chosen == layer
     assert chosen in [info.name for info in insertion_points(found.net, 64)]
+
+
+def test_a_large_network_is_not_made_for_weights_that_do_not_fit(monkeypatch):
+    made = []
+
+    def watched(name, num_classes):
+        net = torchvision_classifier(name, num_classes)
+        made.append(next(net.parameters()).device.type)
+        return net
+
+    monkeypatch.setattr(network, "torchvision_classifier", watched)
+    with pytest.raises(CheckpointError, match="lacks 'class_token'"):
+        recognise({"heads.head.weight": torch.ones(3, 1024), "heads.head.bias": torch.ones(3)}, "vit_l_16")
+    assert set(made) == {"meta"}
 
 
 def test_weights_that_fit_nothing_or_something_else():
