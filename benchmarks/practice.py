@@ -15,6 +15,7 @@ from npd_core.data.clean import load_clean
 from npd_core.data.load import ImageSet
 from npd_core.device import resolve_device
 from npd_core.events import EpochEnd, Failed
+from npd_core.metrics import der
 from npd_core.polarizer.config import PAPER_LAYERS, REFERENCE, default_layer, preset
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.polarizer.training import train_polarizer
@@ -68,7 +69,7 @@ def main() -> None:
                     m = evaluation.evaluate(net, sets, device, "auto")
                     seen.append(f"{event.epoch + 1}: {100 * m.acc:.1f} / {100 * m.asr:.1f} / {100 * m.ra:.1f}")
         after = evaluation.evaluate(net, sets, device)
-        rating = evaluation.der(before, after)
+        rating = der(before, after)
         print(
             f"| {name}{note} | {layer} | {cfg.epochs} | {', '.join(seen)} | {rating:.3f} | {seconds:.0f} |", flush=True
         )

@@ -181,8 +181,18 @@ def in_zoo(folder: str) -> Iterator[None]:
 
 
 def ratio_zoo(poison_ratio: float) -> Path:
-    """Folder of the models poisoned at another ratio than the zoo's, which an id does not tell apart."""
-    return paths.sweeps() / "models" / f"ratio-{poison_ratio:g}"
+    """Folder of the models that were trained here at another poison ratio than the zoo's, which an id does not tell
+    apart."""
+    return paths.sweeps() / "models" / _ratio_name(poison_ratio)
+
+
+def shipped_ratio_zoo(poison_ratio: float) -> Path:
+    """Folder, within the zoo, of those that come with it."""
+    return paths.pretrained() / _ratio_name(poison_ratio)
+
+
+def _ratio_name(poison_ratio: float) -> str:
+    return f"ratio-{poison_ratio:g}"
 
 
 @dataclass(frozen=True, kw_only=True)

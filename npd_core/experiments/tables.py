@@ -14,7 +14,7 @@ from npd_core.defenses.config import CONFIGS
 from npd_core.defenses.config import PRESETS as BASELINES
 from npd_core.errors import CheckpointError, DataMissingError, unknown_name
 from npd_core.experiments.grid import config_for, main_path
-from npd_core.experiments.job import Training, in_zoo, ratio_zoo
+from npd_core.experiments.job import Training, in_zoo, ratio_zoo, shipped_ratio_zoo
 from npd_core.experiments.published import ATTACKS, DEFENSES, TERMS
 from npd_core.experiments.record import AXES
 from npd_core.polarizer.config import PAPER_LAYERS, VARIANTS, default_layer, paper, preset
@@ -287,15 +287,19 @@ def _find(
     if ratio is None:
         missing = f"There is no model {model} here: make it with `npd zoo train {model}`."
         return Planned(wanted, model, None, missing), None
-    zoo = ratio_zoo(ratio)
+    for zoo in (shipped_ratio_zoo(ratio), ratio_zoo(ratio)):
+        if _holds(zoo, model, ratio):
+            return Planned(wanted, model, zoo, None), None
+    training = Training(model=model, poison_ratio=ratio, device=options.device)
+    return Planned(wanted, model, ratio_zoo(ratio), None), training
+
+
+def _holds(zoo: Path, model: str, poison_ratio: float) -> bool:
     try:
         with in_zoo(str(zoo)):
-            there = read_card(zoo / model / CARD).poison_ratio == ratio
+            return read_card(zoo / model / CARD).poison_ratio == poison_ratio
     except CheckpointError:
-        there = False
-    return Planned(wanted, model, zoo, None), None if there else Training(
-        model=model, poison_ratio=ratio, device=options.device
-    )
+        return False
 
 
 def _unlike(table: str, variants: Sequence[str], card: Card) -> list[str]:

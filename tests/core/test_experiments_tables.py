@@ -324,6 +324,29 @@ def test_averages_are_printed_and_written_but_are_no_cells_of_the_record(here, t
     assert [cell.row["attack"] for cell in find_table("table1", "signs").cells] == ["lf", "blended"]
 
 
+def test_models_of_other_poison_ratios_that_come_with_the_zoo_are_not_trained_again(here, tiny_zoo, tiny_zoo_folder):
+    """One at its ratio, one whose card tells of another: the second does not count."""
+    import shutil
+
+    weights = (tiny_zoo_folder / tiny_zoo / "model.safetensors").read_bytes()
+    card = json.loads((tiny_zoo_folder / tiny_zoo / "card.json").read_text())
+    options = Options(dataset="signs", quick=True, attacks=("badnets_a2o",), defenses=("ep",))
+    try:
+        for name in ("ratio-0.05", "ratio-0.1"):
+            folder = tiny_zoo_folder / name / tiny_zoo
+            folder.mkdir(parents=True)
+            (folder / "model.safetensors").write_bytes(weights)
+            (folder / "card.json").write_text(json.dumps(card | {"poison_ratio": 0.05}))
+        plan = plan_table("table5", options)
+        assert [card.id for card in list_cards()] == [tiny_zoo]
+    finally:
+        for name in ("ratio-0.05", "ratio-0.1"):
+            shutil.rmtree(tiny_zoo_folder / name)
+    assert [task.poison_ratio for task in plan.trainings] == [0.1]
+    five = next(cell for cell in plan.cells if cell.wanted.poison_ratio == 0.05)
+    assert (five.model, five.zoo) == (tiny_zoo, tiny_zoo_folder / "ratio-0.05")
+
+
 def test_models_of_other_poison_ratios_are_trained_first_into_a_folder_of_their_own(
     here, tiny_zoo, tiny_zoo_folder, tmp_path, monkeypatch
 ):
