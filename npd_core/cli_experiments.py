@@ -151,7 +151,9 @@ def suggest(args: argparse.Namespace) -> Answer:
     layers = [str(find_point(net, name, card.image_size).point) for name in args.layers or streams]
     layers.sort(key=points.index)
     config = preset(card.dataset, size=card.image_size)
-    config = replace(config, seed=args.seed, epochs=args.epochs or config.epochs)
+    config = replace(
+        config, seed=args.seed, epochs=args.epochs or config.epochs, inner_steps=args.inner_steps or config.inner_steps
+    )
     weights = args.weights or (config.lambda2,)
     loaded = load_clean(card.dataset, args.clean, args.seed)
     clean = ImageSet(loaded.images, loaded.labels)
@@ -179,6 +181,7 @@ def suggest(args: argparse.Namespace) -> Answer:
     else:
         weight = f"--lambda2 {best.weight:g} --lambda3 {best.weight:g}"
         weight += f" --rho {config.rho:g}" if shares else ""
+        weight += f" --inner-steps {config.inner_steps}" if args.inner_steps else ""
         said = f"Foremost point that costs at most {allowed}: npd defend {card.id} --layer {best.layer} {weight}"
     value = {
         "model": card.id, "max_loss": args.max_loss, "folds": args.folds, "held": args.held or args.folds,
@@ -359,6 +362,7 @@ def add_commands(add: Callable[[str, Callable[[argparse.Namespace], Answer], str
     where.add_argument("--held", metavar="N", type=read_positive, help="hold out only N of them: sooner, less sure")
     where.add_argument("--clean", metavar="C", type=read_share_or_count, default=0.05, help="share or number (0.05)")
     where.add_argument("--epochs", metavar="N", type=read_positive, help="default: that of the preset")
+    where.add_argument("--inner-steps", metavar="N", type=read_positive, help="default: that of the preset")
     where.add_argument("--seed", metavar="N", type=read_whole, default=0)
     where.add_argument("--device", default="auto", help="auto, cpu or cuda")
 

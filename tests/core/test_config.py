@@ -124,7 +124,16 @@ def test_a_universal_perturbation_follows_theta(variant):
 def test_the_bare_config_is_algorithm_1_and_presets_say_what_differs():
     assert NPDConfig().attack_on == "polarized"
     assert NPDConfig().weights == {"bn": 1.0, "asr": 0.4, "bce1": 0.4, "bce2": 0.4}
-    assert preset("cifar10") == NPDConfig(attack_on="base", lambda2=0.05, lambda3=0.05, epochs=16)
+    assert preset("cifar10") == NPDConfig(attack_on="base", lambda2=0.05, lambda3=0.05, epochs=32, inner_steps=5)
+
+
+def test_a_universal_variant_has_the_papers_inner_steps_and_fewer_of_its_dear_epochs():
+    for variant in ("npd_tu", "npd_uu"):
+        for dataset, epochs in (("cifar10", 16), ("signs", preset("signs").epochs)):
+            config = preset(dataset, variant=variant)
+            assert (config.inner_steps, config.epochs, config.attack_on) == (2, epochs, "polarized")
+    for variant in ("npd_tp", "npd_up"):
+        assert preset("cifar10", variant=variant).inner_steps == preset("cifar10").inner_steps == 5
 
 
 def test_a_config_survives_json():

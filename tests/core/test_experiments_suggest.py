@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
 import torch
 
+from npd_core import cli
 from npd_core.data.clean import load_clean
 from npd_core.data.load import ImageSet
 from npd_core.errors import ConfigError
@@ -102,3 +104,22 @@ def test_the_smallest_budget_that_is_about_as_good_as_any_is_chosen():
     assert choose_budget({1.5: 0.4, 3.0: 0.77, 6.0: 0.88, 9.0: 0.89}) == 6.0
     assert choose_budget({1.5: 0.87, 3.0: 0.91, 6.0: 0.88}) == 3.0
     assert choose_budget({9.0: 0.1, 3.0: 0.1}) == 3.0
+
+
+def test_the_command_says_what_to_run_and_with_which_steps(tiny_zoo, capsys):
+    words = ["suggest", tiny_zoo, "--layers", "stream:layer4.1,stream:layer4.0", "--rhos", "3,1.5", "--inner-steps", "3"]
+    words += ["--clean", "48", "--folds", "2", "--held", "1", "--epochs", "1", "--device", "cpu"]
+    assert cli.main([*words, "--max-loss", "1", "--json", "-"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [c["layer"] for c in told["candidates"]] == ["stream:layer4.0", "stream:layer4.1"]
+    assert (told["config"]["inner_steps"], told["config"]["epochs"]) == (3, 1)
+    assert list(told["reached"]) == ["1.5", "3"]
+    assert told["chosen"]["layer"] == "stream:layer4.0"
+
+    assert cli.main([*words, "--max-loss", "1"]) == 0
+    said = capsys.readouterr().out
+    rho = told["config"]["rho"]
+    assert f"npd defend {tiny_zoo} --layer stream:layer4.0 --lambda2 0.1" in said
+    assert f"--rho {rho:g} --inner-steps 3" in said
+    assert cli.main([*words, "--max-loss", "-1"]) == 0
+    assert "No point keeps the loss within -100 points" in capsys.readouterr().out
