@@ -205,13 +205,15 @@ PAPER_RHO = {"tiny_imagenet": 6.0}
 """The paper's budget where it is not 3, that of 32x32 (Sec. 4.1)."""
 PRESETS: dict[str, dict[str, Any]] = {
     "signs": STEADY | {"epochs": 12, "batch_size": 32, "rho": 6.0},
-    "cifar10": STEADY | {"epochs": 32, "lambda2": 0.05, "lambda3": 0.05, "inner_steps": 5},
+    "cifar10": STEADY | {"epochs": 32, "lambda2": 0.05, "lambda3": 0.05, "inner_steps": 5, "clip_grad": 10.0},
     "gtsrb": STEADY | {"epochs": 12, "rho": 6.0},
     "tiny_imagenet": STEADY | {"epochs": 12, "rho": PAPER_RHO["tiny_imagenet"]},
 }
 """What differs from the defaults. `signs` has 360 clean images, a seventh of CIFAR-10's: smaller batches make up for
 it. Its budget is the one that moves most of them to their surrogate target, as 3 does on CIFAR-10 (`npd suggest
---rhos`). Settled on signs and CIFAR-10; the others were not tried."""
+--rhos`). On CIFAR-10 the bound on the gradient keeps the loss of SSBA from growing without end; where training goes
+well it is hardly ever reached. Settled on signs and CIFAR-10, GTSRB's point and budget by clean images alone; Tiny
+ImageNet's were not tried."""
 VARIANT_PRESETS: dict[str, dict[str, Any]] = {
     "npd_tu": {"attack_on": "polarized", "lambda2": 0.1, "lambda3": 0.1, "inner_steps": 2},
     "npd_tp": {"lambda2": 0.1, "lambda3": 0.1},

@@ -124,7 +124,9 @@ def test_a_universal_perturbation_follows_theta(variant):
 def test_the_bare_config_is_algorithm_1_and_presets_say_what_differs():
     assert NPDConfig().attack_on == "polarized"
     assert NPDConfig().weights == {"bn": 1.0, "asr": 0.4, "bce1": 0.4, "bce2": 0.4}
-    assert preset("cifar10") == NPDConfig(attack_on="base", lambda2=0.05, lambda3=0.05, epochs=32, inner_steps=5)
+    assert preset("cifar10") == NPDConfig(
+        attack_on="base", lambda2=0.05, lambda3=0.05, epochs=32, inner_steps=5, clip_grad=10.0
+    )
 
 
 def test_a_universal_variant_has_the_papers_inner_steps_and_fewer_of_its_dear_epochs():
