@@ -191,8 +191,8 @@ LAYERS = {
     ("gtsrb", "preact_resnet18"): "stream:layer2.1",
 }
 """The same by data set. Behind a trigger, points further forward hold more of the true class, and clean accuracy pays
-for it: signs and GTSRB have the foremost point that `npd suggest` finds affordable with clean images alone; CIFAR-10, on
-which it finds none, has the one that costs least, the paper's with its shortcut filtered too."""
+for it: signs and GTSRB have the foremost point that `npd suggest` finds affordable with clean images alone; CIFAR-10,
+on which it finds none, has the one that costs least, the paper's with its shortcut filtered too."""
 PAPER_LAYERS = {"preact_resnet18": "layer4.1.conv1", "vgg19_bn": "features.46"}
 """The paper's insertion point (Sec. 4.1), before the third convolution of the last stage: of PreAct-ResNet18 on the
 residual branch alone. The paper does not say where it is in VGG19-BN; ours is the same by analogy."""

@@ -107,8 +107,8 @@ def test_the_smallest_budget_that_is_about_as_good_as_any_is_chosen():
 
 
 def test_the_command_says_what_to_run_and_with_which_steps(tiny_zoo, capsys):
-    words = ["suggest", tiny_zoo, "--layers", "stream:layer4.1,stream:layer4.0", "--rhos", "3,1.5", "--inner-steps", "3"]
-    words += ["--clean", "48", "--folds", "2", "--held", "1", "--epochs", "1", "--device", "cpu"]
+    words = ["suggest", tiny_zoo, "--layers", "stream:layer4.1,stream:layer4.0", "--rhos", "3,1.5"]
+    words += ["--inner-steps", "3", "--clean", "48", "--folds", "2", "--held", "1", "--epochs", "1", "--device", "cpu"]
     assert cli.main([*words, "--max-loss", "1", "--json", "-"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [c["layer"] for c in told["candidates"]] == ["stream:layer4.0", "stream:layer4.1"]
