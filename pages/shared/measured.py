@@ -118,7 +118,9 @@ def whose(found: TableRecord, cells: Sequence[Cell], card: Card) -> None:
         some = ", ".join(f"`{name}`" for name in others[:3]) + (f" and {len(others) - 3} more" if others[3:] else "")
         st.info(f"These are not numbers of the chosen model, but of {some}.", icon=":material/compare_arrows:")
     elif others:
-        st.caption(f"Of the chosen model and of {len(others)} others: the table names the model of each number.")
+        count = len({(cell.model, cell.row.get("poison_ratio")) for cell in cells if not is_of(cell, card)})
+        more = "one other" if count == 1 else f"{count} others"
+        st.caption(f"Of the chosen model and of {more}: the table tells them apart.")
     for reason in dict.fromkeys(cell.failed for cell in cells if cell.failed):
         st.caption(f":material/error: {reason}")
     if found.cut:

@@ -87,7 +87,12 @@ def test_ratios_are_other_models_than_the_chosen_one(
     assert lines["NPD"] == (["5%", "20%"], [0.3, 0.05])
     assert lines["No defense"] == (["5%", "20%"], [1.0, 1.0])
     assert get_card(tiny_zoo).poison_ratio == 0.2
+    told = "Of the chosen model and of {}: the table tells them apart."
+    assert told.format("one other") in [caption.value for caption in page.caption]
     assert page.selectbox(key="row-table5").options == ["NPD, at this model's ratio of 20%"]
+    make_table("table5", [*cells, make_cell(MINE | {"poison_ratio": 0.4, "defense": "npd"}, asr=0.1)])
+    page = open_page("ablations", question="Poison ratio").run()
+    assert told.format("2 others") in [caption.value for caption in page.caption]
     make_table("table5", cells[1:])
     page = open_page("ablations", question="Poison ratio").run()
     assert any("not numbers of the chosen model" in info.value for info in page.info), "same name, another ratio"
