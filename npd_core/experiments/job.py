@@ -187,7 +187,7 @@ def ratio_zoo(poison_ratio: float) -> Path:
 
 
 def shipped_ratio_zoo(poison_ratio: float) -> Path:
-    """Folder, within the zoo, of those that come with it."""
+    """Folder, within the zoo, of the models poisoned at another ratio that come with it."""
     return paths.pretrained() / _ratio_name(poison_ratio)
 
 

@@ -184,7 +184,7 @@ REFERENCE = NPDConfig(bn_mode="warmup_frozen", schedule="constant")
 DEFAULT_LAYERS = {"preact_resnet18": "stream:layer4.0", "vgg19_bn": "features.46"}
 """Insertion point used when none is named, by architecture: for PreAct-ResNet18 the residual stream before the paper's
 stage, its shortcuts filtered too."""
-LAYERS = {
+DATASET_LAYERS = {
     ("signs", "preact_resnet18"): "stream:layer3.1",
     ("signs", "vgg19_bn"): "features.14",
     ("cifar10", "preact_resnet18"): "stream:layer4.1",
@@ -257,4 +257,4 @@ def default_layer(arch: str, dataset: str = "") -> str:
     """Insertion point used when none is named. Raises UnknownNameError for an architecture that has none."""
     if arch not in DEFAULT_LAYERS:
         raise unknown_name("architecture", arch, DEFAULT_LAYERS)
-    return LAYERS.get((dataset, arch), DEFAULT_LAYERS[arch])
+    return DATASET_LAYERS.get((dataset, arch), DEFAULT_LAYERS[arch])
