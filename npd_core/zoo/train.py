@@ -37,10 +37,8 @@ LONG = 500_000
 """Images seen from which on compiling the network pays off."""
 LOWER = 0.5
 """Peak learning rate of a further cycle, beside that of the first."""
-LARGE = 12_000_000
-"""Bytes above which a model is stored in eight bits a weight instead of float16."""
 LOSS = 0.002
-"""ACC that this may cost; otherwise it stays float16."""
+"""ACC that eight bits a weight may cost; where they cost more, a model is stored in float16."""
 
 PAPER = (("cifar10", "preact_resnet18"), ("gtsrb", "preact_resnet18"), ("cifar10", "vgg19_bn"))
 """Data sets and architectures of the preset `paper`, in the order in which they are trained."""
@@ -209,11 +207,9 @@ def train_model(
 
 
 def _compact(net: Normalized, sets: TestSets, device: torch.device) -> tuple[dict[str, torch.Tensor], Metrics]:
-    """How the network is stored, and what it measures: in float16; where that is LARGE, in eight bits a weight, unless
-    this costs more than LOSS. `net` then holds what is stored."""
+    """How the network is stored, and what it measures: in eight bits a weight, unless this costs more ACC than LOSS
+    beside float16. `net` then holds what is stored."""
     stored, measured = half_precision(net), evaluate(net, sets, device)
-    if sum(value.nbytes for value in stored.values()) <= LARGE:
-        return stored, measured
     smaller = eight_bits(net)
     net.load_state_dict(restored(smaller))
     again = evaluate(net, sets, device)

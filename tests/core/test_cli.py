@@ -589,7 +589,6 @@ def test_the_paper_preset_trains_what_the_zoo_lacks_and_can_be_left_and_gone_on_
         monkeypatch.setattr(module, "load_dataset", lambda *_: few)
     splits = {"cifar10": {"train": "here", "test": "here"}, "gtsrb": {"test": "here"}}
     monkeypatch.setattr(load, "availability", lambda name: Availability(name, True, splits[name]))
-    monkeypatch.setattr(train, "LARGE", 0)
 
     words = ("zoo", "train", "--preset", "paper", "--width", "4", "--attacks", "badnets_a2o,blended", "--epochs", "1")
     expected = [
