@@ -84,10 +84,19 @@ def kept(job: Job, folder: Path) -> Outcome | None:
         values = json.loads((folder / f"{job.name}.json").read_text(encoding="utf-8"))
         if values["job"] != json.loads(json.dumps(job.to_dict())):
             return None
+        layer = values["result"].get("layer")
+        if layer is not None and job.request.layer is None and layer != _layer(job):
+            return None  # measured when the point that needs no name was another one
         parts = {name: values[name] for name in ("result", "failed", "date", "workers")}
     except (OSError, ValueError, KeyError, TypeError):
         return None  # made anew, and then replaced
     return Outcome(job=job, cached=True, **parts)
+
+
+def _layer(job: Job) -> str:
+    """Insertion point of a request that names none. Raises UnknownNameError, CheckpointError."""
+    with in_zoo(job.zoo):
+        return get_card(job.request.model).layer
 
 
 def keep(outcome: Outcome, folder: Path) -> None:

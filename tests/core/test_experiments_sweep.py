@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from npd_core.experiments.cluster import run_on_cluster
 from npd_core.experiments.grid import Grid, requests
 from npd_core.experiments.job import Job, Outcome, in_zoo, job_for, run_job
 from npd_core.experiments.sweep import Note, sweep
+from npd_core.polarizer.config import NPDConfig
+from npd_core.request import DefenseRequest
+from npd_core.zoo.card import get_card
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 IMAGES = 60
@@ -117,6 +121,27 @@ def test_what_is_damaged_or_of_another_model_is_not_taken(jobs, tmp_path, monkey
     assert (outcome.cached, outcome.result) == (False, {"after": 2})
     (outcome,) = outcomes(sweep([job], folder=tmp_path))
     assert outcome.cached
+
+
+def test_what_was_measured_at_another_standard_point_is_not_taken(tiny_zoo, tmp_path, monkeypatch):
+    standard = get_card(tiny_zoo).layer
+
+    def fake(function, tasks, *, workers=1):
+        for number, job in enumerate(tasks):
+            yield number, {"result": {"layer": job.request.layer or standard}, "failed": None}
+
+    monkeypatch.setattr(module, "run_local", fake)
+    unnamed = DefenseRequest(model=tiny_zoo, config=NPDConfig(epochs=1))
+    named = replace(unnamed, layer=standard)
+    jobs = [job_for(request, IMAGES) for request in (unnamed, named)]
+    list(sweep(jobs, folder=tmp_path))
+    assert [outcome.cached for outcome in outcomes(sweep(jobs, folder=tmp_path))] == [True, True]
+    assert standard != "layer3.0.conv1"
+    monkeypatch.setattr("npd_core.zoo.card.default_layer", lambda *_: "layer3.0.conv1")
+    assert {outcome.job: outcome.cached for outcome in outcomes(sweep(jobs, folder=tmp_path))} == {
+        jobs[0]: False,
+        jobs[1]: True,
+    }
 
 
 def test_a_model_made_anew_is_another_job(jobs):
