@@ -180,6 +180,8 @@ card = choose.model(selection)
 everybody = runners()
 with st.container(horizontal=True, key="view-settings-race"):
     for title, pair in PAIRS.items():
+        if everybody[pair[0]][1](card) == everybody[pair[1]][1](card):
+            continue  # the standard point of this model may be the paper's
         st.button(title, key=f"pair-{pair[1]}", on_click=take, args=(pair,))
 left, right = st.columns(2, gap="large")
 first, second = (

@@ -176,8 +176,8 @@ def layer_select(card: Card) -> str:
         index=options.index(default) if default in options else 0,
         key="layer",
         bind="query-params",
-        help="Where the polarizer, a 1×1 convolution with BatchNorm, is put. The paper puts it before layer4.1.conv1; "
-        "the default here stands on the residual stream a little further forward, so that shortcuts are filtered too.",
+        help="Where the polarizer, a 1×1 convolution with BatchNorm, is put. The paper puts it before layer4.1.conv1"
+        + (", and so does the default here." if default == "layer4.1.conv1" else f"; the default here is {default}."),
     )
     return str(choice)
 

@@ -109,8 +109,10 @@ def test_two_that_ask_for_the_same_do_not_race(
 ) -> None:
     monkeypatch.setitem(PAPER_LAYERS, "preact_resnet18", default_layer("preact_resnet18", "signs"))
     page = open_page("race").run()
-    page.button(key="pair-paper_layer").click().run()
+    page.selectbox(key="second").select("paper_layer").run()
     assert not page.exception, page.exception
+    assert "pair-fp" in [button.key for button in page.button]
+    assert "pair-paper_layer" not in [button.key for button in page.button]
     assert page.button(key="start").disabled
     assert any("one and the same" in element.value for element in page.caption)
 
