@@ -1,6 +1,6 @@
 """What decides whether NPD works on a small network: one table of runs on one model, for docs/npd-in-practice.md.
 
-    python benchmarks/practice.py signs-badnets_a2o-preact_resnet18-w32 [--images 480] [--rows paper,default]
+    python benchmarks/practice.py signs-badnets_a2o-preact_resnet18-w16 [--images 480] [--rows paper,default]
 
 Each row trains a polarizer with one thing changed and measures it on test images, a fixed random draw.
 """
