@@ -19,7 +19,7 @@ from npd_core.errors import ConfigError, NPDError, UnknownNameError, unknown_nam
 from npd_core.figures import network as drawing
 from npd_core.polarizer import config as settings
 from npd_core.polarizer import presets
-from npd_core.polarizer.config import NPDConfig, default_layer
+from npd_core.polarizer.config import PAPER_LAYERS, NPDConfig, default_layer
 from npd_core.request import DefenseRequest
 from npd_core.zoo.card import Card
 from pages.shared import cached
@@ -176,8 +176,13 @@ def layer_select(card: Card) -> str:
         index=options.index(default) if default in options else 0,
         key="layer",
         bind="query-params",
-        help="Where the polarizer, a 1×1 convolution with BatchNorm, is put. The paper puts it before layer4.1.conv1"
-        + (", and so does the default here." if default == "layer4.1.conv1" else f"; the default here is {default}."),
+        help="Where the polarizer, a 1×1 convolution with BatchNorm, is put. The paper puts it before "
+        + PAPER_LAYERS["preact_resnet18"]
+        + (
+            ", as the default does here."
+            if default == PAPER_LAYERS["preact_resnet18"]
+            else f"; the default here is {default}."
+        ),
     )
     return str(choice)
 

@@ -232,10 +232,12 @@ def default_request(card: Card, defense: str, **changes: Any) -> DefenseRequest:
 
 
 def same_request(cells: Sequence[Cell], card: Card) -> DefenseRequest | None:
-    """The request of the first recorded cell that is of this model, to be run again and watched; None without one."""
+    """The request of the first recorded cell that is of this model, to be run again and watched; None without one. It
+    names the point at which the cell was measured: the standard one may be another by now."""
     for cell in cells:
         if is_of(cell, card) and cell.config:
-            return replace(DefenseRequest.from_dict(cell.config), watch=controls.WATCH, device="auto")
+            asked = DefenseRequest.from_dict(cell.config)
+            return replace(asked, layer=asked.layer or cell.layer, watch=controls.WATCH, device="auto")
     return None
 
 

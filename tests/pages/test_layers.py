@@ -10,6 +10,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from npd_core.polarizer.config import default_layer, preset
+from npd_core.request import DefenseRequest
 
 Open = Callable[..., AppTest]
 
@@ -89,6 +90,19 @@ def test_a_point_of_the_address_can_be_run_there(tiny_zoo: str, figure3: None, d
     (asked,) = desk.asked
     assert (asked.model, asked.layer, asked.config) == (tiny_zoo, "layer2.0.conv1", preset("signs"))
     assert page.query_params["run"] == asked.key
+
+
+def test_a_point_that_was_the_standard_one_when_recorded_is_run_there_again(
+    tiny_zoo: str, make_table: Callable, make_cell: Callable, desk: Any, open_page: Open
+) -> None:
+    point = "stream:layer4.1"
+    assert point != default_layer("preact_resnet18", "signs")
+    unnamed = DefenseRequest(model=tiny_zoo, config=preset("signs"))
+    make_table("figure3", [make_cell({"attack": "badnets_a2o", "layer": point}, request=unnamed)])
+    page = open_page("layers", point=point).run()
+    page.button(key="start").click().run()
+    assert errors(page) == []
+    assert [asked.layer for asked in desk.asked] == [point]
 
 
 def test_numbers_of_another_model_are_named_as_such(figure3: None, desk: Any, open_page: Open) -> None:
