@@ -46,7 +46,10 @@ class CleanBatches:
         self.cached: Tensor | None = None
         size = min(cfg.batch_size, len(self.labels))
         self.batch_size = size
-        self.steps = len(_batches(torch.arange(len(self.labels)), size))
+        batches = len(_batches(torch.arange(len(self.labels)), size))
+        self.passes = math.ceil(cfg.epoch_steps / batches)
+        """Over the images in one epoch."""
+        self.steps = self.passes * batches
         if cfg.cache:
             with torch.no_grad():
                 first = self.prefix(self.x(torch.arange(min(2, len(self.labels)))))
@@ -71,10 +74,11 @@ class CleanBatches:
             return self.prefix(self.x(chosen))
 
     def shuffled(self) -> Iterator[Tensor]:
-        """Indices of one epoch's batches. The last one may be smaller; a single left-over image joins the batch
-        before."""
-        order = torch.randperm(len(self.labels), generator=self.generator)
-        yield from _batches(order, self.batch_size)
+        """Indices of one epoch's batches, `passes` times over all images. The last one of a pass may be smaller; a
+        single left-over image joins the batch before."""
+        for _ in range(self.passes):
+            order = torch.randperm(len(self.labels), generator=self.generator)
+            yield from _batches(order, self.batch_size)
 
 
 def _batches(order: Tensor, size: int) -> list[Tensor]:
@@ -408,7 +412,8 @@ class Trainer:
                         means[name] = means.get(name, torch.zeros_like(value)) + value / self.clean.steps
                     yield event
                 losses = {name: float(value) for name, value in means.items()}
-                accuracy = float(correct) / len(self.clean.labels) if epoch >= 0 else base
+                seen = self.clean.passes * len(self.clean.labels)
+                accuracy = float(correct) / seen if epoch >= 0 else base
                 if not all(math.isfinite(value) for value in losses.values()):
                     reason = "The loss is no longer a number: lower the learning rate or clip the gradient."
                     yield self.failed(reason, base / 2, seconds, start)
@@ -444,8 +449,7 @@ class Trainer:
                 param.grad = None
 
     def epoch(self, epoch: int, optimizer: torch.optim.Optimizer, correct: Tensor) -> Iterator[Event]:
-        """One pass of the bi-level problem over the clean images; adds to `correct` the clean images classified
-        right."""
+        """The bi-level problem over the batches of one epoch; adds to `correct` the clean images classified right."""
         if self.cfg.refresh == "epoch":
             self.universal = torch.zeros_like(self.universal)
         for step, chosen in enumerate(self.clean.shuffled()):

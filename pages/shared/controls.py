@@ -106,7 +106,8 @@ TRAINING = (
         low=1,
         high=MAX_EPOCHS,
         step=1,
-        help=f"Passes over the clean images after the warm-up. The paper trains 50; the app allows {MAX_EPOCHS}.",
+        help="Passes over the clean images after the warm-up; several make one epoch where the images are few (see the "
+        f"advanced settings). The paper trains 50; the app allows {MAX_EPOCHS}.",
     ),
     Setting(
         "clean",
@@ -132,6 +133,16 @@ ADVANCED = (
     Setting("bn_mode", "BatchNorm of the polarizer", "choice", choices=settings.BN_MODES),
     Setting("lr", "Learning rate", "float", low=1e-5, high=1.0, step=0.001),
     Setting("batch_size", "Batch size", "int", low=2, high=1024, step=16, help="Images per step; the paper uses 128."),
+    Setting(
+        "epoch_steps",
+        "Least steps of an epoch",
+        "int",
+        low=1,
+        high=1000,
+        step=12,
+        help="An epoch passes over the clean images as often as it takes to make so many batches, so that few images "
+        "are trained on as long as many. 1 is one pass, as in the paper.",
+    ),
     Setting("warmup_epochs", "Warm-up epochs (T₀)", "int", high=50, step=1),
     Setting("inner_steps", "Inner steps (S)", "int", low=1, high=20, step=1),
     Setting("inner_step", "Direction of an inner step", "choice", choices=settings.INNER_STEPS),

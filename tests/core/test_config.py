@@ -50,7 +50,11 @@ def test_a_config_cannot_be_changed():
             for value in (-0.1, NAN, INF, "1", True)
         ],
         *[(name, value) for name in ("rho", "lr", "inner_lr", "warmup_lr") for value in (0, -1.0, NAN, INF, None)],
-        *[(name, value) for name in ("epochs", "batch_size", "inner_steps") for value in (0, -1, 1.5, "3", True)],
+        *[
+            (name, value)
+            for name in ("epochs", "epoch_steps", "batch_size", "inner_steps")
+            for value in (0, -1, 1.5, "3", True)
+        ],
         ("warmup_epochs", -1),
         ("batch_size", 1),
         ("seed", -1),
@@ -129,11 +133,12 @@ def test_the_bare_config_is_algorithm_1_and_presets_say_what_differs():
     )
 
 
-def test_a_universal_variant_has_the_papers_inner_steps_and_fewer_of_its_dear_epochs():
+def test_a_universal_variant_has_the_papers_inner_steps_and_takes_fewer_of_its_dear_steps():
     for variant in ("npd_tu", "npd_uu"):
         for dataset, epochs in (("cifar10", 16), ("signs", preset("signs").epochs)):
             config = preset(dataset, variant=variant)
             assert (config.inner_steps, config.epochs, config.attack_on) == (2, epochs, "polarized")
+            assert config.epochs * config.epoch_steps < preset(dataset).epochs * preset(dataset).epoch_steps
     for variant in ("npd_tp", "npd_up"):
         assert preset("cifar10", variant=variant).inner_steps == preset("cifar10").inner_steps == 5
 
@@ -212,6 +217,7 @@ def test_a_request_stored_before_a_setting_existed_is_still_the_same_request():
     assert request == DefenseRequest(model="m")
     assert request.key == "b89038f8683dd8c3"
     assert replace(request, config=NPDConfig(refresh="epoch")).key != request.key
+    assert replace(request, config=NPDConfig(epoch_steps=2)).key != request.key
     assert replace(request, defense="npd_uu").key != request.key
 
 

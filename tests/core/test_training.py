@@ -287,19 +287,20 @@ def test_not_a_number_ends_as_failed_with_the_last_good_polarizer():
     same(good, theta(net), rtol=0, atol=0)
 
 
-def test_collapsed_accuracy_ends_as_failed_with_the_last_good_polarizer():
+@pytest.mark.parametrize("epoch_steps", [1, 20])
+def test_collapsed_accuracy_ends_as_failed_with_the_last_good_polarizer(epoch_steps):
     backdoored = network()
     data = images(40)
     with torch.no_grad():
         data = ImageSet(data.images, backdoored(data.images / 255).argmax(1))
-    net = PolarizedNet(backdoored, LAYER, 16)
-    for event in train_polarizer(net, data, replace(FAST, epochs=10, lr=1e-9, lambda2=0, lambda3=0)):
+    net, cfg = PolarizedNet(backdoored, LAYER, 16), replace(FAST, epochs=10, epoch_steps=epoch_steps)
+    for event in train_polarizer(net, data, replace(cfg, lr=1e-9, lambda2=0, lambda3=0)):
         if isinstance(event, StepEnd) and (event.epoch, event.step) == (2, 0):
             with torch.no_grad():
                 net.polarizer.conv.weight.zero_()
                 net.polarizer.bn.bias.fill_(-1e3)
     assert isinstance(event, Failed)
-    assert "accuracy" in event.reason
+    assert "stayed below half" in event.reason
     assert event.epoch == 1
 
 
@@ -399,6 +400,22 @@ def test_a_single_left_over_image_joins_the_batch_before():
     batches = CleanBatches(net, images(17), replace(FAST, batch_size=8), torch.device("cpu"))
     assert [len(b) for b in batches.shuffled()] == [8, 9]
     assert batches.steps == 2
+
+
+def test_few_images_are_passed_over_until_the_epoch_has_its_steps():
+    cfg = replace(FAST, epoch_steps=5)
+    batches = CleanBatches(PolarizedNet(network(), LAYER, 16), images(), cfg, torch.device("cpu"))
+    chosen = list(batches.shuffled())
+    assert batches.steps == len(chosen) == 6  # 3 batches a pass, and no pass is left unfinished
+    first, second = torch.cat(chosen[:3]), torch.cat(chosen[3:])
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(20))
+    assert first.tolist() != second.tolist()
+    events = list(train_polarizer(PolarizedNet(network(), LAYER, 16), images(), cfg))
+    kinds = [type(e).__name__ for e in events]
+    assert kinds == ["Started", *(["StepEnd"] * 6 + ["EpochEnd"]) * 3, "Finished"]
+    assert events[0] == Started(2, 1, 6, 20, "cpu", LAYER)
+    first, second = (torch.stack([e.losses["bn"] for e in events[1:7]]), events[7].losses["bn"])
+    assert float(first.mean()) == pytest.approx(second, rel=1e-5)
 
 
 def test_one_clean_image_is_too_few():
