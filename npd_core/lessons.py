@@ -238,9 +238,11 @@ LESSONS: dict[str, Lesson] = {
                     settings={"clean": 60},
                     shows=_LIST,
                     do="Now 60 images. Guess first which of the three numbers will suffer most, then train.",
-                    see="An epoch has fewer steps now, so the same number of epochs is less training.",
-                    question="How would you find out whether it is the data or the shorter training?",
-                    answer="Train more epochs, until the number of steps is the same again. What remains is the data.",
+                    see="It takes as many steps as before: an epoch passes over the 60 images more often.",
+                    question="Why does that make the comparison a fair one?",
+                    answer="With one pass an epoch, fewer images would mean less training too, and nobody could say "
+                    "which of the two was to blame. With **Least steps of an epoch**, among the advanced settings, "
+                    "only the data differs.",
                 ),
                 Step(
                     title="One or two of each class",
