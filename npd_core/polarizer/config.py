@@ -214,11 +214,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gtsrb": STEADY | {"epochs": 24, "rho": 6.0, "inner_steps": 5, "clip_grad": 10.0},
     "tiny_imagenet": STEADY | {"epochs": 12, "rho": PAPER_RHO["tiny_imagenet"]},
 }
-"""What differs from the defaults. `signs` has 360 clean images, a seventh of CIFAR-10's: smaller batches and several
-passes an epoch make up for it (a fifth of the steps mends half of the attacks). Its budget is the one that moves most of them to their surrogate target, as 3 does on CIFAR-10 (`npd suggest
---rhos`). On CIFAR-10 the bound on the gradient keeps the loss of SSBA from growing without end; where training goes
-well it is hardly ever reached. Settled on signs, CIFAR-10 and GTSRB, whose budgets clean images chose; Tiny ImageNet's
-were not tried."""
+"""What differs from the defaults. `signs` has 360 clean images, a seventh of CIFAR-10's: smaller batches and four
+passes an epoch make up for it. Its budget is the one that moves most of them to their surrogate target, as 3 does on
+CIFAR-10 (`npd suggest --rhos`). On CIFAR-10 the bound on the gradient keeps the loss of SSBA from growing without end;
+where training goes well it is hardly ever reached. Settled on signs, CIFAR-10 and GTSRB, whose budgets clean images
+chose; Tiny ImageNet's were not tried."""
 VARIANT_PRESETS: dict[str, dict[str, Any]] = {
     "npd_tu": {"attack_on": "polarized", "lambda2": 0.1, "lambda3": 0.1, "inner_steps": 2},
     "npd_tp": {"lambda2": 0.1, "lambda3": 0.1},
