@@ -158,8 +158,9 @@ def test_baselines_are_compared_with_the_benchmark_of_their_data_set(zoo_of):
 def test_table_4_says_in_what_its_variants_differ_from_each_other(tiny_zoo):
     said = [s for s in plan_table("table4", Options(dataset="signs")).cut if s.startswith("The variants differ")]
     assert said == [
-        "The variants differ in more than the perturbation: NPD-UU with lambda2 0.4, lambda3 0.4, attack_on polarized; "
-        "NPD-UP, NPD with lambda2 0.1, lambda3 0.1, attack_on base."
+        "The variants differ in more than the perturbation: NPD-UU with lambda2 0.4, lambda3 0.4, epoch_steps 1, "
+        "warmup_epochs 5, attack_on polarized; NPD-UP, NPD with lambda2 0.1, lambda3 0.1, epoch_steps 48, "
+        "warmup_epochs 1, attack_on base."
     ]
     for table, defenses in (("table4", ("npd_up", "npd")), ("table1", None)):
         cut = plan_table(table, Options(dataset="signs", defenses=defenses)).cut
