@@ -106,8 +106,8 @@ TRAINING = (
         low=1,
         high=MAX_EPOCHS,
         step=1,
-        help="Passes over the clean images after the warm-up; several make one epoch where the images are few (see the "
-        f"advanced settings). The paper trains 50; the app allows {MAX_EPOCHS}.",
+        help="Rounds after the warm-up: one pass over the clean images each, or as many as **Least steps of an epoch** "
+        f"(advanced settings) takes. The paper trains 50; the app allows {MAX_EPOCHS}.",
     ),
     Setting(
         "clean",
