@@ -661,7 +661,7 @@ def test_a_new_model_has_the_demos_recipe():
 
 def test_the_command_of_every_shipped_card_makes_the_same_model_again():
     shipped = list_cards(clean=True)
-    assert "cifar10-blended-preact_resnet18-w64" in [card.id for card in shipped]  # 40 epochs, no overlay
+    assert "cifar10-blended-preact_resnet18-w64" in [card.id for card in shipped]  # 90 epochs
     for card in shipped:
         *command, model = card.command.split()
         assert command == ["npd", "zoo", "train"]
