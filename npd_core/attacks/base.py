@@ -155,8 +155,12 @@ class DynamicTrigger(Protocol):
             generator: on the CPU; the only source of chance.
         """
 
-    def step(self) -> None:
-        """Learn from the gradients of the batch, if there is anything to learn."""
+    def step(self, rate: float) -> None:
+        """Learn from the gradients of the batch, if there is anything to learn.
+
+        Args:
+            rate: what to multiply the trigger's own learning rate with, in (0, 1].
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """All that an interrupted training needs to go on to the same result."""

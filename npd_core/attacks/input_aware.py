@@ -22,7 +22,7 @@ DENSITY = 0.032
 """Mask values up to here cost nothing."""
 DENSITY_WEIGHT = 100.0
 LR, BETAS = 0.01, (0.5, 0.9)
-"""Of Adam, for both networks."""
+"""Of Adam, for both networks; the rate is its highest."""
 EPS = 1e-7
 
 
@@ -136,7 +136,9 @@ class PatternInTraining:
             diversity(normalise(x), normalise(others), pattern, pattern_others),
         )
 
-    def step(self) -> None:
+    def step(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = LR * rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 

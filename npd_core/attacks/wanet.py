@@ -86,7 +86,7 @@ class WarpInTraining:
         moved = self.grid + noise(len(x_cross), x.shape[-1], generator).to(x.device)
         return Stamped(warp(x, self.grid), warp(x_cross, moved.clamp(-1, 1)))
 
-    def step(self) -> None:
+    def step(self, rate: float) -> None:
         """Nothing to learn: the field is fixed."""
 
     def state_dict(self) -> dict[str, Any]:

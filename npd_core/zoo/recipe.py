@@ -50,6 +50,8 @@ class Recipe:
     cutout: int = 0
     """Side, in pixels, of a black square laid over each image at a place of its own; 0: none."""
     label_smoothing: float = 0.0
+    trigger_falls: bool = True
+    """The learning rate of a trigger that learns falls to zero as the classifier's does, instead of staying."""
     growing: tuple[tuple[float, int], ...] = ()
     """Smaller pictures at first, which cost less: (share of `epochs`, pixels) pairs, each until its share is done."""
     again: tuple[tuple[int, float], ...] = ()
@@ -232,7 +234,7 @@ def train_classifier(
             (loss if own_loss is None else loss + own_loss).backward()
             optimizer.step()
             if in_loop is not None:
-                in_loop.trigger.step()
+                in_loop.trigger.step(lr / recipe.peak_lr if recipe.trigger_falls else 1.0)
             loss_sum += loss.detach()
             yield StepEnd(epoch, step, {"total": loss.detach()})
         mean = float(loss_sum) / per_epoch

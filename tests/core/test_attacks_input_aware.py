@@ -114,7 +114,7 @@ def test_the_pattern_network_learns_and_the_mask_network_stays(attack):
         batch, _, _ = batch_of(trigger, attack, data, seed)
         losses.append(float(batch.loss.detach()))
         batch.loss.backward()
-        trigger.step()
+        trigger.step(1.0)
     assert sum(losses[-3:]) < sum(losses[:3])
     assert any(not torch.equal(p, q) for p, q in zip(trigger.pattern_net.parameters(), before, strict=True))
     assert all(torch.equal(value, trigger.mask_net.state_dict()[name]) for name, value in masks.items())
@@ -124,6 +124,17 @@ def test_the_pattern_network_learns_and_the_mask_network_stays(attack):
     assert learnt.trigger.pattern_net(images.float() / 255).std(dim=0).mean() > 3e-4
 
 
+@pytest.mark.parametrize("rate", [1.0, 0.25])
+def test_the_pattern_network_moves_by_the_rate_that_it_is_given(attack, rate):
+    trigger, data = PatternInTraining(attack, SMALL, torch.device("cpu")), small_signs("train", 80)
+    before = [p.detach().clone() for p in trigger.pattern_net.parameters()]
+    batch, _, _ = batch_of(trigger, attack, data)
+    batch.loss.backward()
+    trigger.step(rate)
+    moved = [(p - q).abs().max().item() for p, q in zip(trigger.pattern_net.parameters(), before, strict=True)]
+    assert max(moved) == pytest.approx(0.01 * rate, rel=1e-3)  # Adam's first step is its rate
+
+
 def test_its_state_carries_on_to_the_same_result(attack):
     data, device = small_signs("train", 80), torch.device("cpu")
 
@@ -131,7 +142,7 @@ def test_its_state_carries_on_to_the_same_result(attack):
         for seed in seeds:
             batch, _, _ = batch_of(trigger, attack, data, seed)
             batch.loss.backward()
-            trigger.step()
+            trigger.step(1.0)
         return trigger
 
     whole = learn(PatternInTraining(attack, SMALL, device), range(4))

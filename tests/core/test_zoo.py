@@ -339,6 +339,17 @@ def test_an_interrupted_training_with_a_dynamic_trigger_goes_on_to_the_same_weig
     assert learnt == (name == "input_aware")
 
 
+@pytest.mark.parametrize("falls", [True, False])
+def test_the_rate_of_a_trigger_that_learns_follows_the_classifiers_where_the_recipe_says_so(monkeypatch, falls):
+    recipe, inside, rates = replace(SMALL, epochs=2, trigger_falls=falls), in_loop("input_aware"), []
+    monkeypatch.setattr(inside.trigger, "step", rates.append)
+    list(train_classifier(fresh(), small_set(), recipe, torch.device("cpu"), in_loop=inside))
+    steps = len(rates)
+    falling = [one_cycle(step, steps, 1.0, recipe.warm_fraction) for step in range(steps)]
+    assert rates == pytest.approx(falling if falls else [1.0] * steps)
+    assert max(falling) == 1 and falling[-1] < 0.5
+
+
 def test_a_checkpoint_that_was_poisoned_otherwise_is_refused(tmp_path):
     path = tmp_path / "a.pt"
     short = replace(SMALL, epochs=1)
@@ -503,9 +514,9 @@ def test_default_recipes_follow_the_data_set():
     assert default_recipe(get_dataset("cifar10"), "blended", arch).cutout == 0
 
 
-def test_the_painters_of_input_aware_are_as_wide_in_proportion_as_the_papers():
+def test_the_painters_of_input_aware_are_half_as_wide_as_the_network_up_to_sixteen_channels():
     widths = {width: train.own_params(parse_id(f"signs-input_aware-preact_resnet18-w{width}")) for width in (4, 16, 64)}
-    assert widths == {4: {"width": 4}, 16: {"width": 8}, 64: {"width": 32}}
+    assert widths == {4: {"width": 4}, 16: {"width": 8}, 64: {"width": 16}}
     assert train.own_params(parse_id("signs-wanet-preact_resnet18-w16")) == {}
 
 
@@ -666,9 +677,9 @@ def test_the_command_of_every_shipped_card_makes_the_same_model_again():
         *command, model = card.command.split()
         assert command == ["npd", "zoo", "train"]
         recipe, ratio = plan(model)
-        assert json.loads(json.dumps(recipe.to_dict())) == {"growing": [], "again": [], "cutout": 0} | card.recipe, (
-            card.id
-        )
+        later = {"growing": [], "again": [], "cutout": 0, "trigger_falls": True}  # fields that cards of before lack
+        assert json.loads(json.dumps(recipe.to_dict())) == later | card.recipe, card.id
+        assert train.own_params(parse_id(model)).items() <= card.attack_params.items(), card.id
         assert (recipe.seed, ratio) == (card.seed, card.poison_ratio), card.id
         assert plan(model, epochs=recipe.epochs + 1)[0] == replace(recipe, epochs=recipe.epochs + 1)
 
