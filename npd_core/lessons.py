@@ -62,6 +62,8 @@ class Lesson:
     about: str
     minutes: int
     steps: tuple[Step, ...]
+    model: str = ""
+    """The model that it is about, chosen when it begins, where the zoo has it; "": any."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ class Place:
 
 
 _LIST = frozenset({"settings"})
+_SIGNS = "signs-badnets_a2o-preact_resnet18-w16"
 LESSONS: dict[str, Lesson] = {
     lesson.id: lesson
     for lesson in (
@@ -171,10 +174,12 @@ LESSONS: dict[str, Lesson] = {
             title="Which layer",
             about="The same filter at three places of the network: what it can hold back, and what goes around it.",
             minutes=25,
+            model=_SIGNS,
             steps=(
                 Step(
                     title="On the stream",
                     page="lab",
+                    settings={"layer": "stream:layer3.1"},
                     do="Press **Train the polarizer** and wait for the result. Write down ACC, ASR and RA.",
                     see="The drawing shows the lens on the residual stream, before a block: the main path and the "
                     "shortcut both run through it.",
@@ -220,6 +225,7 @@ LESSONS: dict[str, Lesson] = {
             title="How much clean data",
             about="The defender owns only a few clean pictures. How few are enough?",
             minutes=25,
+            model=_SIGNS,
             steps=(
                 Step(
                     title="Everything the defender has",

@@ -35,6 +35,7 @@ with choose.working():
 
 if "image" not in st.session_state and "image" not in st.query_params:
     st.session_state["image"] = st.session_state.get("last_picture", choose.first_attackable(card.id))
+    st.query_params["image"] = str(st.session_state["image"])  # a widget that is set before it is drawn does not
 first, second, third, fourth = st.columns([1.6, 1.2, 1.2, 1.8], vertical_alignment="bottom")
 title = first.selectbox(
     "Method",

@@ -141,11 +141,13 @@ def lanes(runs: list[Run], names: list[str], card: Card) -> None:
             epoch = f"epoch {done.epoch} of {done.epochs}" if run.active and done.epochs else run.state
             st.markdown(f"**{name}** :{color}-badge[{icon} {epoch}]")
             live.tiles(before, now[-1], (run.result or {}).get("der"))
-            if run.message:
-                st.caption(run.message)
+            if run.message or run.state == "queued":
+                st.caption(run.message or live.ahead(run))
     st.markdown(leader(names, now))
     drawn = cached.comparison_chart(runs, tracks, gallery.mode())
     chart(drawn, key="race-curves", alt="ACC, ASR and RA of both runs by epoch.")
+    if not any(run.active for run in runs):
+        measured.curve_table(tracks, "race-table")
 
 
 def leader(names: list[str], now: list[dict[str, float | None]]) -> str:

@@ -14,7 +14,7 @@ from npd_core.figures.runs import comparison_figure, differing, outcome_figure, 
 from npd_core.figures.tables import DEFENSES
 from npd_core.jobs.export import has_network, has_polarizer
 from npd_core.jobs.store import Run
-from pages.shared import cached, choose, controls, frame, gallery, takehome
+from pages.shared import cached, choose, controls, frame, gallery, live, measured, takehome
 
 MOST = 6  # runs compared at once
 COLUMNS: dict[str, Any] = {
@@ -82,6 +82,7 @@ def details(run: Run) -> None:
     st.markdown(
         f":{color}-badge[{icon} {run.state}] `{run.id}` · {frame.provenance(run)}"
         + (f" · {run.message}" if run.message else "")
+        + (f" · {live.ahead(run)}" if run.state == "queued" else "")
     )
     if run.result:
         choose.outcome(run)
@@ -90,7 +91,7 @@ def details(run: Run) -> None:
     what = "settings, curves and result" if controls.adoptable(run.request) else "curves and result"
     if own:
         with first:
-            query = {"own": run.request.model}
+            query = {"own": run.request.model, "own_run": run.id}
             frame.link("pages/your_model.py", "Your model", ":material/upload_file:", query)
     elif first.button(
         "Open in the Lab",
@@ -144,8 +145,8 @@ def details(run: Run) -> None:
             takehome.downloads(run)
     with st.expander("Share", icon=":material/qr_code_2:"):
         if own:
-            st.write("This link opens the network that you brought, with its runs.")
-            takehome.share("your_model", own=run.request.model)
+            st.write("This link opens the network that you brought, with this run.")
+            takehome.share("your_model", own=run.request.model, own_run=run.id)
         else:
             st.write(f"This link opens the run in the Lab, with its model, {what}.")
             takehome.share("lab", model=run.request.model, run=run.id)
@@ -187,6 +188,7 @@ def compare(runs: list[Run]) -> None:
         st.plotly_chart(
             comparison_figure(curves, gallery.mode()), key="comparison", theme=None, config={"displayModeBar": False}
         )
+        measured.curve_table(curves, "comparison-table")
         if len(curves) < len(runs):
             st.caption("Runs that were not watched during training have no curve.")
     if any(run.result for run in runs):

@@ -215,11 +215,11 @@ def workbench(card: Card) -> None:
         st.rerun()
     if runs:
         by_id = {run.id: run for run in runs}
-        if st.session_state.get("own_run") not in by_id:
-            st.session_state["own_run"] = runs[0].id
+        _follow_address(by_id)
         chosen = st.session_state["own_run"]
         if len(runs) > 1:
             chosen = st.selectbox("Run", list(by_id), key="own_run", format_func=lambda run_id: _title(by_id[run_id]))
+        st.query_params["own_run"] = st.session_state["_own_run_wrote"] = chosen
         run = by_id[chosen]
         st.subheader("Before and after")
         if run.active:
@@ -238,7 +238,17 @@ def workbench(card: Card) -> None:
                 remove(card.id)
             st.session_state["_own_notice"] = "The network and its pictures are removed from this machine."
             view.drop("own")
+            view.drop("own_run")
             st.rerun()
+
+
+def _follow_address(runs: dict[str, Run]) -> None:
+    """Choose the run that the address names when somebody opened or edited it; without one the newest."""
+    state, asked = st.session_state, view.carried("own_run")
+    if asked in runs and asked != state.get("_own_run_wrote"):
+        state["own_run"] = asked
+    elif state.get("own_run") not in runs:
+        state["own_run"] = next(iter(runs))
 
 
 def _settings(card: Card, images: int) -> DefenseRequest | None:

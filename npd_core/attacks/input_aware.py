@@ -133,7 +133,7 @@ class PatternInTraining:
         return Stamped(
             painted(x, pattern, mask),
             painted(x_cross, pattern_others, mask_others),
-            diversity(normalise(x), normalise(others), pattern, pattern_others),
+            diversity(*map(normalise, (x, others, pattern, pattern_others))),
         )
 
     def step(self, rate: float) -> None:

@@ -31,8 +31,6 @@ class DatasetSpec:
     test_images: int
     flip: bool
     """Whether a mirrored image keeps its meaning, so that training may flip."""
-    pad: int = 4
-    """Border of the random training crop, in pixels."""
     source: str
     """How to get it, in one sentence."""
 

@@ -118,9 +118,9 @@ def distill_attention(
         height, width = clean.images.shape[2:]
         names = levels(net, (height, width), 2 if cfg.levels == "two" else 3)
         yield Started(cfg.epochs, cfg.teacher_epochs, batches.steps, clean.size, str(device))
-        teacher = Repair(copy.deepcopy(net), device)
         first = -cfg.teacher_epochs
-        reason = yield from fine_tune(teacher, batches, cfg, epochs=cfg.teacher_epochs, first=first)
+        with Repair(copy.deepcopy(net), device) as teacher:
+            reason = yield from fine_tune(teacher, batches, cfg, epochs=cfg.teacher_epochs, first=first)
         student.seconds = teacher.seconds
         if not reason:
             reason = yield from distill(student, teacher.net, names, batches, cfg)

@@ -10,7 +10,7 @@ from typing import Any
 
 from npd_core.defenses import DEFENSES, DefenseConfig, preset_for
 from npd_core.errors import ConfigError, unknown_name
-from npd_core.polarizer.config import VARIANTS, NPDConfig, preset
+from npd_core.polarizer.config import VARIANTS, NPDConfig, preset, step_length
 from npd_core.request import DefenseRequest
 from npd_core.zoo.card import Card, get_card
 
@@ -38,15 +38,15 @@ class Grid:
 
 
 def config_for(defense: str, card: Card, **changes: Any) -> NPDConfig | DefenseConfig:
-    """The defaults of a defense for a model, with `changes` by field name. An l2 step, unless it is told otherwise, is
-    1.5 rho / S long: a share of the budget, not of a pixel. Raises UnknownNameError, ConfigError."""
+    """The defaults of a defense for a model, with `changes` by field name; an inner step that is changed is as long as
+    `step_length` says, unless it is told otherwise. Raises UnknownNameError, ConfigError."""
     if defense in DEFENSES:
         return preset_for(defense, card, **changes)
     if defense not in VARIANTS:
         raise unknown_name("defense", defense, (*VARIANTS, *DEFENSES))
     config = NPDConfig.from_dict(preset(card.dataset, variant=defense, size=card.image_size).to_dict() | changes)
-    if changes.get("inner_step") == "l2" and "inner_lr" not in changes:
-        config = replace(config, inner_lr=round(1.5 * config.rho / config.inner_steps, 6))
+    if "inner_step" in changes and "inner_lr" not in changes:
+        config = replace(config, inner_lr=step_length(config.inner_step, config.rho, config.inner_steps))
     return config
 
 

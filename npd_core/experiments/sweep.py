@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from npd_core import paths
-from npd_core.errors import ConfigError
+from npd_core.data.load import availability
+from npd_core.errors import ConfigError, DataMissingError
 from npd_core.experiments.cluster import run_on_cluster
-from npd_core.experiments.job import Job, Outcome, keep, kept, now, run_job
+from npd_core.experiments.job import Job, Outcome, in_zoo, keep, kept, now, run_job
 from npd_core.experiments.workers import run_local
+from npd_core.zoo.card import get_card
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,18 @@ class Note:
 
     job: Job
     text: str
+
+
+def check_here(jobs: Iterable[Job]) -> None:
+    """Raises ConfigError or DataMissingError where this machine lacks the device of a job, or its images."""
+    from npd_core.device import resolve_device
+
+    for device, zoo, model in dict.fromkeys((job.request.device, job.zoo, job.request.model) for job in jobs):
+        resolve_device(device)
+        with in_zoo(zoo):
+            state = availability(get_card(model).dataset)
+        if not state.available:
+            raise DataMissingError(state.reason)
 
 
 def sweep(
@@ -41,7 +55,8 @@ def sweep(
         folder: where outcomes are kept; None: `paths.sweeps()`.
         alone: take no outcome of a job that shared the machine with others, or may have, as its seconds mean nothing.
     Raises:
-        ConfigError, StorageError; what is wrong with a single job is said in its outcome.
+        ConfigError, DataMissingError, StorageError: what no job can be done with; what is wrong with a single one is
+            said in its outcome.
     """
     if workers < 1:
         raise ConfigError(f"`workers` must be at least 1, got {workers}.")
@@ -56,6 +71,7 @@ def sweep(
     if not left:
         return
     if scheduler is None:
+        check_here(left)
         workers = min(workers, len(left))
         messages = run_local(run_job, left, workers=workers)
     else:

@@ -198,8 +198,7 @@ DATASET_LAYERS = {
 """The same by data set. Behind a trigger, points further forward hold more of the true class, and clean accuracy pays
 for it: signs have the foremost point that `npd suggest` finds affordable, by clean images alone, in 12 passes over them
 (in the preset's 48 it costs 0.2 points more than the rule allows). CIFAR-10 and GTSRB have the paper's: with inner
-steps that arrive it leaves the attacker least at width 16, though not always the true class (at width 64 it leaves as
-much as the stream before the same block)."""
+steps that arrive it leaves the attacker least, though not always the true class."""
 PAPER_LAYERS = {"preact_resnet18": "layer4.1.conv1", "vgg19_bn": "features.46"}
 """The paper's insertion point (Sec. 4.1), before the third convolution of the last stage: of PreAct-ResNet18 on the
 residual branch alone. The paper does not say where it is in VGG19-BN; ours is the same by analogy."""
@@ -251,6 +250,12 @@ def paper(dataset: str, *, variant: str = "npd") -> NPDConfig:
     """`REFERENCE` with the paper's budget for a data set, and with the weights of a variant that knows the target."""
     weights: dict[str, Any] = {"lambda2": 0.1, "lambda3": 0.1} if get_variant(variant).target == "known" else {}
     return replace(REFERENCE, rho=PAPER_RHO.get(dataset, REFERENCE.rho), **weights)
+
+
+def step_length(inner_step: str, rho: float, inner_steps: int) -> float:
+    """Length of an inner step that names none: of `l2` a share of the budget, 1.5 rho / S, so that S steps can cross
+    the ball; else 0.1, that of a pixel."""
+    return round(1.5 * rho / inner_steps, 6) if inner_step == "l2" else NPDConfig.inner_lr
 
 
 def get_variant(name: str) -> Variant:

@@ -52,6 +52,8 @@ class Recipe:
     label_smoothing: float = 0.0
     trigger_falls: bool = True
     """The learning rate of a trigger that learns falls to zero as the classifier's does, instead of staying."""
+    trigger_weight: float = 1.0
+    """Of the loss that such a trigger has of its own, beside the classifier's."""
     growing: tuple[tuple[float, int], ...] = ()
     """Smaller pictures at first, which cost less: (share of `epochs`, pixels) pairs, each until its share is done."""
     again: tuple[tuple[int, float], ...] = ()
@@ -231,7 +233,7 @@ def train_classifier(
                 logits = run(x.contiguous(memory_format=torch.channels_last))
             loss = F.cross_entropy(logits.float(), y, label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
-            (loss if own_loss is None else loss + own_loss).backward()
+            (loss if own_loss is None else loss + recipe.trigger_weight * own_loss).backward()
             optimizer.step()
             if in_loop is not None:
                 in_loop.trigger.step(lr / recipe.peak_lr if recipe.trigger_falls else 1.0)

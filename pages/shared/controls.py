@@ -146,7 +146,7 @@ ADVANCED = (
     Setting("warmup_epochs", "Warm-up epochs (T₀)", "int", high=50, step=1),
     Setting("inner_steps", "Inner steps (S)", "int", low=1, high=20, step=1),
     Setting("inner_step", "Direction of an inner step", "choice", choices=settings.INNER_STEPS),
-    Setting("inner_lr", "Length of an inner step", "float", low=0.001, high=10.0, step=0.05),
+    Setting("inner_lr", "Length of an inner step", "float", low=0.001, high=150.0, step=0.05),
     Setting("early_stop", "Early stop of the inner loop", "optional", high=1.0, empty="never"),
     Setting("clip_grad", "Gradient clipping", "optional", high=1000.0, empty="no bound"),
     Setting("ema", "Running average (EMA)", "optional", high=0.9999, step=0.01, empty="off"),
@@ -402,7 +402,8 @@ def _draw(setting: Setting, default: Any) -> Any:
     words: dict[str, Any] = {"key": setting.key, "bind": "query-params", "help": told}
     if setting.kind == "choice":
         options = list(setting.choices)
-        return st.selectbox(setting.label, options, index=options.index(default), **words)
+        follow = _fit_step if setting.key == "inner_step" else None
+        return st.selectbox(setting.label, options, index=options.index(default), on_change=follow, **words)
     if setting.kind == "slider":
         return st.slider(setting.label, setting.low, setting.high, float(default), setting.step, **words)
     if setting.kind == "int":
@@ -422,6 +423,13 @@ def _draw(setting: Setting, default: Any) -> Any:
         placeholder=setting.empty if optional else None,
         **words,
     )
+
+
+def _fit_step() -> None:
+    """Another direction of an inner step was chosen: its length is in another unit then."""
+    state = st.session_state
+    if {"rho", "inner_steps", "inner_lr"} <= state.keys():
+        state["inner_lr"] = settings.step_length(state["inner_step"], state["rho"], state["inner_steps"])
 
 
 def _infinite(text: str) -> bool:

@@ -18,6 +18,7 @@ from npd_core.data.spec import get_dataset
 from npd_core.errors import NPDError
 from npd_core.experiments.grid import config_for
 from npd_core.experiments.record import Cell, TableRecord
+from npd_core.figures.curves import MetricCurves
 from npd_core.figures.network import Tint, tint
 from npd_core.figures.tables import DEFENSES, METRICS, SOURCES, Outcome, percent
 from npd_core.jobs import queue
@@ -217,6 +218,17 @@ def table(rows: Sequence[Mapping[str, Any]], key: str, label: str = "The same as
         columns = {name: [row.get(name) for row in rows] for name in names}
         kept = {name: values for name, values in columns.items() if any(value is not None for value in values)}
         st.dataframe(kept, hide_index=True, column_config=COLUMNS, key=key)
+
+
+def curve_table(tracks: Mapping[str, MetricCurves], key: str) -> None:
+    """The numbers of a chart that draws several runs on one scale, below it."""
+    rows = [
+        {"run": name, "epoch": epoch, "ACC": acc, "ASR": asr, "RA": ra}
+        for name, seen in tracks.items()
+        for epoch, acc, asr, ra in zip(seen.epochs, seen.acc, seen.asr, seen.ra, strict=True)
+    ]
+    if rows:
+        table(rows, key)
 
 
 def default_request(card: Card, defense: str, **changes: Any) -> DefenseRequest:

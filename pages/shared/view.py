@@ -95,11 +95,12 @@ def dress(page: str, go: Go) -> None:
 
 def open_step(place: Place, go: Go) -> None:
     """Open the page of a step, set as the step asks. Call it while the script runs, not from a callback."""
-    state = st.session_state
+    state, about = st.session_state, place.lesson.model
+    model = about if about in [card.id for card in cached.cards()] else state.get("model")
     if place.step.page == "lab":
-        state["_chosen"] = {"model": state.get("model"), "run": "none"}
-        if state.get("model"):
-            controls.reset(cached.card(state["model"]))
+        state["_chosen"] = {"model": model, "run": "none"}
+        if model:
+            controls.reset(cached.card(model))
     for name, value in place.step.settings.items():
         state[name] = value
     try:

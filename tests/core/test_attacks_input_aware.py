@@ -124,6 +124,20 @@ def test_the_pattern_network_learns_and_the_mask_network_stays(attack):
     assert learnt.trigger.pattern_net(images.float() / 255).std(dim=0).mean() > 3e-4
 
 
+def test_the_trigger_wants_patterns_as_far_apart_as_the_images_all_of_them_normalised(attack):
+    trigger, data = PatternInTraining(attack, SMALL, torch.device("cpu")), small_signs("train", 80)
+    patterns, forward = [], trigger.pattern_net.forward
+    trigger.pattern_net.forward = lambda x: patterns.append((x, forward(x))) or patterns[-1][1]
+    batch, x, _ = batch_of(trigger, attack, data)
+    ((shown, made),) = patterns
+    assert torch.equal(shown[:10], x[:10])
+    std, ratios = torch.tensor(SMALL.std).view(3, 1, 1), []
+    for k in range(10):
+        images = (((shown[k] - shown[10 + k]) / std) ** 2).mean().sqrt()
+        ratios.append(images / ((((made[k] - made[10 + k]) / std) ** 2).mean().sqrt() + 1e-7))
+    assert batch.loss.item() == pytest.approx((sum(ratios) / 10).item(), rel=1e-4)
+
+
 @pytest.mark.parametrize("rate", [1.0, 0.25])
 def test_the_pattern_network_moves_by_the_rate_that_it_is_given(attack, rate):
     trigger, data = PatternInTraining(attack, SMALL, torch.device("cpu")), small_signs("train", 80)

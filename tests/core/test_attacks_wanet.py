@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from npd_core.attacks import DYNAMIC, get_attack
 from npd_core.attacks.poison import poison_batch
-from npd_core.attacks.wanet import draw_field, identity_grid, noise, warp, warping_grid
+from npd_core.attacks.wanet import NOISE_SEED, draw_field, identity_grid, noise, warp, warping_grid
 from npd_core.data.spec import get_dataset
 from npd_core.errors import CheckpointError, ConfigError
 
@@ -73,6 +73,11 @@ def test_crossed_test_images_are_another_warp_and_always_the_same():
     crossed = attack.apply_cross(images)
     assert torch.equal(crossed, attack.apply_cross(images))
     assert not torch.equal(crossed, attack.apply(images))
+    drawn = noise(len(images), 32, torch.Generator().manual_seed(NOISE_SEED))
+    moved = (attack.trigger.grid + drawn).clamp(-1, 1)  # the trigger's own grid, disturbed
+    x = images.float() / 255
+    expected = F.grid_sample(x, moved, mode="bilinear", padding_mode="border", align_corners=True)
+    torch.testing.assert_close(attack.cross(x), expected)
 
 
 def test_noise_is_bounded_by_one_over_the_size_and_differs_from_image_to_image():
@@ -96,6 +101,10 @@ def test_in_training_the_same_field_as_in_the_test_and_fresh_noise_for_24_of_128
     torch.testing.assert_close(one.x[:12], attack.trigger(x[:12]))
     assert (one.labels[:12] == 0).all()
     assert torch.equal(one.labels[12:], y[12:])
+    drawn = noise(24, 32, torch.Generator().manual_seed(0))
+    moved = (attack.trigger.grid + drawn).clamp(-1, 1)
+    expected = F.grid_sample(x[12:36], moved, mode="bilinear", padding_mode="border", align_corners=True)
+    torch.testing.assert_close(one.x[12:36], expected)
     changed = (one.x[12:36] - other.x[12:36]).flatten(1).abs().amax(1)
     assert (changed > 1e-3).all()
     assert torch.equal(one.x[36:], x[36:])

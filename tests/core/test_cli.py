@@ -546,6 +546,14 @@ def test_zoo_verify_of_a_spoilt_model(capsys, tiny_zoo, tiny_zoo_folder, tmp_pat
     assert "sha256" in out
 
 
+def test_zoo_verify_without_the_images_hashes_the_files_and_says_so(capsys, tiny_zoo, tmp_path, monkeypatch):
+    monkeypatch.setattr("npd_core.paths.assets", lambda: tmp_path)
+    code, out, _ = run(capsys, "zoo", "verify", tiny_zoo)
+    assert code == 2
+    assert "files ok, not measured" in out
+    assert "NOT OK" not in out
+
+
 def test_zoo_train_passes_on_what_was_asked_for(capsys, tiny_zoo, tiny_zoo_folder, monkeypatch):
     import npd_core.zoo.train as train
 

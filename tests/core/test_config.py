@@ -282,3 +282,25 @@ def test_a_baseline_augments_as_the_models_training_did(tiny_zoo, recipe, flip, 
     config = defenses.preset_for("fp", replace(get_card(tiny_zoo), recipe=recipe), lr=0.5)
     assert (config.flip, config.pad, config.lr) == (flip, pad, 0.5)
     assert config.epochs == defenses.preset("fp", "signs").epochs < FPConfig().epochs
+
+
+SGD_01 = {"batch_size": 256, "lr": 0.01, "momentum": 0.9}
+PUBLISHED = {
+    "fp": SGD_01 | {"epochs": 100, "weight_decay": 5e-4, "schedule": "cosine", "tolerance": 0.1, "step": 0.01},
+    "nad": SGD_01 | {"epochs": 10, "teacher_epochs": 10, "weight_decay": 5e-4, "p": 2, "betas": [500, 1000, 1000]},
+    "nc": SGD_01 | {"epochs": 100, "weight_decay": 5e-4, "trigger_epochs": 80, "trigger_lr": 0.1, "cost": 1e-3,
+                    "cost_up": 2, "cost_down": 2**1.5, "success": 0.98, "patience": 5, "early_stop": 25, "outlier": 2,
+                    "unlearn": 0.2},
+    "anp": SGD_01 | {"iterations": 2000, "eps": 0.4, "noise_steps": 1, "alpha": 0.2, "highest": 0.9,
+                     "oracle_step": 0.05},
+    "i_bau": {"batch_size": 256, "lr": 1e-4, "rounds": 5, "fixed_point_steps": 5, "inner_step": 0.1, "delta_lr": 10,
+              "patched": 0.01},
+    "ep": {"batch_size": 256, "u": 3, "bin_width": 0.1},
+}  # fmt: skip
+"""What the baselines were published and compared with on CIFAR-10."""
+
+
+@pytest.mark.parametrize("defense", CONFIGS)
+def test_the_defaults_of_the_baselines_are_the_published_ones(defense):
+    found = CONFIGS[defense]().to_dict()
+    assert {name: found[name] for name in PUBLISHED[defense]} == PUBLISHED[defense]

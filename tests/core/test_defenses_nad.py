@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from npd_core.data.load import ImageSet
+from npd_core.defenses import nad
 from npd_core.defenses.common import Batches, Repair, fine_tune
 from npd_core.defenses.config import NADConfig
 from npd_core.defenses.nad import attention, attention_loss, distill, distill_attention, levels
@@ -111,6 +112,28 @@ def test_events_come_in_order_with_the_teacher_as_warm_up():
     assert events[-1].details == {"levels": THREE}
     assert not net.training
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_a_teacher_that_ended_badly_teaches_from_its_last_good_state(monkeypatch):
+    taught = []
+
+    def spoilt(repair, batches, cfg, *, epochs, first=0, step=None):
+        with torch.no_grad():
+            next(repair.net.parameters()).fill_(7.0)  # never kept
+        return ""
+        yield
+
+    def spy(student, teacher, names, batches, cfg):
+        taught.append(state(teacher))
+        return ""
+        yield
+
+    monkeypatch.setattr(nad, "fine_tune", spoilt)
+    monkeypatch.setattr(nad, "distill", spy)
+    net = network()
+    before = state(net)
+    list(distill_attention(net, images(), FAST, CPU))
+    assert all(torch.equal(value, taught[0][name]) for name, value in before.items())
 
 
 @pytest.mark.parametrize(("which", "count"), [("three", 3), ("two", 2)])

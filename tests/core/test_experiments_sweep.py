@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from npd_core.data.load import Availability
 from npd_core.defend import run_defense
-from npd_core.errors import ConfigError
+from npd_core.errors import ConfigError, DataMissingError
 from npd_core.experiments import sweep as module
 from npd_core.experiments.cluster import run_on_cluster
 from npd_core.experiments.grid import Grid, requests
@@ -27,6 +28,16 @@ from npd_core.zoo.card import get_card
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 IMAGES = 60
+
+
+def test_what_no_job_can_be_done_with_is_said_before_any(jobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "run_local", never)
+    nowhere = [replace(job, request=replace(job.request, device="cuda:99")) for job in jobs]
+    with pytest.raises(ConfigError, match="cuda:99"):
+        list(sweep(nowhere, folder=tmp_path))
+    monkeypatch.setattr(module, "availability", lambda name: Availability(name, False, reason=f"{name} is not here."))
+    with pytest.raises(DataMissingError, match="signs is not here"):
+        list(sweep(jobs, folder=tmp_path))
 
 
 def in_this_process(function, tasks, *, workers=1):

@@ -8,6 +8,8 @@ import pytest
 
 from npd_core.errors import UnknownNameError
 from npd_core.lessons import LESSONS, PARTS, VIEWS, Place, View, get_view
+from npd_core.polarizer.config import PAPER_LAYERS, default_layer
+from npd_core.zoo.card import get_card
 
 PLACES = [Place(lesson, number) for lesson in LESSONS.values() for number in range(1, len(lesson.steps) + 1)]
 
@@ -26,6 +28,16 @@ def test_the_address_of_a_step_opens_it(place):
     assert set(query) == set(place.step.settings)
     assert place.step.shows <= set(PARTS)
     assert all((place.step.do, place.step.see, place.step.question.endswith("?"), place.step.answer))
+
+
+@pytest.mark.parametrize("name", [lesson.id for lesson in LESSONS.values() if lesson.model])
+def test_a_lesson_of_one_model_compares_different_settings_of_it(name):
+    lesson = LESSONS[name]
+    card = get_card(lesson.model)
+    settings = [step.settings for step in lesson.steps if step.page == "lab"]
+    assert len(settings) == len({tuple(one.items()) for one in settings}) == 3
+    points = [one["layer"] for one in settings if "layer" in one]
+    assert points in ([], [default_layer(card.arch, card.dataset), PAPER_LAYERS[card.arch], "layer1.0.conv1"])
 
 
 def test_steps_follow_each_other():

@@ -354,6 +354,18 @@ def test_the_held_out_objective_chooses_the_epoch():
     same(states[event.epoch], theta(net), rtol=0, atol=0)
 
 
+def test_a_class_of_one_image_is_not_held_out():
+    data = images(40)
+    labels = torch.tensor([0] * 20 + [1] * 19 + [2])
+    kept, held = training._split(ImageSet(data.images, labels), replace(FAST, holdout=0.25))
+    assert torch.bincount(kept.labels).tolist() == [15, 14, 1]
+    assert held is not None
+    assert torch.bincount(held.labels).tolist() == [5, 5]
+    few = ImageSet(data.images[:3], torch.arange(3))
+    with pytest.raises(ConfigError, match="needs a class with 2 of the 3 clean images"):
+        training._split(few, replace(FAST, holdout=0.25))
+
+
 def test_the_held_out_images_leave_the_statistics_alone():
     cfg = replace(FAST, holdout=0.25, bn_mode="train_clean_stats")
     trainer = Trainer(PolarizedNet(network(), LAYER, 16), images(40), cfg, torch.device("cpu"))

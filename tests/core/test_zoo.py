@@ -347,7 +347,8 @@ def test_the_rate_of_a_trigger_that_learns_follows_the_classifiers_where_the_rec
     steps = len(rates)
     falling = [one_cycle(step, steps, 1.0, recipe.warm_fraction) for step in range(steps)]
     assert rates == pytest.approx(falling if falls else [1.0] * steps)
-    assert max(falling) == 1 and falling[-1] < 0.5
+    assert max(falling) == 1
+    assert falling[-1] < 0.5
 
 
 def test_a_checkpoint_that_was_poisoned_otherwise_is_refused(tmp_path):

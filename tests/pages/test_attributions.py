@@ -67,6 +67,7 @@ def test_new_sample_is_one_that_can_be_hijacked(open_page: Open, make_run: Make)
     run = make_run()
     page = open_page("attributions", run=run.id).run()
     before = page.number_input(key="image").value
+    assert page.query_params["image"] == str(before)
     page.button(key="new_sample").click().run()
     assert errors(page) == []
     assert page.number_input(key="image").value != before

@@ -103,6 +103,21 @@ def test_every_widget_reaches_the_request(tiny_zoo: str, desk: Desk, open_page: 
     assert (config.norm, config.rho, config.bn_mode) == ("linf", 0.1, "stats_fold")
 
 
+def test_another_direction_of_the_inner_steps_has_a_length_of_its_own(
+    tiny_zoo: str, desk: Desk, open_page: Open
+) -> None:
+    page = open_page("lab").run()
+    page.number_input(key="inner_steps").set_value(3).run()
+    page.selectbox(key="inner_step").select("l2").run()
+    page.selectbox(key="inner_step").select("sign").run()
+    assert page.number_input(key="inner_lr").value == 0.1
+    page.selectbox(key="inner_step").select("l2").run()
+    page.button(key="start").click().run()
+    assert errors(page) == []
+    (asked,) = desk.asked
+    assert asked.config.inner_lr == pytest.approx(1.5 * asked.config.rho / 3)
+
+
 def test_settings_come_from_the_address(tiny_zoo: str, desk: Desk, open_page: Open) -> None:
     page = open_page("lab", lambda3="1.2", layer="after:layer2.0.conv1", seed="7").run()
     assert errors(page) == []

@@ -108,6 +108,7 @@ def test_polarize_compare_and_remove(open_page: Open, brought: Card) -> None:
     time.sleep(0.05)
     page.run()
     assert errors(page) == []
+    assert page.query_params["own_run"] == run.id
     labels = [metric.label for metric in page.metric]
     assert "ACC, held out" in labels
     assert not any("ASR" in label for label in labels)
