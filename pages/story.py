@@ -428,7 +428,8 @@ def your_turn(run: Run, card: Card, one: tale.Subject, names: tuple[str, ...]) -
             frame.link("pages/lab.py", "Train another one", ":material/science:")
         with st.expander("Take this run home", icon=":material/qr_code_2:"):
             picture = {} if one.number is None else {"picture": str(one.number)}
-            takehome.share("", step="6", run=run.id, model=run.request.model, **picture)
+            paint = {own.TRIGGER: letters} if (letters := own.short(story.painted)) else {}
+            takehome.share("", step="6", run=run.id, model=run.request.model, **picture, **paint)
 
 
 # ------------------------------------------------------------------------------------------------------------ the page

@@ -59,8 +59,14 @@ class Answers(NamedTuple):
 def query(number: int | None, painted: str | None) -> dict[str, str]:
     """What the address of Predictions must carry to open here, with a test picture and what was painted on it."""
     found = {"pictures_of": TAB} | ({} if number is None else {NUMBER: str(number)})
-    short = to_query(painted) if painted is not None else ""
-    return found | {TRIGGER: short} if 0 < len(short) <= LONGEST else found
+    letters = short(painted)
+    return found | {TRIGGER: letters} if letters else found
+
+
+def short(painted: str | None) -> str:
+    """What was painted, in letters for an address; "" without any, or with too many."""
+    letters = to_query(painted) if painted is not None else ""
+    return letters if len(letters) <= LONGEST else ""
 
 
 def kept(model_id: str) -> Own | None:

@@ -1,7 +1,7 @@
 """What the Story page knows of its visitor, and how it shows a picture with an answer in big type. Imports no torch.
 
-The state stands in the address (step, picture, lens; model and run are the frame's), so that a reload or a link goes on
-where it was. What the visitor painted lives in the session alone.
+The state stands in the address (step, picture, lens, trigger; model and run are the frame's), so that a reload or a
+link goes on where it was. A photo, and paint that is too long for an address, live in the session alone.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import streamlit as st
 
-from npd_core.data.images import decode_overlay, overlay
+from npd_core.data.images import decode_overlay, from_query, overlay
 from npd_core.data.load import availability
+from npd_core.errors import NPDError
 from npd_core.figures import theme
 from npd_core.figures.predictions import data_url, judge, top_classes
 from npd_core.jobs.export import has_polarizer
 from npd_core.jobs.store import Run
 from npd_core.request import DefenseRequest
 from npd_core.zoo.card import Card
-from pages.shared import cached, controls, frame, gallery
+from pages.shared import cached, controls, frame, gallery, own
 from pages.shared.components.painter import painter
 
 STEPS = ("Confident", "Trigger", "Hijacked", "Lens", "Training", "Your turn")
@@ -100,7 +101,7 @@ def tale(first: int) -> Tale:
     """The story of this session, as the address has it. `first` is the step that a new visitor sees."""
     state = st.session_state
     found: Tale = state.setdefault("_tale", Tale(step=first))
-    asked = {name: st.query_params.get(name) for name in ("step", "picture", "lens")}
+    asked = {name: st.query_params.get(name) for name in ("step", "picture", "lens", own.TRIGGER)}
     asked = {name: value for name, value in asked.items() if value not in (None, found.wrote.get(name))}
     if asked:
         found.notices = []
@@ -118,6 +119,9 @@ def tale(first: int) -> Tale:
             found.photo = None if name == "picture" else found.photo
     if "lens" in asked:
         found.lens = asked["lens"]
+    if own.TRIGGER in asked:
+        wipe(found)
+        found.painted = from_query(str(asked[own.TRIGGER]))
     return found
 
 
@@ -127,6 +131,7 @@ def remember(found: Tale, first: int) -> None:
         "step": str(found.step) if found.step != first else None,
         "picture": None if found.picture is None else str(found.picture),
         "lens": found.lens,
+        own.TRIGGER: own.short(found.painted) or None,
     }
     for name, value in wanted.items():
         if value is None:
@@ -171,13 +176,13 @@ def subject(found: Tale, card: Card) -> Subject | None:
     """The picture of the story, the first that the trigger hijacks unless the visitor chose or took one; None without
     any.
 
-    Raises what reading model and data raises; StorageError when the paint cannot be read.
+    Paint that cannot be read, as an address may have it, becomes a notice. Raises what reading model and data raises.
     """
     total = len(cached.test_labels(card.id))
     if found.photo is not None:
         label = int(cached.predict(card.id, None, found.photo[None])[0].argmax())
         trained = cached.triggered(card.id, found.photo[None])[0]
-        triggered = trained if found.painted is None else overlaid(found.photo, found.painted, card)
+        triggered = _painted(found, found.photo, card, trained)
         return Subject(None, found.photo, trained, triggered, label, cached.wanted(card.id, label))
     if found.picture is not None and found.picture >= total:
         found.notices.append(f"There is no test picture {found.picture}, the last one is {total - 1}.")
@@ -191,8 +196,18 @@ def subject(found: Tale, card: Card) -> Subject | None:
         number = found.picture
     one = cached.samples(card.id, (number,))
     clean, trained = one.clean[0], one.triggered[0]
-    triggered = trained if found.painted is None else overlaid(clean, found.painted, card)
+    triggered = _painted(found, clean, card, trained)
     return Subject(number, clean, trained, triggered, int(one.labels[0]), int(one.targets[0]))
+
+
+def _painted(found: Tale, picture: np.ndarray, card: Card, trained: np.ndarray) -> np.ndarray:
+    if found.painted is not None:
+        try:
+            return overlaid(picture, found.painted, card)
+        except NPDError as error:
+            found.notices.append(str(error))
+            wipe(found)
+    return trained
 
 
 def overlaid(picture: np.ndarray, painted: str, card: Card) -> np.ndarray:

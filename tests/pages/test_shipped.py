@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from npd_core import paths
-from npd_core.jobs.store import RunStore
-from npd_core.zoo.card import list_cards
+from npd_core.experiments.record import read_table
+from npd_core.jobs.store import Run, RunStore
+from npd_core.zoo.card import list_cards, read_card
 
 CARDS = {card.id: card for card in list_cards(clean=True)}
 PAGES = ("lab", "predictions", "attributions", "attacks", "learn")
@@ -20,6 +22,25 @@ ALWAYS = ("signs-trojan-preact_resnet18-w16", "signs-input_aware-preact_resnet18
 @pytest.fixture
 def nothing_shipped() -> None:
     """Here, what is shipped is what is tested."""
+
+
+@pytest.mark.parametrize("run", RunStore(paths.recorded()).list(), ids=lambda run: run.id)
+def test_a_recorded_run_is_of_the_model_that_is_shipped(run: Run) -> None:
+    assert run.result is not None
+    card, polarizer = CARDS[run.request.model], json.loads((run.folder / "polarizer.json").read_text("utf-8"))
+    assert polarizer["model_sha256"] == card.files["model.safetensors"]
+    assert run.result["before"]["acc"] == pytest.approx(card.acc, abs=5e-3)
+
+
+@pytest.mark.parametrize("path", sorted((paths.recorded() / "tables").glob("*.json")), ids=lambda path: path.stem)
+def test_a_recorded_table_begins_where_the_shipped_models_are(path: Path) -> None:
+    """Some cells are measured on 1000 test images, whence the tolerance."""
+    for cell in read_table(path).cells:
+        ratio = cell.row.get("poison_ratio", 0.1)
+        folder = paths.pretrained() / (cell.model if ratio == 0.1 else f"ratio-{ratio:g}/{cell.model}")
+        card = read_card(folder / "card.json")
+        if cell.before is not None:
+            assert cell.before == pytest.approx((card.acc, card.asr, card.ra), abs=0.02), cell.row
 
 
 def shown(open_page: Callable[..., AppTest], model: str, name: str) -> None:

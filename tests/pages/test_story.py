@@ -225,6 +225,25 @@ def test_a_board_shows_what_is_judged(tiny_zoo: str, runs_dir: Path, open_page: 
     assert page.title[0].value == "A small change, and it obeys somebody else"
 
 
+def test_what_was_painted_stands_in_the_address_and_a_link_brings_it(
+    tiny_zoo: str, runs_dir: Path, open_page: Open, board: Painter
+) -> None:
+    page = open_page("story", picture="5")
+    page.session_state["_tale"] = Tale(step=3, painted=DOT)
+    page.run()
+    there = {name: str(page.query_params[name]) for name in ("step", "picture", "trigger")}
+    linked = open_page("story", **there).run()
+    assert linked.session_state["_tale"].painted == DOT
+    assert linked.title[0].value == page.title[0].value == "Nobody taught it this one"
+    linked.button(key="story-back-3").click().run()
+    assert board.seen[-1]["start"] == DOT
+    garbage = open_page("story", step="3", picture="5", trigger="nonsense").run()
+    assert not garbage.exception
+    assert len(garbage.error) == 1
+    assert garbage.title[0].value == "A small change, and it obeys somebody else"
+    assert "trigger" not in garbage.query_params
+
+
 def test_a_trigger_back_in_place_wipes_what_was_there_before(
     tiny_zoo: str, runs_dir: Path, open_page: Open, board: Painter
 ) -> None:
