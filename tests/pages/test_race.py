@@ -144,6 +144,7 @@ def test_stopping_a_race_against_a_recorded_run_ends_the_other(
     owner = Owner(runs_dir)
     waiting = RunStore(runs_dir).create(replace(recorded.request, clean=24), owner=owner.name)
     page = open_page("race", race=f"{recorded.id},{waiting}").run()
+    assert any("It starts by itself." in caption.value for caption in page.caption)
     page.button(key="stop").click().run()
     assert not page.exception, page.exception
     assert not page.error
@@ -163,8 +164,10 @@ def test_a_finished_race_says_who_leads_and_in_what_they_differ(make_run: Callab
     assert not page.exception, page.exception
     words = " ".join(element.value for element in page.markdown)
     assert "ACC: level" in words, "both were given the same numbers"
-    frame = page.dataframe[-1]
-    assert list(frame.value["setting"]) == ["config.lambda2"]
+    numbers, settings = page.dataframe
+    assert list(settings.value["setting"]) == ["config.lambda2"]
+    assert list(numbers.value["epoch"]) == [0, 1, 2] * 2
+    assert list(numbers.value["ASR"])[1:3] == [0.5, pytest.approx(0.1)]
 
 
 def test_a_race_is_there_again_after_another_page_until_it_is_put_away(

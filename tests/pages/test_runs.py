@@ -112,8 +112,9 @@ def test_comparison_draws_curves_and_names_the_settings_that_differ(open_page: O
     curves = json.loads(page.get("plotly_chart")[0].proto.spec)
     assert len(curves["data"]) == 6
     assert len({trace["name"] for trace in curves["data"]}) == 2
-    table = page.dataframe[-1].value
-    assert set(table["setting"]) == {"layer", "config.lambda2"}
+    numbers, settings = (table.value for table in page.dataframe[-2:])
+    assert set(settings["setting"]) == {"layer", "config.lambda2"}
+    assert list(numbers["epoch"]) == [0, 1, 2] * 2
 
 
 def test_a_link_carries_the_comparison(open_page: Open, make_run: Make) -> None:
@@ -189,11 +190,17 @@ def test_cancel_asks_the_manager(
         def cancel(self, run_id: str) -> None:
             asked.append(run_id)
 
+        def position(self, run_id: str) -> int:
+            return 3
+
     monkeypatch.setattr(queue, "manager", Manager)
     model = make_run().request.model
     store = RunStore(runs_dir)
     owner = Owner(runs_dir)
     run_id = store.create(DefenseRequest(model=model, clean=24), owner=owner.name)
+    page = open_page("runs", run=run_id).run()
+    assert errors(page) == []
+    assert any("place 3 in the queue" in element.value for element in page.markdown)
     store.set_state(run_id, "running", started=1.0)
     page = open_page("runs", run=run_id).run()
     assert errors(page) == []
