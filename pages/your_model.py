@@ -53,6 +53,12 @@ def in_address() -> Card | None:
     return None
 
 
+def leave() -> None:
+    """Take the network and its run out of the address."""
+    view.drop("own")
+    view.drop("own_run")
+
+
 # ------------------------------------------------------------------------------------------------------------- bringing
 
 
@@ -237,8 +243,7 @@ def workbench(card: Card) -> None:
             with choose.working():
                 remove(card.id)
             st.session_state["_own_notice"] = "The network and its pictures are removed from this machine."
-            view.drop("own")
-            view.drop("own_run")
+            leave()
             st.rerun()
 
 
@@ -398,6 +403,5 @@ else:
         "Bring another network",
         key="own_another",
         icon=":material/arrow_back:",
-        on_click=view.drop,
-        args=("own",),
+        on_click=leave,
     )

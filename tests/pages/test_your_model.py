@@ -9,6 +9,7 @@ import time
 import tomllib
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from npd_core import paths
 from npd_core.bring.entry import Settings, bring
 from npd_core.data.load import load_dataset
 from npd_core.jobs.queue import manager
+from npd_core.jobs.store import RunStore
 from npd_core.zoo.card import Card
 from npd_core.zoo.weights import load_backdoored
 
@@ -109,6 +111,10 @@ def test_polarize_compare_and_remove(open_page: Open, brought: Card) -> None:
     page.run()
     assert errors(page) == []
     assert page.query_params["own_run"] == run.id
+    newer = RunStore(run.folder.parent).create(replace(run.request, clean=24))
+    assert [open_page("your_model", own=brought.id, **named).run().selectbox(key="own_run").value
+            for named in ({}, {"own_run": run.id})] == [newer, run.id]  # fmt: skip
+    shutil.rmtree(run.folder.parent / newer)
     labels = [metric.label for metric in page.metric]
     assert "ACC, held out" in labels
     assert not any("ASR" in label for label in labels)
@@ -122,7 +128,7 @@ def test_polarize_compare_and_remove(open_page: Open, brought: Card) -> None:
     page.button(key="own_remove").click().run()
     assert errors(page) == []
     assert not brought.folder.exists()
-    assert "own" not in page.query_params
+    assert not {"own", "own_run"} & set(page.query_params)
     assert page.button(key="own_bring").disabled
 
 
