@@ -40,8 +40,8 @@ COLUMNS: dict[str, Any] = {
 
 
 def words(run: Run) -> str:
-    """A run in one line, told apart from every other by the start of its id."""
-    return f"{run.request.model} · {frame.run_title(run)} · {frame.brief(run)}"
+    """A run in one line, told apart from every other by the start of its id, or as the recorded one of its model."""
+    return " · ".join(dict.fromkeys((run.request.model, frame.run_title(run), frame.brief(run))))
 
 
 def short(run: Run) -> str:

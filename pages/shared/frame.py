@@ -274,8 +274,9 @@ def repair(run: Run) -> str:
 
 
 def brief(run: Run) -> str:
-    """The start of a run's id, with the number that tells it from others of the same request."""
-    return f"{run.id[:6]}{run.id[16:]}"
+    """Of a run's id what tells it from others: the start, and the number among those of the same request. A recorded
+    run is called by its whole id, which is that of its model."""
+    return run.id if run.recorded else f"{run.id[:6]}{run.id[16:]}"
 
 
 def provenance(run: Run) -> str:

@@ -32,6 +32,18 @@ def test_a_recorded_run_is_of_the_model_that_is_shipped(run: Run) -> None:
     assert run.result["before"]["acc"] == pytest.approx(card.acc, abs=5e-3)
 
 
+def test_recorded_runs_are_called_by_their_models(open_page: Callable[..., AppTest]) -> None:
+    models = {run.request.model for run in RunStore(paths.recorded()).list()}
+    page = open_page("runs").run()
+    said = [words.split(" · ") for words in page.multiselect(key="compare").options]
+    assert {words[0] for words in said} == models
+    assert all(words.count(words[0]) == 1 for words in said)
+    one, two = sorted(models)[:2]
+    page.multiselect(key="compare").set_value([one, two]).run()
+    drawn = json.loads(page.get("plotly_chart")[0].proto.spec)["data"]
+    assert {trace["name"].split(" · ")[0] for trace in drawn} == {one, two}
+
+
 @pytest.mark.parametrize("path", sorted((paths.recorded() / "tables").glob("*.json")), ids=lambda path: path.stem)
 def test_a_recorded_table_begins_where_the_shipped_models_are(path: Path) -> None:
     """Some cells are measured on 1000 test images, whence the tolerance."""
