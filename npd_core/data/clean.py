@@ -95,6 +95,23 @@ def clean_indices(
     return np.sort(np.concatenate(chosen)).astype(np.int64)
 
 
+def hold_out(data: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Take a share of every class out of `data`: (the rest, the part taken), both copies.
+
+    A class with several images gives at least one and keeps at least one; one with a single image keeps it. A share of
+    0 takes nothing.
+    """
+    import torch
+
+    taken = torch.zeros(data.size, dtype=torch.bool)
+    if share > 0:
+        order = torch.randperm(data.size, generator=torch.Generator().manual_seed(seed))
+        for label in data.labels.unique():
+            members = order[data.labels[order] == label]
+            taken[members[: min(len(members) - 1, max(1, round(share * len(members))))]] = True
+    return data.subset(torch.nonzero(~taken).flatten()), data.subset(torch.nonzero(taken).flatten())
+
+
 def clean_subset(
     data: ImageSet, num_classes: int, amount: float | int, seed: int, of: int | None = None
 ) -> CleanSubset:

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
+from npd_core.data.clean import hold_out
 from npd_core.data.load import ImageSet
-from npd_core.defenses.common import Batches, Repair, accuracy, batch_norms, split
+from npd_core.defenses.common import Batches, Repair, accuracy, batch_norms
 from npd_core.defenses.config import ANPConfig
 from npd_core.device import autocast
 from npd_core.errors import ConfigError
@@ -183,7 +184,7 @@ def prune_sensitive(
             "Choosing the threshold by an oracle needs test images: pass what measures them as `oracle`, or set "
             "`select` to holdout or fixed."
         )
-    rest, held = split(clean, cfg.holdout if cfg.select == "holdout" else 0.0, cfg.seed)
+    rest, held = hold_out(clean, cfg.holdout if cfg.select == "holdout" else 0.0, cfg.seed)
     batches = Batches(rest, cfg, device)
     with Repair(net, device) as repair:
         neurons = Neurons(net)

@@ -1,5 +1,4 @@
-"""What several baselines need: batches on the device, a network under repair, fine-tuning, a split, views of a
-network."""
+"""What several baselines need: batches on the device, a network under repair, fine-tuning, views of a network."""
 
 from __future__ import annotations
 
@@ -68,21 +67,6 @@ class Batches:
         """One epoch of x, y. The last batch may be smaller; a single left-over image joins the batch before."""
         for chosen in self._parts(torch.randperm(len(self.labels), generator=self.generator)):
             yield self.take(chosen)
-
-
-def split(data: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Take a share of every class out of `data`: (the rest, the part taken), both copies.
-
-    A class with several images gives at least one and keeps at least one; one with a single image keeps it. A share of
-    0 takes nothing.
-    """
-    taken = torch.zeros(data.size, dtype=torch.bool)
-    if share > 0:
-        order = torch.randperm(data.size, generator=torch.Generator().manual_seed(seed))
-        for label in data.labels.unique():
-            members = order[data.labels[order] == label]
-            taken[members[: min(len(members) - 1, max(1, round(share * len(members))))]] = True
-    return data.subset(torch.nonzero(~taken).flatten()), data.subset(torch.nonzero(taken).flatten())
 
 
 # --- the network

@@ -9,8 +9,9 @@ from collections.abc import Generator
 import torch
 from torch import Tensor
 
+from npd_core.data.clean import hold_out
 from npd_core.data.load import ImageSet
-from npd_core.defenses.common import Batches, Repair, fine_tune, last_linear, split, taps
+from npd_core.defenses.common import Batches, Repair, fine_tune, last_linear, taps
 from npd_core.defenses.config import FPConfig
 from npd_core.device import autocast
 from npd_core.events import Event, Started
@@ -74,7 +75,7 @@ def fine_prune(net: Normalized, clean: ImageSet, cfg: FPConfig, device: torch.de
     batches = Batches(clean, cfg, device)
     linear = last_linear(net)
     neurons = linear.in_features
-    measured, held = split(clean, cfg.holdout if clean.size >= cfg.holdout_min else 0.0, cfg.seed)
+    measured, held = hold_out(clean, cfg.holdout if clean.size >= cfg.holdout_min else 0.0, cfg.seed)
     if held.size == 0:
         held = clean
     with Repair(net, device) as repair:

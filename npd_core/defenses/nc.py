@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from npd_core.data.clean import hold_out
 from npd_core.data.load import ImageSet
-from npd_core.defenses.common import Batches, Repair, fine_tune, last_linear, split
+from npd_core.defenses.common import Batches, Repair, fine_tune, last_linear
 from npd_core.defenses.config import NCConfig
 from npd_core.device import autocast
 from npd_core.errors import ConfigError
@@ -227,7 +228,7 @@ def unlearning_set(clean: ImageSet, patches: Sequence[Patch], share: float, seed
         patches: one (mask, pattern) each, on the CPU; the stamped images are rounded to 8 bits, as all
             images of a set are stored.
     """
-    rest, taken = split(clean, share, seed)
+    rest, taken = hold_out(clean, share, seed)
     x = taken.images.float() / 255
     stamped = [patch.stamp(x).mul(255).round().to(torch.uint8) for patch in patches]
     labels = [taken.labels] * len(patches)

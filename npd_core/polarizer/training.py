@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from npd_core.data.clean import hold_out
 from npd_core.data.load import ImageSet
 from npd_core.device import autocast
 from npd_core.errors import ConfigError
@@ -489,22 +490,15 @@ class Trainer:
 
 
 def _split(clean: ImageSet, cfg: NPDConfig) -> tuple[ImageSet, ImageSet | None]:
-    """Hold out a share of every class, for choosing the epoch; a class of a single image keeps it."""
+    """Hold out a share of every class, for choosing the epoch."""
     if cfg.holdout == 0:
         return clean, None
-    order = torch.randperm(len(clean.labels), generator=torch.Generator().manual_seed(cfg.seed + 1))
-    held: list[Tensor] = []
-    for label in clean.labels.unique():
-        members = order[clean.labels[order] == label]
-        held.append(members[: min(len(members) - 1, max(1, round(cfg.holdout * len(members))))])
-    chosen = torch.cat(held)
-    rest = torch.ones(len(clean.labels), dtype=torch.bool)
-    rest[chosen] = False
-    if len(chosen) == 0:
-        raise ConfigError(f"A holdout needs a class with 2 of the {len(clean.labels)} clean images: use more, or none.")
-    if int(rest.sum()) < 2:
-        raise ConfigError(f"A holdout of {cfg.holdout:g} leaves fewer than 2 of {len(clean.labels)} clean images.")
-    return ImageSet(clean.images[rest], clean.labels[rest]), ImageSet(clean.images[chosen], clean.labels[chosen])
+    rest, held = hold_out(clean, cfg.holdout, cfg.seed + 1)
+    if held.size == 0:
+        raise ConfigError(f"A holdout needs a class with 2 of the {clean.size} clean images: use more, or none.")
+    if rest.size < 2:
+        raise ConfigError(f"A holdout of {cfg.holdout:g} leaves fewer than 2 of {clean.size} clean images.")
+    return rest, held
 
 
 def train_polarizer(

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from npd_core.data import load
-from npd_core.data.clean import clean_counts, clean_indices, clean_subset, load_clean
+from npd_core.data.clean import clean_counts, clean_indices, clean_subset, hold_out, load_clean
 from npd_core.data.load import ImageSet, clean_source, load_dataset
 from npd_core.data.spec import DATASETS
 from npd_core.errors import ConfigError, DataMissingError
@@ -156,3 +156,22 @@ def test_a_share_of_which_only_a_part_is_here_is_refused():
     assert len(clean_indices(balanced(10, 40), 10, 0.05, seed=0, of=8000)) == 400
     with pytest.raises(ConfigError, match=r"at most 0\.05, or get the whole training set"):
         clean_indices(balanced(10, 40), 10, 0.1, seed=0, of=8000)
+
+
+def test_holding_out_takes_its_share_of_every_class():
+    labels = torch.tensor([0] * 20 + [1] * 10 + [2] * 2 + [3])
+    data = ImageSet(torch.arange(33, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2), labels)
+    rest, taken = hold_out(data, 0.2, seed=0)
+    assert taken.labels.bincount(minlength=4).tolist() == [4, 2, 1, 0]
+    numbers = torch.cat([rest.images[:, 0, 0, 0], taken.images[:, 0, 0, 0]])
+    assert sorted(numbers.tolist()) == list(range(33))
+    for part in (rest, taken):
+        assert torch.equal(part.labels, labels[part.images[:, 0, 0, 0].long()])
+    assert not torch.equal(hold_out(data, 0.2, seed=1)[1].images, taken.images)
+
+
+def test_a_share_of_nothing_takes_nothing():
+    data = ImageSet(torch.zeros(6, 3, 2, 2, dtype=torch.uint8), torch.arange(6) % 2)
+    rest, taken = hold_out(data, 0.0, seed=0)
+    assert taken.size == 0
+    assert torch.equal(rest.images, data.images)

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from npd_core.data.clean import hold_out
 from npd_core.data.load import ImageSet
 from npd_core.defenses import anp
 from npd_core.defenses.anp import Neurons, largest_passing, mask_step, prune_sensitive, worst_noise
-from npd_core.defenses.common import Batches, accuracy, batch_norms, split
+from npd_core.defenses.common import Batches, accuracy, batch_norms
 from npd_core.defenses.config import ANPConfig
 from npd_core.errors import ConfigError
 from npd_core.events import EpochEnd, Failed, Finished, Started, StepEnd, from_record, to_record
@@ -245,7 +246,7 @@ def test_the_held_out_accuracy_bounds_the_threshold():
     net, data = planted()
     cfg = replace(PLANTED, select="holdout", tolerance=0.1, highest=1.0)
     last = list(prune_sensitive(net, data, cfg, CPU))[-1]
-    rest, held = split(data, cfg.holdout, cfg.seed)
+    rest, held = hold_out(data, cfg.holdout, cfg.seed)
     untouched = planted()[0]
     neurons = Neurons(untouched)
     found = masks(planted()[0].train().requires_grad_(False), rest, cfg)

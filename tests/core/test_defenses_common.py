@@ -1,4 +1,4 @@
-"""What the baselines share: their configs and table, batches, the split, a network under repair, fine-tuning."""
+"""What the baselines share: their configs and table, batches, a network under repair, fine-tuning."""
 
 import inspect
 import json
@@ -22,7 +22,6 @@ from npd_core.defenses.common import (
     batch_norms,
     fine_tune,
     last_linear,
-    split,
     taps,
 )
 from npd_core.defenses.config import ANPConfig, EPConfig, FineTuneConfig, FPConfig, IBAUConfig, NADConfig, NCConfig
@@ -231,25 +230,6 @@ def test_images_are_augmented_anew_each_epoch_and_only_where_asked():
 def test_one_clean_image_is_too_few():
     with pytest.raises(ConfigError, match="at least 2 clean images"):
         Batches(images(1), PLAIN, CPU)
-
-
-def test_the_split_takes_its_share_of_every_class():
-    labels = torch.tensor([0] * 20 + [1] * 10 + [2] * 2 + [3])
-    data = ImageSet(torch.arange(33, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2), labels)
-    rest, taken = split(data, 0.2, seed=0)
-    assert taken.labels.bincount(minlength=4).tolist() == [4, 2, 1, 0]
-    numbers = torch.cat([rest.images[:, 0, 0, 0], taken.images[:, 0, 0, 0]])
-    assert sorted(numbers.tolist()) == list(range(33))
-    for part in (rest, taken):
-        assert torch.equal(part.labels, labels[part.images[:, 0, 0, 0].long()])
-    assert not torch.equal(split(data, 0.2, seed=1)[1].images, taken.images)
-
-
-def test_a_share_of_nothing_takes_nothing():
-    data = images(6)
-    rest, taken = split(data, 0.0, seed=0)
-    assert taken.size == 0
-    assert torch.equal(rest.images, data.images)
 
 
 # --- the network

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from npd_core.data.clean import hold_out
 from npd_core.data.load import ImageSet
-from npd_core.defenses.common import split
 from npd_core.defenses.config import FPConfig
 from npd_core.defenses.fp import fine_prune, head_inputs, last_passing, sweep
 from npd_core.events import EpochEnd, Finished, Started, StepEnd
@@ -107,7 +107,7 @@ def test_the_accuracy_is_tested_on_held_out_images_where_there_are_enough(holdou
     net = network()
     data = images(net, 30)
     cfg = replace(FAST, epochs=0, step=0.2, holdout_min=holdout_min, holdout=0.3, tolerance=0.5)
-    measured, held = split(data, 0.3, cfg.seed) if holdout_min == 10 else (data, data)
+    measured, held = hold_out(data, 0.3, cfg.seed) if holdout_min == 10 else (data, data)
     order = torch.stack([head_inputs(net, measured, CPU, "fp32")[:, c].mean() for c in range(64)]).argsort()
     expected = [[n, accuracy_without(net, held, order[:n])] for n in range(0, 64, 13)]
     *_, end = fine_prune(net, data, cfg, CPU)
