@@ -23,7 +23,7 @@ class Note:
     text: str
 
 
-def check_here(jobs: Iterable[Job]) -> None:
+def _check_here(jobs: Iterable[Job]) -> None:
     """Raises ConfigError or DataMissingError where this machine lacks the device of a job, or its images."""
     from npd_core.device import resolve_device
 
@@ -71,7 +71,7 @@ def sweep(
     if not left:
         return
     if scheduler is None:
-        check_here(left)
+        _check_here(left)
         workers = min(workers, len(left))
         messages = run_local(run_job, left, workers=workers)
     else:

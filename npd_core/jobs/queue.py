@@ -122,7 +122,7 @@ class RunManager:
                 raise NPDError("The app is closing and takes no more runs: start it again.")
             for request, device in zip(requests, devices, strict=True):
                 full = len(self._waiting.get(device, ())) >= self._max_waiting
-                if full and not self.store.joinable(request, _current):
+                if full and not self.store.joinable(request, is_current):
                     reason = f"{self._max_waiting} runs are waiting already"
                     raise NPDError(f"{reason}: try again when some of them have ended.")
             if self._owner is None:
@@ -130,7 +130,7 @@ class RunManager:
             ids, heats = [], dict[str, _Heat]()
             try:
                 for request, device in zip(requests, devices, strict=True):
-                    run_id, new = self.store.join_or_create(request, owner=self._owner.name, usable=_current)
+                    run_id, new = self.store.join_or_create(request, owner=self._owner.name, usable=is_current)
                     ids.append(run_id)
                     if new:
                         heats.setdefault(device, []).append(_Job(run_id, request, device))
@@ -360,7 +360,7 @@ _managers: weakref.WeakSet[RunManager] = weakref.WeakSet()
 _frozen = False
 
 
-def _current(run: Run) -> bool:
+def is_current(run: Run) -> bool:
     """Whether a finished run is about the model as it is now; False once the model of this name was trained anew."""
     try:
         name = "repaired.json" if run.request.defense in CONFIGS else "polarizer.json"

@@ -53,7 +53,7 @@ class Recipe:
     trigger_falls: bool = True
     """The learning rate of a trigger that learns falls to zero as the classifier's does, instead of staying."""
     trigger_weight: float = 1.0
-    """Of the loss that such a trigger has of its own, beside the classifier's."""
+    """Weight of the loss that a trigger has of its own (Input-aware: diversity), beside the classifier's."""
     growing: tuple[tuple[float, int], ...] = ()
     """Smaller pictures at first, which cost less: (share of `epochs`, pixels) pairs, each until its share is done."""
     again: tuple[tuple[int, float], ...] = ()

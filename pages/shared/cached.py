@@ -23,6 +23,7 @@ from npd_core.errors import CheckpointError, UnknownNameError
 from npd_core.experiments.record import TableRecord, list_tables, read_table, table_path
 from npd_core.figures.tables import DEFENSES
 from npd_core.jobs.export import has_polarizer
+from npd_core.jobs.queue import is_current
 from npd_core.jobs.store import Run, RunStore
 from npd_core.polarizer.snapshots import snapshot_epochs, snapshot_file
 from npd_core.zoo import card as card_file
@@ -263,11 +264,14 @@ def _report(folder: str, files: Stamp) -> bytes:
 
 
 def usable_runs(model_id: str) -> list[Run]:
-    """Runs of this model that left a polarizer behind, newest live one first, recorded ones last."""
+    """Runs of this model, as it is now, that left a polarizer behind; newest live one first, recorded ones last."""
     return [
         run
         for run in all_runs()
-        if run.request.model == model_id and run.state in ("finished", "stopped") and has_polarizer(run.folder)
+        if run.request.model == model_id
+        and run.state in ("finished", "stopped")
+        and has_polarizer(run.folder)
+        and is_current(run)
     ]
 
 

@@ -12,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 from npd_core import paths
 from npd_core.experiments.record import read_table
 from npd_core.jobs.store import Run, RunStore
+from npd_core.lessons import LESSONS
 from npd_core.zoo.card import list_cards, read_card
 
 CARDS = {card.id: card for card in list_cards(clean=True)}
@@ -42,6 +43,26 @@ def test_recorded_runs_are_called_by_their_models(open_page: Callable[..., AppTe
     page.multiselect(key="compare").set_value([one, two]).run()
     drawn = json.loads(page.get("plotly_chart")[0].proto.spec)["data"]
     assert {trace["name"].split(" · ")[0] for trace in drawn} == {one, two}
+
+
+@pytest.mark.parametrize("zoo", sorted(paths.pretrained().glob("ratio-*")), ids=lambda zoo: zoo.name)
+@pytest.mark.parametrize("name", ["predictions", "attributions"])
+def test_a_model_of_another_poison_ratio_is_not_shown_with_a_run_of_its_namesake(
+    name: str, zoo: Path, runs_dir: Path, open_page: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NPD_ZOO_DIR", str(zoo))
+    page = open_page(name, model="signs-input_aware-preact_resnet18-w16").run()
+    assert not page.exception
+    assert [error.value for error in page.error] == []
+    assert any("No polarizer has been trained for this model yet" in info.value for info in page.info)
+
+
+def test_a_lesson_about_a_model_begins_with_it(runs_dir: Path, open_page: Callable[..., AppTest]) -> None:
+    page = open_page("lessons", model="gtsrb-badnets_a2o-preact_resnet18-w16").run()
+    page.button(key="begin-layer").click().run()
+    assert not page.exception
+    assert page.session_state["_chosen"]["model"] == LESSONS["layer"].model
+    assert page.session_state["layer"] == "stream:layer3.1"
 
 
 @pytest.mark.parametrize("path", sorted((paths.recorded() / "tables").glob("*.json")), ids=lambda path: path.stem)
