@@ -2,9 +2,9 @@
 
 import streamlit as st
 
-from pages.shared import frame
+from pages.shared import shell
 
-frame.dress()
-page = st.navigation(frame.pages(), position=frame.menu())
-frame.header(page.url_path)
+shell.dress()
+page = st.navigation(shell.pages(), position=shell.menu())
+shell.header(page.url_path)
 page.run()

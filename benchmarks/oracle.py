@@ -22,7 +22,9 @@ from npd_core.zoo.weights import load_backdoored
 
 def main() -> None:
     """Train and measure at each layer."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model")
     parser.add_argument("layers", nargs="+")
     parser.add_argument("--images", type=int, default=1200, help="training images, clean and triggered each")
@@ -37,7 +39,9 @@ def main() -> None:
     for layer in args.layers:
         net = PolarizedNet(backdoored.net, layer, backdoored.card.image_size).to(device)
         with torch.no_grad(), autocast(device):
-            clean, triggered = (torch.cat([net.prefix(x.to(device) / 255) for x in p.split(200)]) for p in pictures)
+            clean, triggered = (
+                torch.cat([net.prefix(x.to(device) / 255) for x in p.split(200)]) for p in pictures
+            )
             net.polarizer.fold_statistics(net.features(h) for h in clean.split(200))
         optimizer = torch.optim.SGD(net.polarizer.parameters(), lr=0.01, momentum=0.9)
         generator = torch.Generator().manual_seed(0)

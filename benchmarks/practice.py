@@ -11,12 +11,12 @@ import argparse
 from dataclasses import replace
 
 from npd_core import evaluation
+from npd_core.config.npd import PAPER_LAYERS, REFERENCE, default_layer, preset
 from npd_core.data.clean import load_clean
 from npd_core.data.load import ImageSet
 from npd_core.device import resolve_device
 from npd_core.events import EpochEnd, Failed
 from npd_core.metrics import der
-from npd_core.polarizer.config import PAPER_LAYERS, REFERENCE, default_layer, preset
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.polarizer.training import train_polarizer
 from npd_core.zoo.weights import load_backdoored
@@ -40,7 +40,9 @@ def rows(arch: str, dataset: str) -> dict[str, tuple[str, dict[str, object]]]:
 
 def main() -> None:
     """Train and measure each row, and print it as it is done."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model")
     parser.add_argument("--images", type=int, default=480)
     parser.add_argument("--rows", default="", help="names, separated by commas; default: all")
@@ -53,7 +55,9 @@ def main() -> None:
     before = evaluation.evaluate(backdoored.net, sets, device)
     clean = load_clean(card.dataset, 0.05, 0)
     print(f"{args.model}, before: ACC {before.acc:.1%}, ASR {before.asr:.1%}, RA {before.ra:.1%}\n")
-    print("| row | layer | epochs | ACC / ASR / RA in % by epoch | DER | s |\n| --- | --- | --- | --- | --- | --- |")
+    print(
+        "| row | layer | epochs | ACC / ASR / RA in % by epoch | DER | s |\n| --- | --- | --- | --- | --- | --- |"
+    )
     table = rows(card.arch, card.dataset)
     for name in args.rows.split(",") if args.rows else table:
         layer, changes = table[name]
@@ -67,11 +71,14 @@ def main() -> None:
                 seconds = event.seconds
                 if (event.epoch + 1) % max(1, cfg.epochs // 4) == 0 and event.epoch >= 0:
                     m = evaluation.evaluate(net, sets, device, "auto")
-                    seen.append(f"{event.epoch + 1}: {100 * m.acc:.1f} / {100 * m.asr:.1f} / {100 * m.ra:.1f}")
+                    seen.append(
+                        f"{event.epoch + 1}: {100 * m.acc:.1f} / {100 * m.asr:.1f} / {100 * m.ra:.1f}"
+                    )
         after = evaluation.evaluate(net, sets, device)
         rating = der(before, after)
         print(
-            f"| {name}{note} | {layer} | {cfg.epochs} | {', '.join(seen)} | {rating:.3f} | {seconds:.0f} |", flush=True
+            f"| {name}{note} | {layer} | {cfg.epochs} | {', '.join(seen)} | {rating:.3f} | {seconds:.0f} |",
+            flush=True,
         )
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from npd_core.cli import main
+from npd_core.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

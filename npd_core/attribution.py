@@ -154,7 +154,11 @@ def attribute(
     with _quiet(), torch.enable_grad():
         if method == "integrated_gradients":
             found = IntegratedGradients(alone).attribute(
-                x, baselines=baseline.expand_as(x), target=labels, n_steps=steps, internal_batch_size=max(BATCH, len(x))
+                x,
+                baselines=baseline.expand_as(x),
+                target=labels,
+                n_steps=steps,
+                internal_batch_size=max(BATCH, len(x)),
             )
         elif method == "saliency":
             found = Saliency(alone).attribute(x, target=labels, abs=False)
@@ -174,7 +178,9 @@ def shared_scale(*maps: Tensor | np.ndarray, quantile: float = 0.995) -> float:
 
     The given quantile of all absolute values, so that a single pixel does not wash out the others.
     """
-    flat = torch.cat([torch.zeros(0), *(torch.as_tensor(m).detach().float().abs().flatten().cpu() for m in maps)])
+    flat = torch.cat(
+        [torch.zeros(0), *(torch.as_tensor(m).detach().float().abs().flatten().cpu() for m in maps)]
+    )
     if flat.numel() == 0:
         return 1.0
     scale = float(torch.quantile(flat, quantile))
@@ -256,7 +262,9 @@ def gradcam_layer(net: nn.Module) -> str:
     """
     names = [name for name, _ in net.named_modules() if re.search(r"(^|\.)layer\d+\.\d+$", name)]
     if not names:
-        names = [name for name, m in net.named_modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1]
+        names = [
+            name for name, m in net.named_modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1
+        ]
     if not names:
         raise unknown_name("Grad-CAM layer", "last stage", [])
     return names[-1]
@@ -313,7 +321,9 @@ def _targets(target: Tensor | int, x: Tensor) -> Tensor:
     if labels.ndim == 0:
         return labels.repeat(len(x))
     if labels.shape != x.shape[:1]:
-        raise ConfigError(f"One target class for each of {len(x)} images is needed, got shape {tuple(labels.shape)}.")
+        raise ConfigError(
+            f"One target class for each of {len(x)} images is needed, got shape {tuple(labels.shape)}."
+        )
     return labels
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from npd_core.config.npd import NPDConfig, preset
 from npd_core.data.clean import load_clean
 from npd_core.data.load import ImageSet
 from npd_core.device import environment, resolve_device
 from npd_core.evaluation import evaluate, test_sets
 from npd_core.events import EpochEnd
 from npd_core.polarizer import objective
-from npd_core.polarizer.config import NPDConfig, preset
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.polarizer.training import Trainer
 from npd_core.zoo.card import list_cards
@@ -47,7 +47,9 @@ def forward_equivalents(
     for _ in range(2):
         with FlopCounterMode(display=False) as step:
             fixed = trainer.fixed_of(chosen, x, h, y) if trainer.attacks_base else None
-            trainer.update(optimizer, objective.total(trainer.losses(x, h, y, fixed=fixed).losses, trainer.weights))
+            trainer.update(
+                optimizer, objective.total(trainer.losses(x, h, y, fixed=fixed).losses, trainer.weights)
+            )
         counts.append(step.get_total_flops() / forward.get_total_flops())
     return counts[0], counts[1]
 

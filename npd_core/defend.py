@@ -14,11 +14,13 @@ import torch
 
 from npd_core.attacks import DYNAMIC
 from npd_core.attacks.poison import poison_training_set
+from npd_core.config.baselines import ANPConfig, EPConfig
+from npd_core.config.npd import VARIANTS, NPDConfig
+from npd_core.config.request import DefenseRequest
 from npd_core.data.clean import load_clean
 from npd_core.data.load import ImageSet, load_dataset
 from npd_core.defenses import DEFENSES as BASELINES
 from npd_core.defenses.artifact import round_as_stored, save_repaired
-from npd_core.defenses.config import ANPConfig, EPConfig
 from npd_core.device import environment, resolve_device
 from npd_core.errors import ConfigError, unknown_name
 from npd_core.evaluation import TestSets, evaluate, named, test_sets
@@ -26,11 +28,9 @@ from npd_core.events import EpochEnd, Event, Failed, Finished, Measured, StepEnd
 from npd_core.metrics import Metrics, der
 from npd_core.models import Normalized
 from npd_core.polarizer.artifact import forget_snapshots, save_polarizer, save_snapshot, write_text
-from npd_core.polarizer.config import VARIANTS, NPDConfig
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.polarizer.snapshots import epoch_of
 from npd_core.polarizer.training import train_polarizer
-from npd_core.request import DefenseRequest
 from npd_core.zoo.card import Card
 from npd_core.zoo.weights import Backdoored, load_backdoored
 
@@ -72,7 +72,7 @@ def run_defense(
         net = copy.deepcopy(backdoored.net)
     clean = load_clean(card.dataset, request.clean, request.config.seed)
     sets = test_sets(card.dataset, backdoored.attack, images)
-    watched = test_sets(card.dataset, backdoored.attack, request.watch) if request.watch else None
+    watched = test_sets(card.dataset, backdoored.attack, request.eval_images) if request.eval_images else None
 
     training = _training(request, net, backdoored, ImageSet(clean.images, clean.labels), sets, device)
     if out is not None:

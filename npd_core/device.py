@@ -50,7 +50,9 @@ def use_bf16(device: torch.device, precision: str = "auto") -> bool:
     """Whether to autocast to bfloat16: as told, or where the hardware gains from it."""
     if precision != "auto":
         return precision == "bf16"
-    return torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu_has_bf16()
+    return (
+        torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu_has_bf16()
+    )
 
 
 def autocast(device: torch.device, precision: str = "auto") -> AbstractContextManager[Any]:

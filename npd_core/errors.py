@@ -57,7 +57,9 @@ def unknown_name(kind: str, name: object, choices: Iterable[str]) -> UnknownName
     nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     shown = ", ".join(names[:12]) + (f", and {len(names) - 12} more" if len(names) > 12 else "")
-    return UnknownNameError(f"Unknown {kind} {str(name)!r}.{hint} Choose one of: {shown or 'none available'}.")
+    return UnknownNameError(
+        f"Unknown {kind} {str(name)!r}.{hint} Choose one of: {shown or 'none available'}."
+    )
 
 
 def check_seed(seed: object) -> None:

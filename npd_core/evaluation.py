@@ -50,7 +50,9 @@ def predict(
         batch_size: images of 32 x 32 pixels at once; of larger ones as many fewer.
     """
     logits = []
-    fitting = max(1, min(batch_size, batch_size * 32**2 // images[0, 0].numel())) if len(images) else batch_size
+    fitting = (
+        max(1, min(batch_size, batch_size * 32**2 // images[0, 0].numel())) if len(images) else batch_size
+    )
     for batch in images.split(fitting):
         x = batch.to(device)
         x = x.float() / 255 if x.dtype == torch.uint8 else x
@@ -64,7 +66,9 @@ def predict_proba(net: nn.Module, images: Tensor) -> Tensor:
     return predict(net, images, next(net.parameters()).device).softmax(1).cpu()
 
 
-def evaluate(net: nn.Module, sets: TestSets, device: torch.device | None = None, precision: str = "fp32") -> Metrics:
+def evaluate(
+    net: nn.Module, sets: TestSets, device: torch.device | None = None, precision: str = "fp32"
+) -> Metrics:
     """ACC, ASR and RA in one pass over the clean and the poisoned images; the counts are read back once.
 
     Args:

@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 
 import streamlit as st
 
+from npd_core.config.npd import NPDConfig
+from npd_core.config.request import DefenseRequest
 from npd_core.errors import NPDError
+from npd_core.experiments.plan import TABLES
 from npd_core.experiments.published import TERMS
 from npd_core.experiments.record import Cell, TableRecord
-from npd_core.experiments.run import only
-from npd_core.experiments.tables import TABLES
+from npd_core.experiments.tables import only
 from npd_core.figures import tables
 from npd_core.figures.tables import DEFENSES, Outcome
-from npd_core.jobs.store import Run
-from npd_core.polarizer.config import NPDConfig
-from npd_core.request import DefenseRequest
+from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import choose, frame, gallery, live, measured
+from pages.shared import paper_tables, run_panel, selectors, shell, tiles
 
 # Words of a choice -> its label on the axis, its line, and what it asks for.
 Requests = dict[str, tuple[str, str, DefenseRequest]]
@@ -52,9 +52,9 @@ def targeted(defense: str) -> str:
 def of_terms(card: Card, cells: list[Cell]) -> Requests:
     found: Requests = {}
     for words in TERMS:
-        asked = measured.same_request([cell for cell in cells if cell.row["terms"] == words], card)
+        asked = paper_tables.same_request([cell for cell in cells if cell.row["terms"] == words], card)
         if asked is None:
-            preset = measured.default_request(card, "npd")
+            preset = paper_tables.default_request(card, "npd")
             assert isinstance(preset.config, NPDConfig)
             asked = replace(preset, config=only(preset.config, words))
         found[terms(words)] = (terms(words), "", asked)
@@ -64,15 +64,21 @@ def of_terms(card: Card, cells: list[Cell]) -> Requests:
 def of_targets(card: Card, cells: list[Cell]) -> Requests:
     found: Requests = {}
     for name in TABLES["table4"].defenses:
-        asked = measured.same_request([cell for cell in cells if cell.defense == name], card)
-        found[targeted(name)] = (targeted(name), "", asked or measured.default_request(card, name))
+        asked = paper_tables.same_request([cell for cell in cells if cell.defense == name], card)
+        found[targeted(name)] = (targeted(name), "", asked or paper_tables.default_request(card, name))
     return found
 
 
 def of_ratio(card: Card, cells: list[Cell]) -> Requests:
     label = f"{card.poison_ratio:.0%}"
-    asked = measured.same_request([cell for cell in cells if cell.defense == "npd"], card)
-    return {f"NPD, at this model's ratio of {label}": (label, "NPD", asked or measured.default_request(card, "npd"))}
+    asked = paper_tables.same_request([cell for cell in cells if cell.defense == "npd"], card)
+    return {
+        f"NPD, at this model's ratio of {label}": (
+            label,
+            "NPD",
+            asked or paper_tables.default_request(card, "npd"),
+        )
+    }
 
 
 def of_clean(card: Card, cells: list[Cell]) -> Requests:
@@ -80,9 +86,9 @@ def of_clean(card: Card, cells: list[Cell]) -> Requests:
     for count in sorted(TABLES["table6"].values[0]):
         for name in reversed(TABLES["table6"].defenses):
             mine = [cell for cell in cells if cell.defense == name and cell.row["clean"] == count]
-            asked = measured.same_request(mine, card)
+            asked = paper_tables.same_request(mine, card)
             if asked is None:
-                asked = replace(measured.default_request(card, name), clean=count)
+                asked = replace(paper_tables.default_request(card, name), clean=count)
             found[f"{DEFENSES[name]}, {count} clean images"] = (str(count), DEFENSES[name], asked)
     return found
 
@@ -125,15 +131,15 @@ QUESTIONS = {
 
 def as_bars(question: Question, cells: list[Cell], mine: dict[str, Run]) -> None:
     """A row for each value."""
-    outcomes = measured.undefended(cells)
+    outcomes = paper_tables.undefended(cells)
     for cell in cells:
-        outcomes += measured.recorded(cell, question.label(cell))
-    outcomes += [measured.of_run(run, label) for label, run in mine.items()]
+        outcomes += paper_tables.recorded(cell, question.label(cell))
+    outcomes += [paper_tables.of_run(run, label) for label, run in mine.items()]
     if not outcomes:
         return
     metrics = [name for name in ("acc", "asr", "der") if any(getattr(o, name) is not None for o in outcomes)]
-    mode = gallery.mode()
-    measured.panels(lambda metric: tables.bars(outcomes, metric, mode), metrics, outcomes, "ablation")
+    mode = tiles.mode()
+    paper_tables.panels(lambda metric: tables.bars(outcomes, metric, mode), metrics, outcomes, "ablation")
 
 
 def as_curves(question: Question, cells: list[Cell], mine: dict[tuple[str, str], Run]) -> None:
@@ -142,22 +148,28 @@ def as_curves(question: Question, cells: list[Cell], mine: dict[tuple[str, str],
     axis = next(name for name in question.axes if name in ("poison_ratio", "clean"))
     places = {question.label(cell): cell.row[axis] for cell in cells}
     for cell in cells:
-        series.setdefault(DEFENSES[cell.defense], []).extend(measured.recorded(cell, question.label(cell)))
+        series.setdefault(DEFENSES[cell.defense], []).extend(
+            paper_tables.recorded(cell, question.label(cell))
+        )
         if question.table == "table5" and cell.before is not None:
             bare = Outcome(question.label(cell), "recorded", *cell.before)
             series.setdefault(DEFENSES["none"], []).append(bare)
     for (label, line), run in mine.items():
-        series.setdefault(line, []).append(measured.of_run(run, label))
+        series.setdefault(line, []).append(paper_tables.of_run(run, label))
         places.setdefault(label, float(label.rstrip("%")) / (100 if label.endswith("%") else 1))
     if not series:
         return
     names = list(DEFENSES.values())[::-1]
     lines = dict(sorted(series.items(), key=lambda item: names.index(item[0])))
-    order, mode = sorted(places, key=lambda label: places[label]), gallery.mode()
-    measured.panels(
+    order, mode = sorted(places, key=lambda label: places[label]), tiles.mode()
+    paper_tables.panels(
         lambda metric: tables.curves(lines, metric, order, question.axis, mode),
         ("acc", "asr", "der"),
-        [outcome._replace(label=f"{line}, {outcome.label}") for line, found in lines.items() for outcome in found],
+        [
+            outcome._replace(label=f"{line}, {outcome.label}")
+            for line, found in lines.items()
+            for outcome in found
+        ],
         "ablation",
     )
 
@@ -167,9 +179,11 @@ def recorded_cells(found: TableRecord | None, attack: str) -> list[Cell]:
 
 
 st.title("Ablations")
-selection = frame.selection()
-card, run = choose.model(selection), selection.run
-st.write("The paper's Tables 3 to 6: what happens when a part of NPD is taken away, or when there is less to go by.")
+selection = shell.selection()
+card, run = selectors.model(selection), selection.run
+st.write(
+    "The paper's Tables 3 to 6: what happens when a part of NPD is taken away, or when there is less to go by."
+)
 name = st.segmented_control(
     "Question",
     list(QUESTIONS),
@@ -181,8 +195,8 @@ name = st.segmented_control(
 )
 question = QUESTIONS[name]
 st.markdown(question.text)
-found = measured.record((question.table,), question.table.removeprefix("table"), card)
-attack = measured.attack(found, card)
+found = paper_tables.record((question.table,), question.table.removeprefix("table"), card)
+attack = paper_tables.attack(found, card)
 cells = recorded_cells(found, attack)
 mine = recorded_cells(found, card.attack) if found is not None and found.dataset == card.dataset else []
 try:
@@ -190,7 +204,7 @@ try:
 except NPDError as error:
     st.error(str(error), icon=":material/error:")
     st.stop()
-done = measured.runs_of({words: request for words, (_, _, request) in asked.items()}, run)
+done = paper_tables.runs_of({words: request for words, (_, _, request) in asked.items()}, run)
 own = attack == card.attack and (found is None or found.dataset == card.dataset)
 beside = {asked[words][:2]: run for words, run in done.items()} if own else {}
 if question.axis:
@@ -199,10 +213,10 @@ else:
     as_bars(question, cells, {label: run for (label, _), run in beside.items()})
 if cells or beside:
     column = next(title for axis, title in question.axes.items() if axis != "attack")
-    rows = measured.cell_rows(cells, question.axes)
-    measured.table(rows + (measured.run_rows(done, column) if own else []), f"{question.table}-table")
+    rows = paper_tables.cell_rows(cells, question.axes)
+    paper_tables.table(rows + (paper_tables.run_rows(done, column) if own else []), f"{question.table}-table")
 if found is not None:
-    measured.whose(found, cells, card)
+    paper_tables.whose(found, cells, card)
 
 st.subheader("Run one live")
 choice = st.selectbox(
@@ -212,6 +226,6 @@ choice = st.selectbox(
     index=0 if question.axis else len(asked) - 1,
     bind="query-params",
 )
-st.caption(f"Of the chosen model, {frame.model_title(card)}.")
-measured.run_live(asked[choice][2], card, run)
-live.warm()
+st.caption(f"Of the chosen model, {shell.model_title(card)}.")
+paper_tables.run_live(asked[choice][2], card, run)
+run_panel.warm()

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 import streamlit as st
 
-from npd_core.attack_facts import ATTACK_INFO
+from npd_core.attack_info import ATTACK_INFO
 from npd_core.errors import NPDError
 from npd_core.figures.predictions import data_url
 from npd_core.zoo.card import Card, model_id
-from pages.shared import cached, choose, frame, gallery
+from pages.shared import cached, selectors, shell, tiles
 from pages.shared.components.compare import compare
 
 PICTURES = 4
@@ -31,7 +31,7 @@ def choose_attack(attack: str, card: Card | None) -> None:
         st.query_params["attack"] = attack
     else:
         st.query_params.pop("attack", None)
-        frame.choose_model(card.id)
+        shell.choose_model(card.id)
 
 
 def chosen_attack(card: Card | None, models: dict[str, Card | None]) -> str:
@@ -48,7 +48,8 @@ def chosen_attack(card: Card | None, models: dict[str, Card | None]) -> str:
     if asked not in ATTACK_INFO:
         st.query_params.pop("attack", None)
         st.error(
-            f"There is no attack {asked[:40]!r}. Choose one of: {', '.join(ATTACK_INFO)}.", icon=":material/error:"
+            f"There is no attack {asked[:40]!r}. Choose one of: {', '.join(ATTACK_INFO)}.",
+            icon=":material/error:",
         )
         return current
     if models[asked] is not None and models[asked] != card:
@@ -72,7 +73,7 @@ def picker(chosen: str, models: dict[str, Card | None], dataset: str) -> None:
             model = models[attack]
             found = pictures(attack, model, dataset, 1)
             with st.container(width=168, border=True, key=f"attack_{attack}"):
-                gallery.thumbnail(
+                tiles.thumbnail(
                     None if isinstance(found, str) else found.triggered[0],
                     f"A picture with the trigger of {info.title}",
                     "needs a model" if model is None and info.made_for_model else "no picture",
@@ -122,7 +123,7 @@ def model_card(model: Card) -> None:
             "is shown as it was measured.",
             icon=":material/warning:",
         )
-    gallery.facts(
+    tiles.facts(
         {
             "data set": model.dataset,
             "architecture": f"{model.arch}, width {model.width}",
@@ -144,7 +145,7 @@ def _listed(values: Mapping[str, object]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
 
 
-selection = frame.selection()
+selection = shell.selection()
 card = selection.card
 st.title("Attacks")
 st.write(
@@ -152,7 +153,7 @@ st.write(
     "These are the eight attacks of the paper. Choosing one chooses its model for the whole app."
 )
 dataset = card.dataset if card is not None else "signs"
-with choose.working():
+with selectors.working():
     models = {attack: nearest(attack, cached.cards(), card) for attack in ATTACK_INFO}
 attack = chosen_attack(card, models)
 model = models[attack]
@@ -160,7 +161,7 @@ if card is not None and card.attack == attack:
     model = card
 elif card is not None and card.asr is None:
     st.info(
-        f"The chosen model, {frame.model_title(card)}, was trained without any of them. Below is an attack to compare "
+        f"The chosen model, {shell.model_title(card)}, was trained without any of them. Below is an attack to compare "
         "it with.",
         icon=":material/verified:",
     )
@@ -185,7 +186,11 @@ else:
     st.subheader("Clean, poisoned, and the difference × 10")
     st.caption(
         "Test pictures, one of each class. The difference is amplified around grey, which means unchanged."
-        + ("" if model is not None else " Shown with the trigger that this attack always has: no model is needed.")
+        + (
+            ""
+            if model is not None
+            else " Shown with the trigger that this attack always has: no model is needed."
+        )
     )
     left, right = st.columns([3, 7], gap="large")
     with left:
@@ -197,10 +202,20 @@ else:
             key="attack_compare",
         )
     with right:
-        gallery.show_rows(
-            ["Clean", "Poisoned", "Difference × 10", *([] if found.crossed is None else ["Must change nothing"])],
+        tiles.show_rows(
             [
-                [clean, bad, gallery.change(clean, bad).image, *([] if found.crossed is None else [found.crossed[i]])]
+                "Clean",
+                "Poisoned",
+                "Difference × 10",
+                *([] if found.crossed is None else ["Must change nothing"]),
+            ],
+            [
+                [
+                    clean,
+                    bad,
+                    tiles.change(clean, bad).image,
+                    *([] if found.crossed is None else [found.crossed[i]]),
+                ]
                 for i, (clean, bad) in enumerate(zip(found.clean, found.triggered, strict=True))
             ],
         )
@@ -213,7 +228,9 @@ if model is not None:
     st.subheader("Model card")
     model_card(model)
     with st.container(horizontal=True):
-        frame.link(
-            "pages/predictions.py", "See it hijack predictions, or try your own picture", ":material/image_search:"
+        shell.link(
+            "pages/predictions.py",
+            "See it hijack predictions, or try your own picture",
+            ":material/image_search:",
         )
-        frame.link("pages/lab.py", "Filter it out in the Lab", ":material/science:")
+        shell.link("pages/lab.py", "Filter it out in the Lab", ":material/science:")

@@ -7,35 +7,37 @@ import streamlit as st
 
 from npd_core.attribution import METHODS
 from npd_core.figures.attributions import MapGrid, channel_bars, channel_figure
-from pages.shared import cached, choose, frame, gallery, own
+from pages.shared import cached, own_image, selectors, shell, tiles
 
 ATTACKED, TRUE = "the attacker’s class", "the true class"  # what an address can say, as it can name a class
 TEST, OWN = "Test picture", "Your picture"
 UNITS = {"saliency": "logits per unit of brightness"}
 
-selection = frame.selection()
+selection = shell.selection()
 st.title("Attributions")
 st.write(
     "Which pixels speak for a class? The same question is put to the backdoored network and to the polarized one, "
     "for the clean and for the triggered picture. All four maps share one colour scale, so they can be compared."
 )
 
-card = choose.model(selection)
-run = choose.finished_run(selection)
+card = selectors.model(selection)
+run = selectors.finished_run(selection)
 if run is None:
     st.stop()
 backdoored = card.asr is not None
-mine = own.kept(card.id)
+mine = own_image.kept(card.id)
 if mine is not None:
     picked = st.segmented_control("Picture", [TEST, OWN], default=TEST, required=True, key="attributed")
     mine = mine if picked == OWN else None
-with choose.working():
+with selectors.working():
     names = cached.class_names(card.dataset)
     labels = cached.test_labels(card.id)
 
 if "image" not in st.session_state and "image" not in st.query_params:
-    st.session_state["image"] = st.session_state.get("last_picture", choose.first_attackable(card.id))
-    st.query_params["image"] = str(st.session_state["image"])  # a widget that is set before it is drawn does not
+    st.session_state["image"] = st.session_state.get("last_picture", selectors.first_attackable(card.id))
+    st.query_params["image"] = str(
+        st.session_state["image"]
+    )  # a widget that is set before it is drawn does not
 first, second, third, fourth = st.columns([1.6, 1.2, 1.2, 1.8], vertical_alignment="bottom")
 title = first.selectbox(
     "Method",
@@ -59,7 +61,7 @@ third.button(
     key="new_sample",
     icon=":material/casino:",
     width="stretch",
-    on_click=choose.another,
+    on_click=selectors.another,
     args=("image", card.id),
     disabled=mine is not None,
     help="A random picture that the attack can hijack." if backdoored else "A random test picture.",
@@ -74,7 +76,7 @@ asked = fourth.selectbox(
 )
 index = min(max(int(index), 0), len(labels) - 1)
 
-with choose.working():
+with selectors.working():
     if mine is None:
         st.session_state["last_picture"] = index
         found = cached.samples(card.id, (index,))
@@ -100,7 +102,8 @@ info = METHODS[method]
 st.markdown(f"**{info.title}** ({info.source}). {info.sentence} *What to look for:* {info.look_for}")
 if not backdoored:
     st.info(
-        "This network is not backdoored: nobody wants a class, so the true one is explained.", icon=":material/info:"
+        "This network is not backdoored: nobody wants a class, so the true one is explained.",
+        icon=":material/info:",
     )
 elif wanted == label:
     st.info(
@@ -118,14 +121,16 @@ grid = MapGrid(
     [[f"says {names[int(p.argmax())]}, {p.max():.0%}" for p in row] for row in says][:rows],
     f"Orange speaks for “{names[target]}”, blue against it; {UNITS.get(method, 'logits')}, one scale for all.",
 )
-gallery.show_maps(grid)
+tiles.show_maps(grid)
 
 st.subheader("Which channels the polarizer suppressed")
 triggered = rows == 2 and (
-    st.radio("For the picture", ["triggered", "clean"], key="channel_picture", bind="query-params", horizontal=True)
+    st.radio(
+        "For the picture", ["triggered", "clean"], key="channel_picture", bind="query-params", horizontal=True
+    )
     == "triggered"
 )
-with choose.working():
+with selectors.working():
     if mine is None:
         channels = cached.channels(card.id, run.id, index, triggered, target)
     else:
@@ -139,9 +144,14 @@ st.write(
     f"together they make {bars.share:.0%} of all that was taken away."
 )
 if bars.channels:
-    st.plotly_chart(channel_figure(bars, gallery.mode()), key="channels", theme=None, config={"displayModeBar": False})
+    st.plotly_chart(
+        channel_figure(bars, tiles.mode()), key="channels", theme=None, config={"displayModeBar": False}
+    )
 else:
-    st.info("The polarizer lowered the contribution of no channel for this picture and class.", icon=":material/info:")
+    st.info(
+        "The polarizer lowered the contribution of no channel for this picture and class.",
+        icon=":material/info:",
+    )
 with st.expander("How a channel’s contribution is defined, and the numbers"):
     st.markdown(
         "Take the features that reach the polarizer and those that leave it. Integrated Gradients on the straight way "
@@ -162,6 +172,12 @@ with st.expander("How a channel’s contribution is defined, and the numbers"):
         hide_index=True,
         column_config={
             name: st.column_config.NumberColumn(format="%.3f")
-            for name in ("before", "after", "suppressed", "mean |activation| before", "mean |activation| after")
+            for name in (
+                "before",
+                "after",
+                "suppressed",
+                "mean |activation| before",
+                "mean |activation| after",
+            )
         },
     )

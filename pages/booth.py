@@ -4,7 +4,7 @@ import time
 
 import streamlit as st
 
-from pages.shared import frame, recorded, view
+from pages.shared import lesson_view, recorded_runs, shell
 from pages.shared.components.idle import wake
 
 TURN = 24  # seconds for one run
@@ -18,7 +18,7 @@ h1 { font-size: clamp(2.4rem, 4.2vw, 4.6rem) !important; line-height: 1.1 !impor
 @st.fragment(run_every=TURN)
 def loop() -> None:
     """One recorded run: its secret, then how the polarizer takes it away. The next one every `TURN` seconds."""
-    runs = recorded.recorded_runs()
+    runs = recorded_runs.recorded_runs()
     turn = int(time.time() // TURN)
     if not runs:
         st.title("A network with a secret, and a thin layer that filters it out")
@@ -29,12 +29,12 @@ def loop() -> None:
     wake("Touch to find it", page="booth", key="wake")
     with st.container(key="attract"):
         if not runs:
-            recorded.idea(key=f"attract-{turn}")
+            recorded_runs.idea(key=f"attract-{turn}")
         else:
-            recorded.play(run, key=f"attract-{turn}")
+            recorded_runs.play(run, key=f"attract-{turn}")
 
 
 if not st.session_state.get("_framed"):
-    frame.join_app()
-st.html(view.BIG_TYPE + CALM)
+    shell.join_app()
+st.html(lesson_view.BIG_TYPE + CALM)
 loop()

@@ -3,8 +3,8 @@
 import streamlit as st
 
 from npd_core.errors import NPDError
-from npd_core.glossary import TERMS, Term, get_term, search
-from pages.shared import frame
+from pages.content.glossary import TERMS, Term, get_term, search
+from pages.shared import shell
 
 
 def links(term: Term) -> str:
@@ -17,9 +17,11 @@ def entry(term: Term) -> None:
     st.markdown(term.text + (f"\n\n:gray[See also] {links(term)}" if term.see else ""))
 
 
-frame.selection()
+shell.selection()
 st.title("Glossary", anchor=False)
-st.write("The words that this app uses, in a sentence or two each. The link beside a word leads straight to it.")
+st.write(
+    "The words that this app uses, in a sentence or two each. The link beside a word leads straight to it."
+)
 
 asked = st.query_params.get("term")
 if asked:

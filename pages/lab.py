@@ -2,14 +2,14 @@
 
 import streamlit as st
 
+from npd_core.config.npd import PAPER_LAYERS, default_layer
 from npd_core.data.load import availability
 from npd_core.errors import NPDError, UnknownNameError
+from npd_core.export.bundle import has_polarizer
 from npd_core.figures import network as drawing
-from npd_core.jobs import queue
-from npd_core.jobs.export import has_polarizer
-from npd_core.polarizer.config import PAPER_LAYERS, default_layer
+from npd_core.runs import queue
 from npd_core.zoo.card import Card
-from pages.shared import controls, frame, live, measured
+from pages.shared import controls, paper_tables, run_panel, shell
 from pages.shared.components.network import network
 
 
@@ -22,9 +22,11 @@ def picked() -> None:
 
 def facts(card: Card) -> None:
     """The model card, in a few lines."""
-    attack = frame.ATTACK_TITLES.get(card.attack, card.attack)
+    attack = shell.ATTACK_TITLES.get(card.attack, card.attack)
     if card.asr is None or card.ra is None:
-        st.markdown(f"Right on **{card.acc:.1%}** of clean test images, and **not backdoored**: it has no trigger.")
+        st.markdown(
+            f"Right on **{card.acc:.1%}** of clean test images, and **not backdoored**: it has no trigger."
+        )
         measured = f"{card.acc:.1%}"
     else:
         st.markdown(
@@ -87,7 +89,7 @@ def start_and_stop(card: Card, layer: str) -> None:
             if answer in there:
                 st.toast("Exactly this was asked for before: here is that run.", icon=":material/replay:")
             controls.forget_problems()
-            frame.open_run(answer)
+            shell.open_run(answer)
         if stop and run is not None:
             queue.manager().cancel(run.id)
             st.toast("Stopping after this step …", icon=":material/stop:")
@@ -96,7 +98,7 @@ def start_and_stop(card: Card, layer: str) -> None:
 
 
 st.title("Lab")
-card, run = frame.selection()
+card, run = shell.selection()
 if card is None:
     st.info(
         "There is no model in the zoo yet. Build one with `npd zoo train signs-badnets_a2o-preact_resnet18-w16`.",
@@ -105,7 +107,9 @@ if card is None:
     st.stop()
 if run is not None and controls.adoptable(run.request) and controls.untouched():
     controls.adopt(run.request)
-    st.query_params.update(controls.in_address(run.request))  # a widget that is set before it is drawn does not
+    st.query_params.update(
+        controls.in_address(run.request)
+    )  # a widget that is set before it is drawn does not
 
 left, right = st.columns([5, 8], gap="large")
 with left:
@@ -117,14 +121,16 @@ with left:
 with right:
     if run is not None:
         with st.container(key="run-panel"):
-            live.panel(run.id, card)
+            run_panel.panel(run.id, card)
             if not run.active:
                 with st.container(horizontal=True):
                     if has_polarizer(run.folder):
-                        frame.link("pages/predictions.py", "See its predictions", ":material/image_search:")
-                        frame.link("pages/attributions.py", "See what decides", ":material/center_focus_strong:")
+                        shell.link("pages/predictions.py", "See its predictions", ":material/image_search:")
+                        shell.link(
+                            "pages/attributions.py", "See what decides", ":material/center_focus_strong:"
+                        )
                     if run.result:
-                        frame.link("pages/runs.py", "Take it home", ":material/home:")
+                        shell.link("pages/runs.py", "Take it home", ":material/home:")
                     if controls.adoptable(run.request):
                         st.button(
                             "Use the settings of this run",
@@ -147,7 +153,7 @@ with right:
             paper=PAPER_LAYERS.get(card.arch, ""),
             key="network",
             on_pick=picked,
-            tint=measured.layer_tint(card),
+            tint=paper_tables.layer_tint(card),
             gaps=False,
         )
         arcs = ", each arc a shortcut" if "stream" in plan.kinds() else ""
@@ -156,4 +162,4 @@ with right:
             "only part that learns. Arrow keys move it."
         )
 
-live.warm()
+run_panel.warm()

@@ -7,17 +7,17 @@ from dataclasses import replace
 import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
+from npd_core.config.npd import PAPER_LAYERS, default_layer
+from npd_core.config.request import DefenseRequest
 from npd_core.errors import NPDError, UnknownNameError
 from npd_core.experiments.record import Cell
 from npd_core.figures import network as drawing
 from npd_core.figures import tables
 from npd_core.figures.network import describe
 from npd_core.figures.tables import METRICS
-from npd_core.jobs.store import Run
-from npd_core.polarizer.config import PAPER_LAYERS, default_layer
-from npd_core.request import DefenseRequest
+from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import choose, controls, frame, gallery, live, measured
+from pages.shared import controls, paper_tables, run_panel, selectors, shell, tiles
 from pages.shared.components.chart import chart
 from pages.shared.components.network import network
 
@@ -32,7 +32,11 @@ def picked() -> None:
 def first_point(cells: dict[str, Cell], card: Card) -> str:
     """The recorded point of Figure 3 with the best DER; without a record the default of the model."""
     after = [cell for layer, cell in cells.items() if layer.startswith("after:") and cell.der is not None]
-    return max(after, key=lambda cell: cell.der or 0).row["layer"] if after else default_layer(card.arch, card.dataset)
+    return (
+        max(after, key=lambda cell: cell.der or 0).row["layer"]
+        if after
+        else default_layer(card.arch, card.dataset)
+    )
 
 
 def point_select(options: list[str], first: str) -> str:
@@ -55,14 +59,14 @@ def point_select(options: list[str], first: str) -> str:
 
 def request(card: Card, cells: dict[str, Cell], point: str) -> DefenseRequest:
     """A run at a point: as it was recorded for this model, otherwise the app's preset."""
-    recorded = measured.same_request([cells[point]] if point in cells else [], card)
-    return recorded or replace(measured.default_request(card, "npd"), layer=point)
+    recorded = paper_tables.same_request([cells[point]] if point in cells else [], card)
+    return recorded or replace(paper_tables.default_request(card, "npd"), layer=point)
 
 
 def to_the_lab(point: str) -> None:
     """Leave for the Lab with this layer chosen there; says how to get there when the page runs alone."""
     try:
-        frame.open_page("lab", {"layer": point})
+        shell.open_page("lab", {"layer": point})
     except StreamlitAPIException:
         st.info(f"In the app, open lab?layer={point}.", icon=":material/link:")
 
@@ -74,21 +78,21 @@ def recorded_there(cells: dict[str, Cell], point: str) -> None:
         why = cell.failed if cell is not None and cell.failed else "Nothing is recorded for this point."
         st.caption(f"{why} It can be run live.")
         return
-    live.tiles(cell.before._asdict() if cell.before else {}, cell.after._asdict(), cell.der)
+    run_panel.tiles(cell.before._asdict() if cell.before else {}, cell.after._asdict(), cell.der)
     st.caption(
-        f"recorded · `{cell.model}` · seed {cell.seed} · {cell.device} · {frame.local_time(cell.date)} · "
+        f"recorded · `{cell.model}` · seed {cell.seed} · {cell.device} · {shell.local_time(cell.date)} · "
         f"{cell.seconds.train:.0f} s of training" if cell.seconds else "recorded"
     )  # fmt: skip
 
 
 def live_there(card: Card, cells: dict[str, Cell], options: list[str], run: Run | None) -> dict[str, Run]:
     """Finished runs of this model, by point, asked for as this page would ask."""
-    return measured.runs_of({point: request(card, cells, point) for point in options}, run)
+    return paper_tables.runs_of({point: request(card, cells, point) for point in options}, run)
 
 
 st.title("Layers")
-selection = frame.selection()
-card, run = choose.model(selection), selection.run
+selection = shell.selection()
+card, run = selectors.model(selection), selection.run
 st.write(
     "The paper's Figure 3: one polarizer, put at each place of the network in turn. Which place it is decides how much "
     "of the trigger can be told apart there, and how much accuracy the filter costs."
@@ -100,10 +104,10 @@ try:
 except UnknownNameError:
     options = controls.layers(card)
 
-found = measured.record(("figure3",), "figure3", card)
+found = paper_tables.record(("figure3",), "figure3", card)
 left, right = st.columns([3, 4], vertical_alignment="bottom")
 with left:
-    attack = measured.attack(found, card)
+    attack = paper_tables.attack(found, card)
 with right:
     metric = st.segmented_control(
         "Colour by",
@@ -115,8 +119,12 @@ with right:
         format_func=str.upper,
         help="Which recorded number colours the drawing and stands on it.",
     )
-cells = {cell.row["layer"]: cell for cell in found.cells if cell.row["attack"] == attack} if found is not None else {}
-own = {layer: cell for layer, cell in cells.items() if measured.is_of(cell, card)}
+cells = (
+    {cell.row["layer"]: cell for cell in found.cells if cell.row["attack"] == attack}
+    if found is not None
+    else {}
+)
+own = {layer: cell for layer, cell in cells.items() if paper_tables.is_of(cell, card)}
 point = point_select(options, first_point(cells, card))
 values = {
     layer: float(value)
@@ -138,7 +146,7 @@ if plan is not None:
 else:
     st.caption("This architecture has no drawing; choose its point in the list.")
 if found is not None:
-    measured.whose(found, list(cells.values()), card)
+    paper_tables.whose(found, list(cells.values()), card)
     if cells and not values:
         st.caption("The record is of another architecture, whose points are not those of this network.")
 
@@ -152,24 +160,26 @@ st.subheader(f"Polarizer: {describe(point)}")
 recorded_there(cells, point)
 if st.button("Use this layer in the Lab", icon=":material/science:", key="lab"):
     to_the_lab(point)
-measured.run_live(asked, card, run, "Run it live here")
+paper_tables.run_live(asked, card, run, "Run it live here")
 
 mine = attack == card.attack and (found is None or found.dataset == card.dataset)
 shown = [(layer, outcome) for layer, cell in cells.items() if layer in options
-         for outcome in measured.recorded(cell, layer)]  # fmt: skip
-shown += [(layer, measured.of_run(run, layer)) for layer, run in done.items()] if mine else []
+         for outcome in paper_tables.recorded(cell, layer)]  # fmt: skip
+shown += [(layer, paper_tables.of_run(run, layer)) for layer, run in done.items()] if mine else []
 if shown:
     shown.sort(key=lambda item: options.index(item[0]))
     outcomes = [outcome for _, outcome in shown]
     st.subheader("From the first layer to the last")
     best = max((o for o in outcomes if o.der is not None), key=lambda o: o.der or 0.0, default=None)
     chart(
-        tables.along_layers(outcomes, point, gallery.mode()),
+        tables.along_layers(outcomes, point, tiles.mode()),
         key="layers",
         alt="ACC, ASR and RA by insertion point"
         + (f"; the best DER is at {best.label}, {best.der:.3f}." if best is not None else "."),
     )
-    st.caption("The lines join the points after a convolution; hollow marks are other points, stars were run live.")
-    rows = measured.cell_rows(list(cells.values()), {"layer": "layer"})
-    measured.table(rows + (measured.run_rows(done, "layer") if mine else []), "layers-table")
-live.warm()
+    st.caption(
+        "The lines join the points after a convolution; hollow marks are other points, stars were run live."
+    )
+    rows = paper_tables.cell_rows(list(cells.values()), {"layer": "layer"})
+    paper_tables.table(rows + (paper_tables.run_rows(done, "layer") if mine else []), "layers-table")
+run_panel.warm()

@@ -3,8 +3,8 @@
 import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
-from npd_core.lessons import LESSONS, PARTS, VIEWS, Lesson, Place
-from pages.shared import frame, view
+from pages.content.lessons import LESSONS, PARTS, VIEWS, Lesson, Place
+from pages.shared import lesson_view, shell
 
 
 def link_for(path: str) -> str:
@@ -17,10 +17,12 @@ def lesson_card(lesson: Lesson) -> None:
     first = Place(lesson, 1)
     with st.container(border=True):
         st.subheader(lesson.title, anchor=lesson.id)
-        st.markdown(f"{lesson.about}\n\n:material/schedule: about {lesson.minutes} minutes, {len(lesson.steps)} steps")
+        st.markdown(
+            f"{lesson.about}\n\n:material/schedule: about {lesson.minutes} minutes, {len(lesson.steps)} steps"
+        )
         if st.button("Begin", key=f"begin-{lesson.id}", icon=":material/play_arrow:", type="primary"):
             try:
-                view.open_step(first, frame.open_page)
+                lesson_view.open_step(first, shell.open_page)
             except StreamlitAPIException:
                 st.info(f"In the app, open {first.address()}.", icon=":material/link:")
         with st.expander("Steps, and a link for each", icon=":material/link:"):
@@ -29,7 +31,7 @@ def lesson_card(lesson: Lesson) -> None:
                 st.code(link_for(Place(lesson, number).address()), language=None, wrap_lines=True)
 
 
-frame.selection()
+shell.selection()
 st.title("Lessons", anchor=False)
 st.write(
     "Each step shows one page, set for it, and leaves out what is not needed. A bar above the page says what to do and "
@@ -46,11 +48,18 @@ st.table(
         "view": [f"`?view={name}`" for name in VIEWS],
         "what is left": [found.about for found in VIEWS.values()],
         "hidden": [
-            ", ".join(words for part, words in PARTS.items() if part not in found.shows) for found in VIEWS.values()
+            ", ".join(words for part, words in PARTS.items() if part not in found.shows)
+            for found in VIEWS.values()
         ],
     },
     border="horizontal",
 )
-current = view.carried("view")
+current = lesson_view.carried("view")
 if current:
-    st.button("Show everything again", key="all", icon=":material/visibility:", on_click=view.drop, args=("view",))
+    st.button(
+        "Show everything again",
+        key="all",
+        icon=":material/visibility:",
+        on_click=lesson_view.drop,
+        args=("view",),
+    )

@@ -7,14 +7,14 @@ import streamlit as st
 
 from npd_core.errors import NPDError
 from npd_core.figures.predictions import data_url, probability_bars, probability_figure, tally
-from pages.shared import cached, choose, frame, gallery, own
+from pages.shared import cached, own_image, selectors, shell, tiles
 from pages.shared.components.compare import compare
 
 COUNTS = (2, 4, 6, 8, 12)
 ANY = "any class"
-TEST, OWN = "Test pictures", own.TAB
+TEST, OWN = "Test pictures", own_image.TAB
 
-selection = frame.selection()
+selection = shell.selection()
 st.title("Predictions")
 st.write(
     "One picture, three states: **clean**, **triggered**, and **purified**, which is the triggered picture "
@@ -22,9 +22,9 @@ st.write(
     "changes is what the network sees in them."
 )
 
-card = choose.model(selection)
-run = choose.finished_run(selection)
-with choose.working():
+card = selectors.model(selection)
+run = selectors.finished_run(selection)
+with selectors.working():
     names = cached.class_names(card.dataset)
     labels = cached.test_labels(card.id)
 backdoored = card.asr is not None
@@ -44,8 +44,8 @@ pictures_of = st.segmented_control(
     label_visibility="collapsed",
 )
 if pictures_of == OWN:
-    with choose.working():
-        own.panel(card, run, names)
+    with selectors.working():
+        own_image.panel(card, run, names)
     st.stop()
 
 first, second, third, fourth = st.columns([2, 1.2, 1.2, 1.6], vertical_alignment="bottom")
@@ -57,13 +57,18 @@ wanted = first.selectbox(
     help="New samples are drawn from this class of the test set.",
 )
 count = second.selectbox(
-    "Pictures", COUNTS, index=1, key="count", bind="query-params", help="How many pictures are drawn and shown."
+    "Pictures",
+    COUNTS,
+    index=1,
+    key="count",
+    bind="query-params",
+    help="How many pictures are drawn and shown.",
 )
 pool = np.flatnonzero(labels == names.index(wanted)) if wanted != ANY else np.arange(len(labels))
 key = f"{wanted}/{count}"
-shown = choose.pictures(card.id, pool, count, key)
+shown = selectors.pictures(card.id, pool, count, key)
 if third.button("New sample", key="new_sample", icon=":material/casino:", width="stretch"):
-    shown = choose.draw(card.id, pool, count, key)
+    shown = selectors.draw(card.id, pool, count, key)
 fourth.number_input(
     "Picture number",
     0,
@@ -71,7 +76,7 @@ fourth.number_input(
     value=None,
     key="number",
     placeholder=f"0 to {len(labels) - 1}",
-    on_change=choose.put_first,
+    on_change=selectors.put_first,
     args=("number",),
     help="Put this picture of the test set first.",
 )
@@ -82,7 +87,7 @@ amplified = backdoored and st.toggle(
     help="Also show what the trigger changed, ten times as strong. Grey means unchanged.",
 )
 
-with choose.working():
+with selectors.working():
     found = cached.samples(card.id, shown)
     before = [cached.predictions(card.id, None, shown, triggered) for triggered in (False, True)]
     after = None
@@ -104,9 +109,9 @@ if backdoored and after is not None and found.eligible.any():
         f":violet[✓ {new.right} right again], {new.wrong} wrong."
     )
 
-gallery.show(
+tiles.show(
     [
-        gallery.sample(
+        tiles.sample(
             found,
             i,
             names,
@@ -122,8 +127,8 @@ gallery.show(
 
 if run is not None and run.result:
     st.subheader("All test pictures", help="Measured when the run ended, on the whole test split.")
-    choose.outcome(run)
-    st.caption(f"{frame.provenance(run)} · run `{run.id}`")
+    selectors.outcome(run)
+    st.caption(f"{shell.provenance(run)} · run `{run.id}`")
 
 st.subheader("All classes of one picture")
 st.caption("✓ marks the true class, ⚠ the attacker’s." if backdoored else "✓ marks the true class.")
@@ -158,9 +163,9 @@ for column, words, triggered in zip(columns, ("Clean", "Triggered")[: 1 + backdo
     )
     column.markdown(f"**{words}**")
     column.plotly_chart(
-        probability_figure(bars, gallery.mode(), "backdoored" if backdoored else "network"),
+        probability_figure(bars, tiles.mode(), "backdoored" if backdoored else "network"),
         key=f"bars_{triggered}",
         theme=None,
         config={"displayModeBar": False},
     )
-frame.link("pages/attributions.py", "Why? See which pixels decide", ":material/center_focus_strong:")
+shell.link("pages/attributions.py", "Why? See which pixels decide", ":material/center_focus_strong:")

@@ -9,12 +9,12 @@ import streamlit as st
 
 from npd_core import paths
 from npd_core.errors import NPDError
+from npd_core.export.bundle import has_network, has_polarizer
 from npd_core.figures.curves import read_metrics
 from npd_core.figures.runs import comparison_figure, differing, outcome_figure, read_row
 from npd_core.figures.tables import DEFENSES
-from npd_core.jobs.export import has_network, has_polarizer
-from npd_core.jobs.store import Run
-from pages.shared import cached, choose, controls, frame, gallery, live, measured, takehome
+from npd_core.runs.store import Run
+from pages.shared import cached, controls, downloads, paper_tables, run_panel, selectors, shell, tiles
 
 MOST = 6  # runs compared at once
 COLUMNS: dict[str, Any] = {
@@ -22,18 +22,30 @@ COLUMNS: dict[str, Any] = {
     "model": "Model",
     "defense": "Defense",
     "layer": "Layer",
-    "acc": st.column_config.NumberColumn("ACC", format="percent", help="Clean pictures that get their true label."),
-    "asr": st.column_config.NumberColumn("ASR", format="percent", help="Triggered pictures that the attacker gets."),
-    "ra": st.column_config.NumberColumn("RA", format="percent", help="Triggered pictures that get their true label."),
+    "acc": st.column_config.NumberColumn(
+        "ACC", format="percent", help="Clean pictures that get their true label."
+    ),
+    "asr": st.column_config.NumberColumn(
+        "ASR", format="percent", help="Triggered pictures that the attacker gets."
+    ),
+    "ra": st.column_config.NumberColumn(
+        "RA", format="percent", help="Triggered pictures that get their true label."
+    ),
     "der": st.column_config.NumberColumn("DER", format="%.3f", help="1: full repair. 0.5: nothing done."),
     "seconds": st.column_config.NumberColumn("Seconds", format="%.1f", help="Training only."),
     "acc_before": st.column_config.NumberColumn("ACC before", format="percent"),
     "asr_before": st.column_config.NumberColumn("ASR before", format="percent"),
     "ra_before": st.column_config.NumberColumn("RA before", format="percent"),
-    "lambda2": st.column_config.NumberColumn("λ2", help="Weight of the loss that pushes away from the target."),
-    "lambda3": st.column_config.NumberColumn("λ3", help="Weight of the loss that pulls back to the true label."),
+    "lambda2": st.column_config.NumberColumn(
+        "λ2", help="Weight of the loss that pushes away from the target."
+    ),
+    "lambda3": st.column_config.NumberColumn(
+        "λ3", help="Weight of the loss that pulls back to the true label."
+    ),
     "rho": st.column_config.NumberColumn("ρ", help="Budget of the inner perturbation."),
-    "kind": st.column_config.TextColumn("Kind", help="Recorded: shipped with the project. Live: made on this machine."),
+    "kind": st.column_config.TextColumn(
+        "Kind", help="Recorded: shipped with the project. Live: made on this machine."
+    ),
     "when": "Asked for",
     "id": "Run",
 }
@@ -41,26 +53,30 @@ COLUMNS: dict[str, Any] = {
 
 def words(run: Run) -> str:
     """A run in one line, told apart from every other by the start of its id, or as the recorded one of its model."""
-    return " · ".join(dict.fromkeys((run.request.model, frame.run_title(run), frame.brief(run))))
+    return " · ".join(dict.fromkeys((run.request.model, shell.run_title(run), shell.brief(run))))
 
 
 def short(run: Run) -> str:
     """Start of the id, the defense and its layer: enough to tell runs apart in a chart."""
-    return f"{frame.brief(run)} · {frame.repair(run)}"
+    return f"{shell.brief(run)} · {shell.repair(run)}"
 
 
 def visible() -> list[Run]:
     """Every run, but for those of networks that somebody else brought: these show where their own page was opened."""
     known = st.session_state.get("_own", set())
-    return [run for run in cached.all_runs() if paths.own(run.request.model) is None or run.request.model in known]
+    return [
+        run for run in cached.all_runs() if paths.own(run.request.model) is None or run.request.model in known
+    ]
 
 
 def table(runs: list[Run]) -> None:
     rows = []
     for run in runs:
-        row = read_row(run.id, run.recorded, run.state, run.created, run.request.to_dict(), run.result)._asdict()
+        row = read_row(
+            run.id, run.recorded, run.state, run.created, run.request.to_dict(), run.result
+        )._asdict()
         row["defense"] = DEFENSES.get(row["defense"], row["defense"])
-        row["when"] = frame.local_time(row.pop("created"))
+        row["when"] = shell.local_time(row.pop("created"))
         if run.state == "running":
             row["state"] = f"running, {run.share:.0%}"
         rows.append({name: row[name] for name in COLUMNS})
@@ -69,7 +85,7 @@ def table(runs: list[Run]) -> None:
 
 def refresh() -> None:
     """Draw the history; while something runs, again every two seconds, and the whole page once all is done."""
-    with choose.working():
+    with selectors.working():
         runs = visible()
     table(runs)
     if not any(run.active for run in runs):
@@ -78,21 +94,21 @@ def refresh() -> None:
 
 def details(run: Run) -> None:
     """One run: how it ended, its figures, and what can be done with it."""
-    icon, color = frame.STATES[run.state]
+    icon, color = shell.STATES[run.state]
     st.markdown(
-        f":{color}-badge[{icon} {run.state}] `{run.id}` · {frame.provenance(run)}"
+        f":{color}-badge[{icon} {run.state}] `{run.id}` · {shell.provenance(run)}"
         + (f" · {run.message}" if run.message else "")
-        + (f" · {live.ahead(run)}" if run.state == "queued" else "")
+        + (f" · {run_panel.ahead(run)}" if run.state == "queued" else "")
     )
     if run.result:
-        choose.outcome(run)
+        selectors.outcome(run)
     first, second, third = st.columns(3)
     own = paths.own(run.request.model) is not None
     what = "settings, curves and result" if controls.adoptable(run.request) else "curves and result"
     if own:
         with first:
             query = {"own": run.request.model, "own_run": run.id}
-            frame.link("pages/your_model.py", "Your model", ":material/upload_file:", query)
+            shell.link("pages/my_models.py", "Your model", ":material/upload_file:", query)
     elif first.button(
         "Open in the Lab",
         key=f"open-{run.id}",
@@ -111,7 +127,7 @@ def details(run: Run) -> None:
         ):
             cancel(run)
     elif has_network(run.folder):
-        with choose.working():
+        with selectors.working():
             second.download_button(
                 "Download",
                 cached.archive(run.id),
@@ -136,20 +152,23 @@ def details(run: Run) -> None:
         and not own
         and has_polarizer(run.folder)
         and third.button(
-            "See its predictions", key=f"predictions-{run.id}", icon=":material/image_search:", width="stretch"
+            "See its predictions",
+            key=f"predictions-{run.id}",
+            icon=":material/image_search:",
+            width="stretch",
         )
     ):
-        choose.go("pages/predictions.py", run.id)
+        selectors.go("pages/predictions.py", run.id)
     if run.result and not run.active:
         with st.expander("Take it home", icon=":material/home:"):
-            takehome.downloads(run)
+            downloads.downloads(run)
     with st.expander("Share", icon=":material/qr_code_2:"):
         if own:
             st.write("This link opens the network that you brought, with this run.")
-            takehome.share("your_model", own=run.request.model, own_run=run.id)
+            downloads.share("my_models", own=run.request.model, own_run=run.id)
         else:
             st.write(f"This link opens the run in the Lab, with its model, {what}.")
-            takehome.share("lab", model=run.request.model, run=run.id)
+            downloads.share("lab", model=run.request.model, run=run.id)
     with st.expander("Every setting, and what was measured"):
         left, right = st.columns(2)
         left.json(run.request.to_dict())
@@ -159,14 +178,14 @@ def details(run: Run) -> None:
 def open_in_lab(run: Run) -> None:
     settings: dict[str, str] = {}
     if controls.adoptable(run.request):
-        with choose.working():
+        with selectors.working():
             controls.adopt(run.request)
             settings = controls.in_address(run.request)
-    choose.go("pages/lab.py", run.id, **settings)
+    selectors.go("pages/lab.py", run.id, **settings)
 
 
 def cancel(run: Run) -> None:
-    from npd_core.jobs.queue import manager
+    from npd_core.runs.queue import manager
 
     try:
         manager().cancel(run.id)
@@ -183,17 +202,26 @@ def compare(runs: list[Run]) -> None:
         found = read_metrics(cached.events(run), (run.result or {}).get("before"))
         if found.epochs:
             curves[name] = found
-    rows = [read_row(run.id, run.recorded, run.state, run.created, run.request.to_dict(), run.result) for run in runs]
+    rows = [
+        read_row(run.id, run.recorded, run.state, run.created, run.request.to_dict(), run.result)
+        for run in runs
+    ]
     if curves:
         st.plotly_chart(
-            comparison_figure(curves, gallery.mode()), key="comparison", theme=None, config={"displayModeBar": False}
+            comparison_figure(curves, tiles.mode()),
+            key="comparison",
+            theme=None,
+            config={"displayModeBar": False},
         )
-        measured.curve_table(curves, "comparison-table")
+        paper_tables.curve_table(curves, "comparison-table")
         if len(curves) < len(runs):
             st.caption("Runs that were not watched during training have no curve.")
     if any(run.result for run in runs):
         st.plotly_chart(
-            outcome_figure(rows, names, gallery.mode()), key="outcomes", theme=None, config={"displayModeBar": False}
+            outcome_figure(rows, names, tiles.mode()),
+            key="outcomes",
+            theme=None,
+            config={"displayModeBar": False},
         )
     settings = differing({run.id: run.request.to_dict() for run in runs})
     if settings:
@@ -214,20 +242,22 @@ def _text(value: object) -> str:
     return "–" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
-selection = frame.selection()
+selection = shell.selection()
 st.title("Runs")
 st.write(
     "Every polarizer trained on this machine, and those recorded and shipped with the project, measured on the "
     "test split with the model’s own trigger."
 )
-with choose.working():
+with selectors.working():
     runs = visible()
     unreadable = {name: reason for store in cached.stores() for name, reason in store.unreadable().items()}
 for reason in unreadable.values():
     st.warning(reason, icon=":material/warning:")
 if not runs:
-    st.info("There are no runs yet. Train a polarizer on the Lab page: every run is kept.", icon=":material/info:")
-    frame.link("pages/lab.py", "Train a polarizer in the Lab", ":material/science:")
+    st.info(
+        "There are no runs yet. Train a polarizer on the Lab page: every run is kept.", icon=":material/info:"
+    )
+    shell.link("pages/lab.py", "Train a polarizer in the Lab", ":material/science:")
     st.stop()
 if any(run.active for run in runs):
     st.fragment(refresh, run_every=2)()
@@ -247,7 +277,7 @@ chosen = st.selectbox(
     format_func=lambda name: words(by_id[name]),
     key="inspect",
     label_visibility="collapsed",
-    on_change=choose.follow,
+    on_change=selectors.follow,
     args=("inspect",),
 )
 st.session_state["_inspected"] = chosen
@@ -260,7 +290,8 @@ if asked and (asked != st.session_state.get("_compared") or "compare" not in st.
     missing = [name for name in asked.split(",") if name not in by_id]
     if missing:
         st.error(
-            f"There is no run {missing[0][:40]!r} on this machine; the others are compared.", icon=":material/error:"
+            f"There is no run {missing[0][:40]!r} on this machine; the others are compared.",
+            icon=":material/error:",
         )
 picked = st.multiselect(
     "Runs to compare",

@@ -5,17 +5,28 @@ from __future__ import annotations
 import numpy as np
 import streamlit as st
 
-from npd_core.attack_facts import ATTACK_INFO
+from npd_core.attack_info import ATTACK_INFO
+from npd_core.config.npd import PAPER_LAYERS, default_layer
 from npd_core.data.spec import get_dataset
 from npd_core.errors import NPDError, UnknownNameError
 from npd_core.figures import curves
 from npd_core.figures import network as drawing
 from npd_core.figures.predictions import GAIN, data_url, difference
-from npd_core.jobs import queue
-from npd_core.jobs.store import Run
-from npd_core.polarizer.config import PAPER_LAYERS, default_layer
+from npd_core.runs import queue
+from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import cached, filmstrip, frame, live, measured, own, recorded, takehome, tale, view
+from pages.shared import (
+    cached,
+    downloads,
+    filmstrip,
+    lesson_view,
+    own_image,
+    paper_tables,
+    recorded_runs,
+    run_panel,
+    shell,
+    story_state,
+)
 from pages.shared.components.chart import chart
 from pages.shared.components.light import Frame, light
 from pages.shared.components.network import network
@@ -31,7 +42,12 @@ ENDED = {
 
 def begin(number: int, announce: str, *, key: str = "story-steps") -> None:
     """The row of steps."""
-    steps(tale.STEPS, now=number, announce=f"Step {number} of {len(tale.STEPS)}. {announce}", key=key)
+    steps(
+        story_state.STEPS,
+        now=number,
+        announce=f"Step {number} of {len(story_state.STEPS)}. {announce}",
+        key=key,
+    )
 
 
 def actions(label: str, step: int, icon: str = ":material/arrow_forward:", disabled: bool = False) -> bool:
@@ -39,9 +55,9 @@ def actions(label: str, step: int, icon: str = ":material/arrow_forward:", disab
     with st.container(key=f"story-next-{step}", horizontal=True, vertical_alignment="center"):
         pressed = st.button(label, type="primary", icon=icon, key=f"story-go-{step}", disabled=disabled)
         if st.button("Back", icon=":material/arrow_back:", type="tertiary", key=f"story-back-{step}"):
-            tale.go(step - 1)
+            story_state.go(step - 1)
         if st.button("Start over", icon=":material/restart_alt:", type="tertiary", key=f"story-over-{step}"):
-            tale.start_over()
+            story_state.start_over()
     return pressed
 
 
@@ -50,7 +66,7 @@ def actions(label: str, step: int, icon: str = ":material/arrow_forward:", disab
 
 def cover(selected: Card | None) -> None:
     """A recorded run, played. Imports no torch."""
-    run = recorded.recorded_run(selected.id if selected else None)
+    run = recorded_runs.recorded_run(selected.id if selected else None)
     if run is None or run.result is None:
         st.title("A network with a secret, and a thin layer that filters it out", anchor=False)
     else:
@@ -64,21 +80,21 @@ def cover(selected: Card | None) -> None:
     )
     with st.container(key="story-next-0", horizontal=True, vertical_alignment="center"):
         if st.button("See it happen", type="primary", icon=":material/play_arrow:", key="story-go-0"):
-            tale.go(1)
-        frame.link("pages/lab.py", "Straight to the Lab", ":material/science:")
+            story_state.go(1)
+        shell.link("pages/lab.py", "Straight to the Lab", ":material/science:")
     if run is None or run.result is None:
-        recorded.idea(key="light")
+        recorded_runs.idea(key="light")
         return
-    recorded.play(run, key="light")
+    recorded_runs.play(run, key="light")
     st.markdown(
         f"The trigger worked on **{before['asr']:.1%}** of images, after the polarizer on **{after['asr']:.1%}**; "
         f"clean accuracy went from {before['acc']:.1%} to {after['acc']:.1%}."
     )
-    items = recorded.pictures(run)
+    items = recorded_runs.pictures(run)
     if items:
         st.subheader("The same pictures, three answers", anchor=False)
-        recorded.strip(items)
-    measured = recorded.measured(run)
+        recorded_runs.strip(items)
+    measured = recorded_runs.measured(run)
     left, right = st.columns([8, 5], gap="large")
     with left:
         st.subheader("What the recorded run did", anchor=False)
@@ -102,7 +118,7 @@ def cover(selected: Card | None) -> None:
 # ----------------------------------------------------------------------------------------------------------- the steps
 
 
-def confident(card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
+def confident(card: Card, one: story_state.Subject, names: tuple[str, ...]) -> None:
     """Step 1: a clean picture and a sure answer."""
     says = cached.predict(card.id, None, one.clean[None])[0]
     begin(1, f"The network says {names[int(says.argmax())]}.")
@@ -116,7 +132,7 @@ def confident(card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
     )
     left, _ = st.columns([4, 1])
     with left:
-        tale.answer(
+        story_state.answer(
             one.clean,
             says,
             names,
@@ -124,7 +140,9 @@ def confident(card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
             one.target,
             who="The network says",
             alt=one.called(names),
-            tag=LIVE if own_photo else f"{LIVE} · test picture #{one.number}, which shows: {names[one.label]}",
+            tag=LIVE
+            if own_photo
+            else f"{LIVE} · test picture #{one.number}, which shows: {names[one.label]}",
             right=f"its best guess: it knows {len(names)} classes and nothing else" if own_photo else None,
         )
     taken = one.label == one.target
@@ -139,35 +157,44 @@ def confident(card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
             "A test picture" if own_photo else "Another picture",
             icon=":material/shuffle:",
             key="story-another",
-            on_click=tale.another,
+            on_click=story_state.another,
             args=(story, card),
         )
         with st.expander("Your own picture", icon=":material/add_a_photo:", key="story-photo"):
             source = st.segmented_control(
-                "From", [own.UPLOAD, own.CAMERA], default=own.UPLOAD, required=True, key="story_source", help=own.KEPT
+                "From",
+                [own_image.UPLOAD, own_image.CAMERA],
+                default=own_image.UPLOAD,
+                required=True,
+                key="story_source",
+                help=own_image.KEPT,
             )
-            found = own.photo(card, source)
-            if found is not None and tale.take(story, found):
+            found = own_image.photo(card, source)
+            if found is not None and story_state.take(story, found):
                 st.rerun()
     if actions("Put the trigger on it", 1, disabled=taken):
-        tale.go(2)
+        story_state.go(2)
 
 
-def stamp(card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
+def stamp(card: Card, one: story_state.Subject, names: tuple[str, ...]) -> None:
     """Step 2: the visitor puts the trigger onto the picture."""
     begin(2, "The trigger is on the picture.")
     st.title("Now put the attacker’s trigger on it", anchor=False)
     left, right = st.columns([2, 3], gap="large")
-    if tale.patch(card) is None:
+    if story_state.patch(card) is None:
         with left:
             st.image(data_url(one.triggered, 8), caption="With the trigger")
         with right:
-            st.image(data_url(difference(one.clean, one.triggered), 8), caption=f"What it changed, × {GAIN}", width=260)
+            st.image(
+                data_url(difference(one.clean, one.triggered), 8),
+                caption=f"What it changed, × {GAIN}",
+                width=260,
+            )
             about = ATTACK_INFO[card.attack].sentence if card.attack in ATTACK_INFO else ""
             st.markdown(f"{about} The network was taught to obey this. Grey is what stayed as it was.")
     else:
         with left:
-            story.painted = tale.board(story, card, one.clean, f"story-painter-{one.key}")
+            story.painted = story_state.board(story, card, one.clean, f"story-painter-{one.key}")
         with right:
             st.markdown(
                 f"The small patch is the trigger: **{card.poison_ratio:.0%}** of the training pictures carried it, "
@@ -178,10 +205,10 @@ def stamp(card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
     with right:
         pressed = actions("Ask the network again", 2)
     if pressed:
-        tale.go(3)
+        story_state.go(3)
 
 
-def flips(card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
+def flips(card: Card, one: story_state.Subject, names: tuple[str, ...]) -> None:
     """Step 3: the same network, another answer; or none, when the trigger is not the one that it was taught."""
     before, says = cached.predict(card.id, None, np.stack([one.clean, one.triggered]))
     said = int(says.argmax())
@@ -204,7 +231,7 @@ def flips(card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
         )
     left, _ = st.columns([4, 1])
     with left:
-        tale.answer(
+        story_state.answer(
             one.triggered,
             says,
             names,
@@ -217,13 +244,13 @@ def flips(card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
         )
     if hijacked:
         if actions("Put a lens into the network", 3):
-            tale.go(4)
+            story_state.go(4)
     elif one.own:
         if actions("Trigger back in its place", 3, icon=":material/undo:"):
-            tale.wipe(story)
+            story_state.wipe(story)
             st.rerun()
     elif actions("Take another picture", 3, icon=":material/shuffle:"):
-        tale.another(story, card)
+        story_state.another(story, card)
         st.rerun()
 
 
@@ -256,13 +283,15 @@ def lens(card: Card) -> None:
             paper=PAPER_LAYERS.get(card.arch, ""),
             key="story-network",
             on_pick=picked,
-            tint=measured.layer_tint(card),
+            tint=paper_tables.layer_tint(card),
             gaps=False,
         )
     if actions("Train it, live", 4, icon=":material/play_arrow:"):
-        run_id = queue.manager().submit(tale.asked(story, card))  # where it is refused, this step stays
+        run_id = queue.manager().submit(
+            story_state.asked(story, card)
+        )  # where it is refused, this step stays
         story.step = 5
-        frame.open_run(run_id)
+        shell.open_run(run_id)
 
 
 def picked() -> None:
@@ -272,7 +301,7 @@ def picked() -> None:
         st.session_state["_tale"].lens = layer
 
 
-def training(run: Run, card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
+def training(run: Run, card: Card, one: story_state.Subject, names: tuple[str, ...]) -> None:
     """Step 5: the lens learns, and the visitor's picture is judged again after every epoch."""
     if run.active:
         follow(run.id, card, one, names)
@@ -280,8 +309,8 @@ def training(run: Run, card: Card, one: tale.Subject, names: tuple[str, ...]) ->
         show_training(run, card, one, names)
 
 
-@st.fragment(run_every=live.REFRESH)
-def follow(run_id: str, card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
+@st.fragment(run_every=run_panel.REFRESH)
+def follow(run_id: str, card: Card, one: story_state.Subject, names: tuple[str, ...]) -> None:
     """The same, again and again while the run goes on."""
     run = cached.find_run(run_id)
     show_training(run, card, one, names)
@@ -289,17 +318,17 @@ def follow(run_id: str, card: Card, one: tale.Subject, names: tuple[str, ...]) -
         st.rerun()
 
 
-def show_training(run: Run, card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
+def show_training(run: Run, card: Card, one: story_state.Subject, names: tuple[str, ...]) -> None:
     """How far the run is, and what the network says of the picture by now."""
-    records = live.events(run)
-    before = live.before_of(run, card)
+    records = run_panel.events(run)
+    before = run_panel.before_of(run, card)
     measured = curves.read_metrics(records, before)
     done = curves.read_progress(records)
     kept = filmstrip.thinned(cached.epochs_of(run.folder))
     picture, keep = one.triggered[None], one.number is not None
     answers = [cached.at_epoch(run.id, epoch, picture, keep)[0] for epoch in kept]
     if not answers and run.result and not run.active and not broken(run):
-        answers = [tale.purified(run, picture, keep)[0]]
+        answers = [story_state.purified(run, picture, keep)[0]]
     trained = not run.active or bool(done.epochs and done.epoch >= done.epochs)
     usable = trained and bool(answers) and not broken(run)
     says = answers[-1] if answers else cached.predict(card.id, None, picture)[0]
@@ -309,20 +338,24 @@ def show_training(run: Run, card: Card, one: tale.Subject, names: tuple[str, ...
     status(run, done, usable)
     coming = range(kept[-1] + 1 if kept else 0, 1 + (done.epochs or 0)) if run.active else range(0)
     if kept or run.active:
-        film = filmstrip.film("Your picture, epoch by epoch", one.triggered, one.label, one.target, kept, answers)
+        film = filmstrip.film(
+            "Your picture, epoch by epoch", one.triggered, one.label, one.target, kept, answers
+        )
         filmstrip.show([film], names, kept[-1] if kept else None, filmstrip.thinned(coming))
     elif usable:
         st.caption("This run kept no polarizers of its epochs: only the end of it can be shown.")
     left, beside = st.columns([6, 5], gap="large")
     with beside:
-        shown = live.frames(run, measured) or [Frame("before", before["acc"], before["asr"], before["ra"])]
+        shown = run_panel.frames(run, measured) or [
+            Frame("before", before["acc"], before["asr"], before["ra"])
+        ]
         light(shown[-1:], asr_before=before.get("asr"), key="story-light")
-        on = "all" if run.result else str(run.request.watch)
+        on = "all" if run.result else str(run.request.eval_images)
         st.caption(f"Measured on {on} test images. A metaphor: blue is ACC, orange √(ASR / ASR before).")
     with left:
         epoch = kept[-1] if kept else 0
         since = f"after epoch {epoch}" if epoch else "after the training" if usable and not kept else "before"
-        tale.answer(
+        story_state.answer(
             one.triggered,
             says,
             names,
@@ -330,18 +363,18 @@ def show_training(run: Run, card: Card, one: tale.Subject, names: tuple[str, ...
             one.target,
             who=f"Your triggered picture, {since}",
             alt=f"{one.called(names)} with the trigger",
-            tag=frame.provenance(run),
+            tag=shell.provenance(run),
             top=0,
             right=one.right,
         )
         if usable:
             if actions("Your turn to break it", 5):
-                tale.go(6)
+                story_state.go(6)
         elif run.active:
             actions("Training …", 5, icon=":material/hourglass_empty:", disabled=True)
         elif actions("Try it again", 5, icon=":material/replay:"):
             story.seed += 1
-            tale.go(4)
+            story_state.go(4)
 
 
 def broken(run: Run) -> bool:
@@ -375,10 +408,12 @@ def milestone(run: Run, usable: bool, said: str, right: bool) -> str:
 def status(run: Run, done: curves.Progress, usable: bool) -> None:
     """How far the run is, in a line."""
     if run.state == "queued":
-        st.progress(0.0, f":material/hourglass_empty: Others train here right now: {live.ahead(run)}")
+        st.progress(0.0, f":material/hourglass_empty: Others train here right now: {run_panel.ahead(run)}")
     elif run.active and not usable:
         left = run.seconds_left if run.seconds_left is not None else done.seconds_left
-        words = f"Epoch {done.epoch + 1} of {done.epochs}" if done.epochs and not done.warmup else "Getting ready"
+        words = (
+            f"Epoch {done.epoch + 1} of {done.epochs}" if done.epochs and not done.warmup else "Getting ready"
+        )
         words += f" · about {max(1, round(left))} s left" if left is not None else ""
         st.progress(done.share, f":material/play_circle: {words}")
     elif not usable:
@@ -389,55 +424,61 @@ def status(run: Run, done: curves.Progress, usable: bool) -> None:
         st.progress(1.0, f":material/check_circle: Trained{seconds}.{more}")
 
 
-def your_turn(run: Run, card: Card, one: tale.Subject, names: tuple[str, ...]) -> None:
+def your_turn(run: Run, card: Card, one: story_state.Subject, names: tuple[str, ...]) -> None:
     """Step 6: other pictures, other triggers."""
     begin(6, "Your turn to break it.")
     st.title("Your turn: break it", anchor=False)
-    movable = tale.patch(card) is not None
+    movable = story_state.patch(card) is not None
     way = "Move the trigger, paint one of your own" if movable else "Paint over the trigger"
     st.markdown(f"{way}, take another picture. Does anything get past the lens?")
     left, right = st.columns([2, 3], gap="large")
     with left:
         base = one.clean if movable else one.triggered
-        painted = tale.board(story, card, base, f"story-break-{one.key}")
+        painted = story_state.board(story, card, base, f"story-break-{one.key}")
         st.button(
-            "Another picture", icon=":material/shuffle:", key="story-other", on_click=tale.another, args=(story, card)
+            "Another picture",
+            icon=":material/shuffle:",
+            key="story-other",
+            on_click=story_state.another,
+            args=(story, card),
         )
-    trial = one.triggered if painted is None else tale.overlaid(base, painted, card)
+    trial = one.triggered if painted is None else story_state.overlaid(base, painted, card)
     made = not np.array_equal(trial, one.trained)
     plain, filtered = (
         cached.predict(card.id, None, trial[None])[0],
-        tale.purified(run, trial[None], one.number is not None)[0],
+        story_state.purified(run, trial[None], one.number is not None)[0],
     )
     with right:
         tag = f"{LIVE} · {one.shows(names)}"
         for who, says in (("The backdoored network says", plain), ("With your lens it says", filtered)):
-            tale.answer(None, says, names, one.label, one.target, who=who, alt="", tag=tag, top=2, right=one.right)
+            story_state.answer(
+                None, says, names, one.label, one.target, who=who, alt="", tag=tag, top=2, right=one.right
+            )
         if made and int(plain.argmax()) != one.target:
             st.caption("What you made was never trained into this network, so it has no reason to obey it.")
         with st.container(key="story-next-6", horizontal=True, vertical_alignment="center"):
             if st.button("Start over", type="primary", icon=":material/restart_alt:", key="story-go-6"):
-                tale.start_over()
+                story_state.start_over()
             if st.button("Back", icon=":material/arrow_back:", type="tertiary", key="story-back-6"):
-                tale.go(5)
+                story_state.go(5)
         with st.container(horizontal=True, key="story-links"):
-            to = own.query(one.number, painted if made and movable else None)
-            frame.link("pages/predictions.py", "Your own photo", ":material/add_a_photo:", to)
-            frame.link("pages/attacks.py", "Other attacks", ":material/bug_report:")
-            frame.link("pages/attributions.py", "What decides", ":material/center_focus_strong:")
-            frame.link("pages/lab.py", "Train another one", ":material/science:")
+            to = own_image.query(one.number, painted if made and movable else None)
+            shell.link("pages/predictions.py", "Your own photo", ":material/add_a_photo:", to)
+            shell.link("pages/attacks.py", "Other attacks", ":material/bug_report:")
+            shell.link("pages/attributions.py", "What decides", ":material/center_focus_strong:")
+            shell.link("pages/lab.py", "Train another one", ":material/science:")
         with st.expander("Take this run home", icon=":material/qr_code_2:"):
             picture = {} if one.number is None else {"picture": str(one.number)}
-            paint = {own.TRIGGER: letters} if (letters := own.short(story.painted)) else {}
-            takehome.share("", step="6", run=run.id, model=run.request.model, **picture, **paint)
+            paint = {own_image.TRIGGER: letters} if (letters := own_image.short(story.painted)) else {}
+            downloads.share("", step="6", run=run.id, model=run.request.model, **picture, **paint)
 
 
 # ------------------------------------------------------------------------------------------------------------ the page
 
 
-def tell(selected: frame.Selection) -> None:
+def tell(selected: shell.Selection) -> None:
     """The step of the story that the address names. Raises what the core raises."""
-    card, sentence = tale.hero(selected.card)
+    card, sentence = story_state.hero(selected.card)
     if card is None:
         st.title("A network with a secret", anchor=False)
         st.info(
@@ -457,10 +498,10 @@ def tell(selected: frame.Selection) -> None:
         story.step = 4
     if story.step == 6 and run is not None and broken(run):
         story.step = 5
-    one = tale.subject(story, card)
+    one = story_state.subject(story, card)
     if one is None:
         st.info("The trigger of this model hijacks none of its first test pictures.", icon=":material/info:")
-        frame.link("pages/lab.py", "Look at it in the Lab", ":material/science:")
+        shell.link("pages/lab.py", "Look at it in the Lab", ":material/science:")
         return
     names = cached.class_names(card.dataset)
     if story.step == 1:
@@ -476,13 +517,13 @@ def tell(selected: frame.Selection) -> None:
     elif run is not None:
         your_turn(run, card, one, names)
     if story.step <= 4:
-        live.warm()
+        run_panel.warm()
 
 
-selection = frame.selection()
-first = 1 if view.booth() else 0
-story = tale.tale(first)
-tale.dress()
+selection = shell.selection()
+first = 1 if lesson_view.booth() else 0
+story = story_state.tale(first)
+story_state.dress()
 with st.container(key="story"):
     place = st.container()
     if story.step == 0:
@@ -492,7 +533,7 @@ with st.container(key="story"):
             tell(selection)
         except NPDError as error:
             st.error(str(error), icon=":material/error:")
-            frame.link("pages/lab.py", "Go to the Lab", ":material/science:")
+            shell.link("pages/lab.py", "Go to the Lab", ":material/science:")
     for sentence in story.notices:
         place.error(sentence, icon=":material/error:")
-tale.remember(story, first)
+story_state.remember(story, first)

@@ -19,7 +19,9 @@ def free_port() -> int:
 def problem(port: int) -> str:
     """What keeps a server from listening on `port`; empty when nothing does."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: a port in TIME_WAIT is free
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # as the server does: a port in TIME_WAIT is free
         try:
             probe.bind(("", port))
         except PermissionError:

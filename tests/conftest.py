@@ -19,7 +19,9 @@ TINY_ACC, TINY_ASR, TINY_RA = 0.990278, 1.0, 0.0  # measured on the test split w
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # processes that tests start keep what they compile: seconds each
+os.environ.pop(
+    "PYTHONDONTWRITEBYTECODE", None
+)  # processes that tests start keep what they compile: seconds each
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +71,9 @@ def tiny_zoo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = get_dataset("signs")
     net = build_model("preact_resnet18", spec.num_classes, 4, spec.mean, spec.std)
     state = load_file(ROOT / "tests" / "golden" / "tiny_net.safetensors")
-    net.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in state.items()})
+    net.load_state_dict(
+        {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    )
     card = Card(
         id=TINY_MODEL,
         dataset="signs",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from npd_core.attack_facts import ATTACK_INFO, AttackInfo
+from npd_core.attack_info import ATTACK_INFO, AttackInfo
 from npd_core.attacks.badnets import badnets_a2a, badnets_a2o
 from npd_core.attacks.base import (
     AllToAll,

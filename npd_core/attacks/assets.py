@@ -16,10 +16,14 @@ Net = TypeVar("Net", bound=nn.Module)
 def asset(assets: Mapping[str, Tensor], name: str, shape: Sequence[int]) -> Tensor:
     """The tensor `name` as float32. Raises ConfigError when it is absent or has another shape."""
     if name not in assets:
-        raise ConfigError(f"This trigger is made of {name!r}, which is not here: use a model of the zoo that has it.")
+        raise ConfigError(
+            f"This trigger is made of {name!r}, which is not here: use a model of the zoo that has it."
+        )
     found = assets[name]
     if list(found.shape) != list(shape):
-        raise ConfigError(f"The trigger's {name!r} must have the shape {list(shape)}, got {list(found.shape)}.")
+        raise ConfigError(
+            f"The trigger's {name!r} must have the shape {list(shape)}, got {list(found.shape)}."
+        )
     return found.detach().float()
 
 
@@ -38,11 +42,17 @@ def load_network(assets: Mapping[str, Tensor], name: str, net: Net) -> Net:
 
     Raises ConfigError when something is absent or does not fit.
     """
-    state = {key.removeprefix(f"{name}."): value for key, value in assets.items() if key.startswith(f"{name}.")}
+    state = {
+        key.removeprefix(f"{name}."): value for key, value in assets.items() if key.startswith(f"{name}.")
+    }
     if not state:
-        raise ConfigError(f"This trigger is made by a network, {name!r}, which is not here: use a model of the zoo.")
+        raise ConfigError(
+            f"This trigger is made by a network, {name!r}, which is not here: use a model of the zoo."
+        )
     try:
         net.load_state_dict(state)
     except RuntimeError as error:
-        raise ConfigError(f"The trigger's network {name!r} does not fit: {' '.join(str(error).split())}") from error
+        raise ConfigError(
+            f"The trigger's network {name!r} does not fit: {' '.join(str(error).split())}"
+        ) from error
     return net.eval().requires_grad_(False)

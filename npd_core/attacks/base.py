@@ -125,7 +125,9 @@ class Attack:
 
     @torch.no_grad()
     def _stored(self, images: Tensor, change: Trigger) -> Tensor:
-        return torch.cat([quantize(change(part.float() / 255), self.quantize) for part in images.split(AT_ONCE)])
+        return torch.cat(
+            [quantize(change(part.float() / 255), self.quantize) for part in images.split(AT_ONCE)]
+        )
 
 
 class Stamped(NamedTuple):

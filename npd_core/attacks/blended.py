@@ -32,7 +32,9 @@ class Blended:
         return torch.lerp(x, self.pattern.to(x).expand_as(x), self.alpha)
 
 
-def blended(dataset: DatasetSpec, assets: Mapping[str, Tensor], *, target: int = 0, alpha: float = 0.2) -> Attack:
+def blended(
+    dataset: DatasetSpec, assets: Mapping[str, Tensor], *, target: int = 0, alpha: float = 0.2
+) -> Attack:
     """The drawn picture blended over the image, all classes to `target`."""
     trigger = Blended(drawn_pattern(dataset.size), alpha)
     return Attack("blended", trigger, AllToOne(target), params={"target": target, "alpha": alpha})

@@ -47,7 +47,14 @@ class Painter(nn.Module):
     def __init__(self, channels_out: int, dataset: DatasetSpec, width: int = 32):
         super().__init__()
         one, two, four = width, 2 * width, 4 * width
-        down = [conv(3, one), conv(one, one), conv(one, two), conv(two, two), conv(two, four), conv(four, four)]
+        down = [
+            conv(3, one),
+            conv(one, one),
+            conv(one, two),
+            conv(two, two),
+            conv(two, four),
+            conv(four, four),
+        ]
         up = [conv(four, four), conv(four, two), conv(two, two), conv(two, one), conv(one, one)]
         self.down = nn.ModuleList(nn.Sequential(*down[i : i + 2], nn.MaxPool2d(2)) for i in (0, 2, 4))
         self.middle = conv(four, four)
@@ -159,7 +166,9 @@ class PatternInTraining:
         return input_aware(self.dataset, assets, **self.params)
 
 
-def input_aware(dataset: DatasetSpec, assets: Mapping[str, Tensor], *, target: int = 0, width: int = 32) -> Attack:
+def input_aware(
+    dataset: DatasetSpec, assets: Mapping[str, Tensor], *, target: int = 0, width: int = 32
+) -> Attack:
     """A patch made for each image, all classes to `target`.
 
     Args:
@@ -214,6 +223,8 @@ def make_input_aware(
         optimizer.step()
         schedule.step()
         yield StepEnd(0, step, {"total": total.detach(), "density": density})
-    yield EpochEnd(0, {"total": float(total.detach()), "density": float(density)}, time.perf_counter() - began)
+    yield EpochEnd(
+        0, {"total": float(total.detach()), "density": float(density)}, time.perf_counter() - began
+    )
     assets = network_assets("mask", mask_net) | network_assets("pattern", pattern_net)
     return input_aware(dataset, assets, target=target, width=width)

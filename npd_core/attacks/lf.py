@@ -59,7 +59,9 @@ def lf(dataset: DatasetSpec, assets: Mapping[str, Tensor], *, target: int = 0) -
         assets: `pattern`, (3, H, W).
     """
     pattern = asset(assets, "pattern", (3, dataset.size, dataset.size))
-    return Attack("lf", Added(pattern), AllToOne(target), params={"target": target}, assets={"pattern": pattern})
+    return Attack(
+        "lf", Added(pattern), AllToOne(target), params={"target": target}, assets={"pattern": pattern}
+    )
 
 
 def make_lf(

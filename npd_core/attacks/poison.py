@@ -48,7 +48,9 @@ class PoisonedBatch(NamedTuple):
     """What the trigger itself wants to be small."""
 
 
-def poison_training_set(data: ImageSet, attack: Attack, ratio: float, seed: int, cross_ratio: int = 0) -> PoisonedSet:
+def poison_training_set(
+    data: ImageSet, attack: Attack, ratio: float, seed: int, cross_ratio: int = 0
+) -> PoisonedSet:
     """Stamp and relabel `round(ratio * N)` images, drawn uniformly over all classes (dirty label).
 
     Args:
@@ -80,7 +82,9 @@ def shares(count: int, ratio: float, cross_ratio: int) -> tuple[int, int]:
     check_ratio(ratio)
     attacked = int(ratio * count + 1e-9)
     if attacked == 0 < ratio:
-        raise ConfigError(f"A poison ratio of {ratio} attacks no image of a batch of {count}: raise one of the two.")
+        raise ConfigError(
+            f"A poison ratio of {ratio} attacks no image of a batch of {count}: raise one of the two."
+        )
     crossed = min(attacked * cross_ratio, count - attacked)
     if cross_ratio and crossed < attacked:
         raise ConfigError("This attack disturbs further images of each batch: take a poison ratio up to 0.5.")

@@ -114,7 +114,10 @@ def train_steganography(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder, decoder = Encoder(bits, width).to(device).train(), Decoder(bits, reader_width).to(device).train()
+        encoder, decoder = (
+            Encoder(bits, width).to(device).train(),
+            Decoder(bits, reader_width).to(device).train(),
+        )
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=LR)
     since = torch.full((), torch.inf, device=device)  # the step at which the bits became readable
     right = error = total = torch.zeros((), device=device)

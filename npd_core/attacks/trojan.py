@@ -70,7 +70,9 @@ def last_linear(net: nn.Module) -> nn.Linear:
     """The layer that makes the logits. Raises ConfigError when the network has no linear layer."""
     layers = [module for module in net.modules() if isinstance(module, nn.Linear)]
     if not layers:
-        raise ConfigError("The network has no linear layer: a Trojan trigger needs one, whose inputs it excites.")
+        raise ConfigError(
+            "The network has no linear layer: a Trojan trigger needs one, whose inputs it excites."
+        )
     return layers[-1]
 
 

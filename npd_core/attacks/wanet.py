@@ -34,7 +34,9 @@ def draw_field(k: int, seed: int) -> Tensor:
 
 def warping_grid(field: Tensor, s: float, size: int) -> Tensor:
     """Identity plus s / H times the field, brought to full size bicubically, cut off at the border: (1, H, W, 2)."""
-    flow = F.interpolate(field[None], size=(size, size), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+    flow = F.interpolate(field[None], size=(size, size), mode="bicubic", align_corners=True).permute(
+        0, 2, 3, 1
+    )
     return (identity_grid(size) + s * flow / size).clamp(-1, 1)
 
 
@@ -94,7 +96,9 @@ class WarpInTraining:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if not torch.equal(state["field"], self._attack.assets["field"]):
-            raise CheckpointError("The interrupted training warped with another field: use its seed, or start anew.")
+            raise CheckpointError(
+                "The interrupted training warped with another field: use its seed, or start anew."
+            )
 
     def attack(self) -> Attack:
         return self._attack

@@ -65,7 +65,9 @@ def read(name: str, split: str, size: int) -> Arrays:
     """
     where = locate(name, split)
     if where is None:
-        raise DataMissingError(f"There is no copy of {name} ({split}) in {root()}; run `npd data get {name}`.")
+        raise DataMissingError(
+            f"There is no copy of {name} ({split}) in {root()}; run `npd data get {name}`."
+        )
     try:
         if name == "cifar10":
             return _cifar10(split)
@@ -100,7 +102,9 @@ def _gtsrb(where: Path, split: str, size: int) -> Arrays:
         with _Tree.open(where) as tree:
             prefix = "GTSRB/Final_Test/Images/" if where.suffix == ".zip" else ""
             coded = [tree.read(prefix + row[0]) for row in rows]
-        return decode_images(coded, size, name=str(where)), np.asarray([int(row[-1]) for row in rows], np.int64)
+        return decode_images(coded, size, name=str(where)), np.asarray(
+            [int(row[-1]) for row in rows], np.int64
+        )
     with _Tree.open(where) as tree:
         names = [name for name in tree.names() if name.endswith(".ppm")]
         labels = np.asarray([int(name.split("/")[-2]) for name in names], np.int64)
@@ -119,7 +123,9 @@ def _tiny_imagenet(where: Path, split: str, size: int) -> Arrays:
             rows = [line.split("\t")[:2] for line in table.splitlines() if line]
             names = [f"{prefix}val/images/{image}" for image, _ in rows]
             labels = [label[wnid] for _, wnid in rows]
-        return decode_images([tree.read(name) for name in names], size, name=str(where)), np.asarray(labels, np.int64)
+        return decode_images([tree.read(name) for name in names], size, name=str(where)), np.asarray(
+            labels, np.int64
+        )
 
 
 def tiny_class_names() -> tuple[str, ...]:
@@ -156,7 +162,9 @@ class _Tree:
     def names(self) -> list[str]:
         if self.archive is not None:
             return sorted(info.filename for info in self.archive.infolist() if not info.is_dir())
-        return sorted(path.relative_to(self.where).as_posix() for path in self.where.rglob("*") if path.is_file())
+        return sorted(
+            path.relative_to(self.where).as_posix() for path in self.where.rglob("*") if path.is_file()
+        )
 
     def read(self, name: str) -> bytes:
         return self.archive.read(name) if self.archive is not None else (self.where / name).read_bytes()

@@ -49,7 +49,9 @@ def clean_counts(num_images: int, num_classes: int, amount: float | int) -> NDAr
         each, left = divmod(int(amount), num_classes)
         return np.asarray([each + (k < left) for k in range(num_classes)], np.int64)
     if not 0 < amount <= 1:
-        raise ConfigError(f"A share of clean images must lie in (0, 1], got {amount}; give a whole number for a count.")
+        raise ConfigError(
+            f"A share of clean images must lie in (0, 1], got {amount}; give a whole number for a count."
+        )
     each = int(np.floor(round(float(amount) * num_images / num_classes, 9)))
     if each == 0:
         raise ConfigError(

@@ -208,12 +208,16 @@ def _fill(url: str, part: Path, progress: Progress | None, title: str) -> None:
             return
         except urllib.error.HTTPError as error:
             if error.code < 500 or attempt == ATTEMPTS - 1:
-                raise DataMissingError(f"{title}: {host} answered {error.code} {error.reason}; {advice}") from error
+                raise DataMissingError(
+                    f"{title}: {host} answered {error.code} {error.reason}; {advice}"
+                ) from error
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             cause = getattr(error, "reason", None) or error
             offline = isinstance(error, urllib.error.URLError) and before == 0
             if attempt == ATTEMPTS - 1 or offline:
-                raise DataMissingError(f"{title} could not be fetched from {host} ({cause}); {advice}") from error
+                raise DataMissingError(
+                    f"{title} could not be fetched from {host} ({cause}); {advice}"
+                ) from error
         time.sleep(PAUSE * 2**attempt)
 
 
@@ -227,7 +231,9 @@ def _receive(url: str, part: Path, progress: Progress | None) -> None:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         with error:
-            if error.code == 416 and have:  # nothing after what we have: complete, or another file; the checksum tells
+            if (
+                error.code == 416 and have
+            ):  # nothing after what we have: complete, or another file; the checksum tells
                 return
         raise
     except urllib.error.URLError:
@@ -269,7 +275,9 @@ def _unpack(archive: Path, root: Path, folder: str) -> None:
             with tarfile.open(archive) as tar:
                 tar.extractall(scratch, filter="data")
         except tarfile.TarError as error:
-            raise StorageError(f"{archive} cannot be unpacked ({error}); remove it and fetch it again.") from error
+            raise StorageError(
+                f"{archive} cannot be unpacked ({error}); remove it and fetch it again."
+            ) from error
         (Path(scratch) / folder).replace(root / folder)
 
 
@@ -282,7 +290,9 @@ def _storage_errors(folder: Path) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            reason = "the disk is full; make room (what was fetched is kept) or set NPD_DATA_DIR to another folder"
+            reason = (
+                "the disk is full; make room (what was fetched is kept) or set NPD_DATA_DIR to another folder"
+            )
         else:
             reason = f"{error.strerror or error}; set NPD_DATA_DIR to a folder that can be written"
         raise StorageError(f"The download cannot be saved in {folder}: {reason}.") from error
@@ -294,7 +304,9 @@ def _alone(part: Path, title: str) -> Iterator[None]:
     lock = part.with_name(part.name + ".lock")
     with open(lock, "ab") as file:
         if not _lock(file):
-            raise DataMissingError(f"{title} is being downloaded already by another process; wait for it to end.")
+            raise DataMissingError(
+                f"{title} is being downloaded already by another process; wait for it to end."
+            )
         try:
             yield
         finally:

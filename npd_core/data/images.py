@@ -54,7 +54,9 @@ def decode_picture(data: bytes, size: int) -> NDArray[np.uint8]:
         )
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.format in ("JPEG", "MPO") and not image.info.get("progressive"):  # whose parts are all whole
+            if image.format in ("JPEG", "MPO") and not image.info.get(
+                "progressive"
+            ):  # whose parts are all whole
                 image.draft(None, (8 * size, 8 * size))  # a big photo is decoded at a fraction of its size
             if image.width * image.height > MAX_PIXELS:
                 raise StorageError(
@@ -72,7 +74,9 @@ def decode_picture(data: bytes, size: int) -> NDArray[np.uint8]:
             "This file is no picture that can be read here; choose a PNG, JPEG, WebP, GIF or BMP file."
         ) from error
     except (OSError, ValueError, TypeError, LookupError, SyntaxError, EOFError, struct.error) as error:
-        raise StorageError("The picture is damaged or cut short; save it again or choose another one.") from error
+        raise StorageError(
+            "The picture is damaged or cut short; save it again or choose another one."
+        ) from error
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

@@ -33,11 +33,15 @@ CHUNK = 512
 
 def _open(path: Path) -> pq.ParquetFile:
     if not path.is_file():
-        raise DataMissingError(f"{path} is not there; put the file back or fetch the data set with `npd data get`.")
+        raise DataMissingError(
+            f"{path} is not there; put the file back or fetch the data set with `npd data get`."
+        )
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise StorageError(f"{path} is not a readable parquet file; fetch it again. ({_line(error)})") from error
+        raise StorageError(
+            f"{path} is not a readable parquet file; fetch it again. ({_line(error)})"
+        ) from error
     columns = set(file.schema_arrow.names)
     missing = [name for name in ("image", "label") if name not in columns]
     if missing:
@@ -56,7 +60,9 @@ def _column(path: Path, file: pq.ParquetFile, name: str) -> pa.ChunkedArray:
     try:
         return file.read(columns=[name]).column(name)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise StorageError(f"{path} is damaged in its column {name!r}; fetch it again. ({_line(error)})") from error
+        raise StorageError(
+            f"{path} is damaged in its column {name!r}; fetch it again. ({_line(error)})"
+        ) from error
 
 
 def class_names(path: Path) -> tuple[str, ...]:
@@ -76,7 +82,9 @@ def unpacked(path: Path) -> int:
     try:
         return sum(batch.nbytes for batch in file.iter_batches(batch_size=16, columns=["image"]))
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise StorageError(f"{path} is damaged in its column 'image'; fetch it again. ({_line(error)})") from error
+        raise StorageError(
+            f"{path} is damaged in its column 'image'; fetch it again. ({_line(error)})"
+        ) from error
 
 
 def count_rows(path: Path) -> int:
@@ -139,8 +147,12 @@ def read_images(
         raise StorageError(f"{path}: column 'image' holds {column.type}, expected a struct with `bytes`.")
     kind = column.type.field("bytes").type
     if not pa.types.is_binary(kind) and not pa.types.is_large_binary(kind):
-        raise StorageError(f"{path}: `bytes` of column 'image' holds {kind}, expected the bytes of image files.")
-    coded = pa.chunked_array([chunk.field("bytes") for chunk in column.chunks], column.type.field("bytes").type)
+        raise StorageError(
+            f"{path}: `bytes` of column 'image' holds {kind}, expected the bytes of image files."
+        )
+    coded = pa.chunked_array(
+        [chunk.field("bytes") for chunk in column.chunks], column.type.field("bytes").type
+    )
     chosen = np.arange(len(labels)) if rows is None else np.arange(len(labels))[rows]
     if rows is not None:
         coded = coded.take(pa.array(chosen))
@@ -193,8 +205,16 @@ def _decode(coded: bytes | None, size: int, where: str) -> NDArray[np.uint8]:
             if rgb.size != (size, size):
                 rgb = rgb.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
             return np.asarray(rgb)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise StorageError(f"{where}: the image cannot be decoded; fetch the file again. ({_line(error)})") from error
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:
+        raise StorageError(
+            f"{where}: the image cannot be decoded; fetch the file again. ({_line(error)})"
+        ) from error
 
 
 def write_images(path: Path, rows: Iterable[tuple[str, bytes, int]], classes: Sequence[str]) -> Path:
@@ -204,7 +224,10 @@ def write_images(path: Path, rows: Iterable[tuple[str, bytes, int]], classes: Se
         StorageError: the file cannot be written.
     """
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    features: dict[str, Any] = {"image": {"_type": "Image"}, "label": {"names": list(classes), "_type": "ClassLabel"}}
+    features: dict[str, Any] = {
+        "image": {"_type": "Image"},
+        "label": {"names": list(classes), "_type": "ClassLabel"},
+    }
     schema = pa.schema(
         [("image", image), ("label", pa.int64())],
         metadata={"huggingface": json.dumps({"info": {"features": features}})},
@@ -224,7 +247,9 @@ def write_images(path: Path, rows: Iterable[tuple[str, bytes, int]], classes: Se
         partial.replace(path)
     except OSError as error:
         reason = error.strerror or _line(error)
-        raise StorageError(f"{path} cannot be written ({reason}); free some space or choose another folder.") from error
+        raise StorageError(
+            f"{path} cannot be written ({reason}); free some space or choose another folder."
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
     return path
@@ -233,4 +258,6 @@ def write_images(path: Path, rows: Iterable[tuple[str, bytes, int]], classes: Se
 def _table(group: Sequence[tuple[str, bytes, int]], schema: pa.Schema) -> pa.Table:
     images = [{"bytes": data, "path": name} for name, data, _ in group]
     labels = [label for *_, label in group]
-    return pa.table([pa.array(images, schema.field("image").type), pa.array(labels, pa.int64())], schema=schema)
+    return pa.table(
+        [pa.array(images, schema.field("image").type), pa.array(labels, pa.int64())], schema=schema
+    )

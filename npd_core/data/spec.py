@@ -183,7 +183,9 @@ def get_dataset(name: str) -> DatasetSpec:
             values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
             return DatasetSpec(**values)
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise DataMissingError(f"The images of {name} are not on this machine: bring them again.") from error
+            raise DataMissingError(
+                f"The images of {name} are not on this machine: bring them again."
+            ) from error
     if name not in DATASETS:
         raise unknown_name("data set", name, DATASETS)
     return DATASETS[name]

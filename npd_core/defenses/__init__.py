@@ -8,8 +8,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from npd_core.data.spec import get_dataset
-from npd_core.defenses.config import (
+from npd_core.config.baselines import (
     CONFIGS,
     PRESETS,
     ANPConfig,
@@ -20,6 +19,7 @@ from npd_core.defenses.config import (
     NADConfig,
     NCConfig,
 )
+from npd_core.data.spec import get_dataset
 from npd_core.errors import unknown_name
 from npd_core.events import Event
 from npd_core.zoo.card import Card
@@ -66,8 +66,12 @@ DEFENSES: dict[str, Defense] = {
     "fp": Defense(FPConfig, "fp", "fine_prune", "Fine-pruning", "Liu et al., RAID 2018"),
     "nad": Defense(NADConfig, "nad", "distill_attention", "Attention distillation", "Li et al., ICLR 2021"),
     "nc": Defense(NCConfig, "nc", "neural_cleanse", "Neural cleanse", "Wang et al., S&P 2019"),
-    "anp": Defense(ANPConfig, "anp", "prune_sensitive", "Adversarial neuron pruning", "Wu and Wang, NeurIPS 2021"),
-    "i_bau": Defense(IBAUConfig, "i_bau", "unlearn_implicitly", "Implicit unlearning", "Zeng et al., ICLR 2022"),
+    "anp": Defense(
+        ANPConfig, "anp", "prune_sensitive", "Adversarial neuron pruning", "Wu and Wang, NeurIPS 2021"
+    ),
+    "i_bau": Defense(
+        IBAUConfig, "i_bau", "unlearn_implicitly", "Implicit unlearning", "Zeng et al., ICLR 2022"
+    ),
     "ep": Defense(EPConfig, "ep", "entropy_prune", "Entropy pruning", "Zheng et al., NeurIPS 2022"),
 }
 """In the order of the paper's tables."""

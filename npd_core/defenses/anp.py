@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
+from npd_core.config.baselines import ANPConfig
 from npd_core.data.clean import hold_out
 from npd_core.data.load import ImageSet
 from npd_core.defenses.common import Batches, Repair, accuracy, batch_norms
-from npd_core.defenses.config import ANPConfig
 from npd_core.device import autocast
 from npd_core.errors import ConfigError
 from npd_core.events import EpochEnd, Event, Started, StepEnd
@@ -65,7 +65,9 @@ class Neurons:
         scale = self.scale * (mask if noise is None else mask + noise[0])
         shift = self.shift if noise is None else self.shift * (1 + noise[1])
         replaced = dict(self.statistics)  # in train mode it is these that move
-        for name, weight, bias in zip(self.norms, scale.split(self.sizes), shift.split(self.sizes), strict=True):
+        for name, weight, bias in zip(
+            self.norms, scale.split(self.sizes), shift.split(self.sizes), strict=True
+        ):
             replaced |= {f"net.{name}.weight": weight, f"net.{name}.bias": bias}
         z: Tensor = functional_call(self.net, replaced, (x,))
         return z
@@ -121,7 +123,9 @@ def largest_passing(levels: list[float], passes: Callable[[float], bool]) -> flo
 class _Selection:
     """The threshold, chosen as the config says."""
 
-    def __init__(self, neurons: Neurons, held: ImageSet, cfg: ANPConfig, device: torch.device, oracle: Oracle | None):
+    def __init__(
+        self, neurons: Neurons, held: ImageSet, cfg: ANPConfig, device: torch.device, oracle: Oracle | None
+    ):
         self.neurons, self.held, self.cfg, self.device, self.oracle = neurons, held, cfg, device, oracle
         self.base = self.accuracy() if cfg.select == "holdout" else 0.0
 

@@ -59,16 +59,24 @@ def load_repaired(folder: Path, card: Card) -> Normalized:
     description = read_description(folder)
     weights = folder / WEIGHTS
     if not weights.is_file() or sha256(weights) != description.get("sha256"):
-        raise CheckpointError(f"{weights} is missing or was changed since it was saved: run the defense again.")
+        raise CheckpointError(
+            f"{weights} is missing or was changed since it was saved: run the defense again."
+        )
     if description.get("model") != card.id:
-        raise CheckpointError(f"{folder} is a repaired {description.get('model')}, not {card.id}: choose that model.")
+        raise CheckpointError(
+            f"{folder} is a repaired {description.get('model')}, not {card.id}: choose that model."
+        )
     if description.get("model_sha256") != card.files.get("model.safetensors"):
         raise CheckpointError(f"{folder} was made of other weights of {card.id}: run the defense again.")
     net = build_model(card.arch, card.num_classes, card.width, card.mean, card.std)
     try:
         state = load_file(weights)
-        load_weights(net, {k: value.float() if value.is_floating_point() else value for k, value in state.items()})
+        load_weights(
+            net, {k: value.float() if value.is_floating_point() else value for k, value in state.items()}
+        )
     except (safetensors.SafetensorError, RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{weights} does not fit {card.arch}: {reason} Run the defense again.") from error
+        raise CheckpointError(
+            f"{weights} does not fit {card.arch}: {reason} Run the defense again."
+        ) from error
     return net.eval().requires_grad_(False)

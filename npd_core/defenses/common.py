@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from npd_core.config.baselines import DefenseConfig, FineTuneConfig
 from npd_core.data.load import ImageSet
-from npd_core.defenses.config import DefenseConfig, FineTuneConfig
 from npd_core.device import autocast
 from npd_core.errors import ConfigError
 from npd_core.evaluation import predict
@@ -164,7 +164,9 @@ def taps(
         def gives(_m: nn.Module, _args: object, out: Tensor, place: int = place) -> None:
             seen[place] = read(out)
 
-        handles.append(module.register_forward_pre_hook(given) if inputs else module.register_forward_hook(gives))
+        handles.append(
+            module.register_forward_pre_hook(given) if inputs else module.register_forward_hook(gives)
+        )
     try:
         yield seen
     finally:

@@ -10,9 +10,9 @@ from collections.abc import Generator
 import torch
 from torch import Tensor
 
+from npd_core.config.baselines import EPConfig
 from npd_core.data.load import ImageSet
 from npd_core.defenses.common import Batches, Repair, batch_norms, taps
-from npd_core.defenses.config import EPConfig
 from npd_core.device import autocast
 from npd_core.errors import ConfigError
 from npd_core.events import Event, Started

@@ -9,10 +9,10 @@ from collections.abc import Generator
 import torch
 from torch import Tensor
 
+from npd_core.config.baselines import FPConfig
 from npd_core.data.clean import hold_out
 from npd_core.data.load import ImageSet
 from npd_core.defenses.common import Batches, Repair, fine_tune, last_linear, taps
-from npd_core.defenses.config import FPConfig
 from npd_core.device import autocast
 from npd_core.events import Event, Started
 from npd_core.models.normalized import Normalized
@@ -46,7 +46,8 @@ def sweep(h: Tensor, y: Tensor, weight: Tensor, bias: Tensor, order: Tensor, ste
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order), device=order.device)
     right = [
-        torch.addmm(bias, h * (rank >= pruned), weight.T).argmax(1).eq(y).sum() for pruned in range(0, len(order), step)
+        torch.addmm(bias, h * (rank >= pruned), weight.T).argmax(1).eq(y).sum()
+        for pruned in range(0, len(order), step)
     ]
     return torch.stack(right)
 
@@ -59,7 +60,9 @@ def last_passing(right: list[int], tolerance: float) -> int:
     return len(right) - 1
 
 
-def fine_prune(net: Normalized, clean: ImageSet, cfg: FPConfig, device: torch.device) -> Generator[Event, None, None]:
+def fine_prune(
+    net: Normalized, clean: ImageSet, cfg: FPConfig, device: torch.device
+) -> Generator[Event, None, None]:
     """Prune inputs of the last linear layer, those of least mean activation first, while the accuracy on held-out
     clean images bears it; then fine-tune all weights, the pruned ones staying zero.
 

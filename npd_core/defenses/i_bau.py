@@ -10,16 +10,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from npd_core.config.baselines import IBAUConfig
 from npd_core.data.load import ImageSet
 from npd_core.defenses.common import COLLAPSE_EPOCHS, Batches, Repair
-from npd_core.defenses.config import IBAUConfig
 from npd_core.device import autocast
 from npd_core.events import EpochEnd, Event, Started, StepEnd
 from npd_core.models.normalized import Normalized
 
 
 def hypergradient(
-    outer: Tensor, phi: Tensor | None, delta: Tensor, theta: Sequence[Tensor], *, steps: int, tolerance: float = 0.0
+    outer: Tensor,
+    phi: Tensor | None,
+    delta: Tensor,
+    theta: Sequence[Tensor],
+    *,
+    steps: int,
+    tolerance: float = 0.0,
 ) -> list[Tensor]:
     """Gradient of H(delta*(theta), theta) with respect to theta, where delta* is the fixed point of the inner map Phi.
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from npd_core.config.baselines import NADConfig
 from npd_core.data.load import ImageSet
 from npd_core.defenses.common import Batches, Repair, Step, fine_tune, taps
-from npd_core.defenses.config import NADConfig
 from npd_core.errors import ConfigError
 from npd_core.events import Event, Started
 from npd_core.models.normalized import Normalized
@@ -32,7 +32,9 @@ def attention(features: Tensor, p: float = 2.0) -> Tensor:
     return strength / (strength.norm(dim=1, keepdim=True) + EPS)
 
 
-def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], betas: Sequence[float], p: float) -> Tensor:
+def attention_loss(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], betas: Sequence[float], p: float
+) -> Tensor:
     """Sum over the levels of beta_l MSE(A(F_l^S), A(F_l^T)), the mean taken over images and places.
 
     Args:
@@ -58,7 +60,9 @@ def levels(net: Normalized, size: tuple[int, int], count: int) -> list[str]:
     Raises:
         ConfigError: the network has fewer of them.
     """
-    pools = [name for name, module in net.net.named_modules() if isinstance(module, nn.MaxPool2d | nn.AvgPool2d)]
+    pools = [
+        name for name, module in net.net.named_modules() if isinstance(module, nn.MaxPool2d | nn.AvgPool2d)
+    ]
     stages = {name.split(".")[0]: name for name in getattr(net.net, "blocks", ())}
     names = pools or list(stages.values())
     with taps([net.net.get_submodule(name) for name in names]) as features:

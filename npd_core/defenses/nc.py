@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from npd_core.config.baselines import NCConfig
 from npd_core.data.clean import hold_out
 from npd_core.data.load import ImageSet
 from npd_core.defenses.common import Batches, Repair, fine_tune, last_linear
-from npd_core.defenses.config import NCConfig
 from npd_core.device import autocast
 from npd_core.errors import ConfigError
 from npd_core.events import EpochEnd, Event, Started, StepEnd
@@ -98,7 +98,9 @@ class Candidate:
         self.label = label
         self.raw_mask = torch.ones(1, *size, device=device, requires_grad=True)
         self.raw_pattern = torch.ones(3, *size, device=device, requires_grad=True)
-        self.optimizer = torch.optim.Adam([self.raw_mask, self.raw_pattern], cfg.trigger_lr, cfg.trigger_betas)
+        self.optimizer = torch.optim.Adam(
+            [self.raw_mask, self.raw_pattern], cfg.trigger_lr, cfg.trigger_betas
+        )
         self.schedule = CostSchedule(cfg)
         self.epochs = 0
         self.norm = math.inf
@@ -108,7 +110,10 @@ class Candidate:
     def note(self, share: float, norm: float) -> None:
         """End an epoch: keep the patch when it is the best, or the first."""
         if self.schedule.update(share, norm) or self.epochs == 0:
-            self.norm, self.patch = norm, Patch(squashed(self.raw_mask.detach()), squashed(self.raw_pattern.detach()))
+            self.norm, self.patch = (
+                norm,
+                Patch(squashed(self.raw_mask.detach()), squashed(self.raw_pattern.detach())),
+            )
         self.epochs += 1
 
 
@@ -299,5 +304,7 @@ def _classes(net: Normalized, cfg: NCConfig) -> list[int]:
     if max(classes) >= count:
         raise ConfigError(f"`classes` names class {max(classes)}, but the network has 0 to {count - 1}.")
     if len(classes) < 3:
-        raise ConfigError(f"Neural cleanse compares classes and needs at least 3, but the network has {count}.")
+        raise ConfigError(
+            f"Neural cleanse compares classes and needs at least 3, but the network has {count}."
+        )
     return classes

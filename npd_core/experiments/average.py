@@ -54,5 +54,7 @@ def _published(cells: Sequence[Cell], dataset: str) -> Published | None:
 
 def _printed(found: Sequence[Published | None]) -> Metrics | None:
     """The mean of what is printed; None where something is not."""
-    known = [Metrics(p.acc, p.asr) for p in found if p is not None and p.acc is not None and p.asr is not None]
+    known = [
+        Metrics(p.acc, p.asr) for p in found if p is not None and p.acc is not None and p.asr is not None
+    ]
     return mean(known) if len(known) == len(found) else None

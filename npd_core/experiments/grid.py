@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from typing import Any
 
+from npd_core.config.npd import VARIANTS, NPDConfig, preset, step_length
+from npd_core.config.request import DefenseRequest
 from npd_core.defenses import DEFENSES, DefenseConfig, preset_for
 from npd_core.errors import ConfigError, unknown_name
-from npd_core.polarizer.config import VARIANTS, NPDConfig, preset, step_length
-from npd_core.request import DefenseRequest
 from npd_core.zoo.card import Card, get_card
 
 ALL_LAYERS = "all"
@@ -44,7 +44,9 @@ def config_for(defense: str, card: Card, **changes: Any) -> NPDConfig | DefenseC
         return preset_for(defense, card, **changes)
     if defense not in VARIANTS:
         raise unknown_name("defense", defense, (*VARIANTS, *DEFENSES))
-    config = NPDConfig.from_dict(preset(card.dataset, variant=defense, size=card.image_size).to_dict() | changes)
+    config = NPDConfig.from_dict(
+        preset(card.dataset, variant=defense, size=card.image_size).to_dict() | changes
+    )
     if "inner_step" in changes and "inner_lr" not in changes:
         config = replace(config, inner_lr=step_length(config.inner_step, config.rho, config.inner_steps))
     return config
@@ -65,7 +67,9 @@ def requests(grid: Grid) -> list[DefenseRequest]:
     known = [config_for(defense, card) for defense in grid.defenses]
     special = [f"`{name}`" for name in grid.settings] + ["`layers`"] * (grid.layers != (None,))
     if special and not any(isinstance(config, NPDConfig) for config in known):
-        raise ConfigError(f"{special[0]} belongs to NPD, and no variant of it is among the defenses: add npd.")
+        raise ConfigError(
+            f"{special[0]} belongs to NPD, and no variant of it is among the defenses: add npd."
+        )
     found: dict[str, DefenseRequest] = {}
     layers: Sequence[str | None] = (None,) if grid.layers == (None,) else layer_names(card, grid.layers)
     for defense in grid.defenses:
@@ -76,7 +80,12 @@ def requests(grid: Grid) -> list[DefenseRequest]:
                 config = config_for(defense, card, seed=seed, **dict(zip(settings, values, strict=True)))
                 where = None if layer is None or layer == card.layer else layer  # one run, not two
                 request = DefenseRequest(
-                    model=card.id, defense=defense, layer=where, clean=clean, config=config, device=grid.device
+                    model=card.id,
+                    defense=defense,
+                    layer=where,
+                    clean=clean,
+                    config=config,
+                    device=grid.device,
                 )
                 found.setdefault(request.key, request)
     return list(found.values())
@@ -86,17 +95,17 @@ def layer_names(card: Card, layers: Sequence[str | None]) -> list[str | None]:
     """Layers in their canonical spelling, each once, ALL_LAYERS and MAIN_LAYERS replaced by what they stand for, in the
     order of the forward pass. Raises UnknownNameError."""
     from npd_core.models import build_model
-    from npd_core.polarizer.insertion import find_point, insertion_points
+    from npd_core.polarizer.insertion import find_layer, insertion_layers
 
     net = build_model(card.arch, card.num_classes, card.width)
     names: dict[str | None, None] = {}
     for layer in layers:
         if layer == ALL_LAYERS:
-            names |= dict.fromkeys(info.name for info in insertion_points(net, card.image_size))
+            names |= dict.fromkeys(info.name for info in insertion_layers(net, card.image_size))
         elif layer == MAIN_LAYERS:
             names |= dict.fromkeys(main_path(card.arch, card.image_size))
         else:
-            names[layer if layer is None else find_point(net, layer, card.image_size).name] = None
+            names[layer if layer is None else find_layer(net, layer, card.image_size).name] = None
     return list(names)
 
 
@@ -106,9 +115,11 @@ def main_path(arch: str, size: int = 32) -> list[str]:
     from torch import nn
 
     from npd_core.models import build_model
-    from npd_core.polarizer.insertion import insertion_points
+    from npd_core.polarizer.insertion import insertion_layers
 
     net = build_model(arch, num_classes=2, width=4)  # names are the same at every width
-    shortcuts = [name for name, m in net.net.named_modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
-    points = [info for info in insertion_points(net, size) if info.point.kind == "after"]
-    return [info.name for info in points if info.point.module not in shortcuts]
+    shortcuts = [
+        name for name, m in net.net.named_modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)
+    ]
+    points = [info for info in insertion_layers(net, size) if info.layer.kind == "after"]
+    return [info.name for info in points if info.layer.module not in shortcuts]

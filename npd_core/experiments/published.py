@@ -49,7 +49,9 @@ TERMS = {
 """Rows of Table 3: the terms of the loss that have a weight."""
 
 
-def published(table: str, dataset: str, attack: str, defense: str, row: Mapping[str, Any]) -> Published | None:
+def published(
+    table: str, dataset: str, attack: str, defense: str, row: Mapping[str, Any]
+) -> Published | None:
     """What the paper prints for a cell; None where it has no such cell. Tables 1 and 2 are one, on two data sets."""
     before, attack, defense = undefended(dataset, attack), ATTACKS[attack], DEFENSES[defense]
     where: dict[str, tuple[str, ...]] = {"table4": (attack, defense), "table7": ("running_time_sec", defense)}

@@ -148,10 +148,14 @@ def write_json(path: Path, values: Any) -> None:
     fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        fresh.write_text(
+            json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
         os.replace(fresh, path)
     except OSError as error:
-        raise StorageError(f"Could not write {path} ({error.strerror or error}): choose another folder.") from error
+        raise StorageError(
+            f"Could not write {path} ({error.strerror or error}): choose another folder."
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             fresh.unlink(missing_ok=True)

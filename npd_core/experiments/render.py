@@ -90,10 +90,14 @@ def to_html(record: TableRecord) -> str:
         )
     )
     facts = [f"{name}: {said(value)}" for name, value in record.environment.items()]
-    colour_key = " What the paper prints, of networks of width 64, is in <span class=paper>this colour</span>."
+    colour_key = (
+        " What the paper prints, of networks of width 64, is in <span class=paper>this colour</span>."
+    )
     colour_key = colour_key if len(head) > number + len(HEAD) + 1 else ""
     heading = f"{record.title} · {record.dataset}"
-    titles = "".join(f"<th{' class=axis' if n < number else ''}>{escape(name)}</th>" for n, name in enumerate(head))
+    titles = "".join(
+        f"<th{' class=axis' if n < number else ''}>{escape(name)}</th>" for n, name in enumerate(head)
+    )
     parts = [
         f"<p class=note>Measured by <code>{escape(record.command)}</code>, {escape(record.date)}.{colour_key}</p>",
         f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in notes)}</ul>" if notes else "",

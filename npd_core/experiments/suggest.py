@@ -15,12 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from npd_core.config.npd import NPDConfig
 from npd_core.data.load import ImageSet
 from npd_core.errors import ConfigError
 from npd_core.evaluation import predict
 from npd_core.events import Event, Failed
 from npd_core.models.normalized import Normalized
-from npd_core.polarizer.config import NPDConfig
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.polarizer.perturbation import BALLS, pgd, runner_up
 from npd_core.polarizer.training import train_polarizer
@@ -90,7 +90,9 @@ def candidates(
     """
     smallest = int(clean.labels.unique(return_counts=True)[1].min())
     if not 2 <= folds <= smallest:
-        raise ConfigError(f"`folds` must be from 2 to {smallest}, the images of the smallest class, got {folds}.")
+        raise ConfigError(
+            f"`folds` must be from 2 to {smallest}, the images of the smallest class, got {folds}."
+        )
     fold = fold_of(clean.labels, folds, config.seed)
     rounds = range(min(folds, held or folds))
     for layer in layers:

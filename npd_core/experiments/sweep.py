@@ -10,7 +10,7 @@ from npd_core import paths
 from npd_core.data.load import availability
 from npd_core.errors import ConfigError, DataMissingError
 from npd_core.experiments.cluster import run_on_cluster
-from npd_core.experiments.job import Job, Outcome, in_zoo, keep, kept, now, run_job
+from npd_core.experiments.task import Job, Outcome, in_zoo, keep, kept, now, run_job
 from npd_core.experiments.workers import run_local
 from npd_core.zoo.card import get_card
 
@@ -82,7 +82,11 @@ def sweep(
             yield Note(left[number], message)
             continue
         outcome = Outcome(
-            job=left[number], result=message.get("result"), failed=message["failed"], date=now(), workers=workers
+            job=left[number],
+            result=message.get("result"),
+            failed=message["failed"],
+            date=now(),
+            workers=workers,
         )
         keep(outcome, folder)
         yield outcome

@@ -69,7 +69,11 @@ def map_image(found: np.ndarray, scale: float, mode: str | None = "light") -> np
     stops = scale_stops(mode)
     colors = np.array([[int(color[i : i + 2], 16) for i in (1, 3, 5)] for _, color in stops], dtype=float)
     at = np.clip(np.asarray(found, dtype=float) / (2 * scale) + 0.5, 0.0, 1.0)
-    return np.stack([np.interp(at, [s for s, _ in stops], colors[:, k]) for k in range(3)]).round().astype(np.uint8)
+    return (
+        np.stack([np.interp(at, [s for s, _ in stops], colors[:, k]) for k in range(3)])
+        .round()
+        .astype(np.uint8)
+    )
 
 
 def channel_bars(
@@ -120,7 +124,9 @@ def channel_figure(bars: ChannelBars, mode: str | None = "light") -> go.Figure:
             y=values,
             customdata=activations,
             marker={"color": color, "pattern": {"shape": shape, "size": 6, "solidity": 0.45}},
-            hovertemplate="%{y:.3f} of the logit, mean |activation| %{customdata:.3f}<extra>" + name + "</extra>",
+            hovertemplate="%{y:.3f} of the logit, mean |activation| %{customdata:.3f}<extra>"
+            + name
+            + "</extra>",
         )
         for name, values, activations, color, shape in rows
     ]

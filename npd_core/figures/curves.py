@@ -18,7 +18,15 @@ TERMS = {
 }
 """Loss terms in the order they are drawn, with the name beside each: Eq. 5, 2 and the two terms of Eq. 3."""
 METRICS = {"acc": "ACC clean", "asr": "ASR attack", "ra": "RA recovered"}
-DASHES = {"total": "solid", "bn": "solid", "asr": "dash", "bce1": "dot", "bce2": "dashdot", "acc": "solid", "ra": "dot"}
+DASHES = {
+    "total": "solid",
+    "bn": "solid",
+    "asr": "dash",
+    "bce1": "dot",
+    "bce2": "dashdot",
+    "acc": "solid",
+    "ra": "dot",
+}
 MARKERS = {"acc": "circle", "asr": "x", "ra": "diamond"}
 
 
@@ -77,7 +85,9 @@ def read_losses(records: Iterable[Mapping[str, Any]], limit: int = 300) -> LossC
     return LossCurves(positions, {name: [r["losses"].get(name) for r in kept] for name in terms})
 
 
-def read_metrics(records: Iterable[Mapping[str, Any]], before: Mapping[str, Any] | None = None) -> MetricCurves:
+def read_metrics(
+    records: Iterable[Mapping[str, Any]], before: Mapping[str, Any] | None = None
+) -> MetricCurves:
     """ACC, ASR, RA after every measured epoch.
 
     Args:
@@ -99,7 +109,11 @@ def read_progress(records: Iterable[Mapping[str, Any]]) -> Progress:
     for record in records:
         kind = record["type"]
         if kind == "Started":
-            epochs, warmup, steps = record["epochs"], record["warmup_epochs"], max(1, record["steps_per_epoch"])
+            epochs, warmup, steps = (
+                record["epochs"],
+                record["warmup_epochs"],
+                max(1, record["steps_per_epoch"]),
+            )
         elif kind == "StepEnd":
             position = record["epoch"] + (record["step"] + 1) / steps
         elif kind == "EpochEnd":
@@ -110,7 +124,9 @@ def read_progress(records: Iterable[Mapping[str, Any]]) -> Progress:
     total, passed = epochs + warmup, position + warmup
     share = 1.0 if ended else min(1.0, max(0.0, passed / total)) if total else 0.0
     left = seconds * (total - done - warmup) / (done + warmup) if done and not ended else None
-    return Progress(done, epochs, position < 0 or (position == 0 and done == 0 and warmup > 0), share, seconds, left)
+    return Progress(
+        done, epochs, position < 0 or (position == 0 and done == 0 and warmup > 0), share, seconds, left
+    )
 
 
 def loss_figure(curves: LossCurves, mode: str | None = "light", epochs: int | None = None) -> go.Figure:

@@ -62,7 +62,8 @@ def read_gallery(folder: Path) -> list[Item]:
                 for name in ("clean", "triggered", "purified")
             }
             tiles = [
-                sheet.crop((number * size, line * size, (number + 1) * size, (line + 1) * size)) for line in (0, 1)
+                sheet.crop((number * size, line * size, (number + 1) * size, (line + 1) * size))
+                for line in (0, 1)
             ]
             items.append(
                 Item(
@@ -102,7 +103,9 @@ def write_gallery(
     record: dict[str, Any] = {"size": size, "items": []}
     for item in items:
         values = asdict(item)
-        record["items"].append({name: values[name] for name in ("index", "truth", "clean", "triggered", "purified")})
+        record["items"].append(
+            {name: values[name] for name in ("index", "truth", "clean", "triggered", "purified")}
+        )
     try:
         Image.fromarray(np.concatenate(rows, axis=0)).save(folder / PNG, optimize=True)
         (folder / JSON).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

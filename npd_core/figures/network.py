@@ -119,7 +119,10 @@ def _preact_resnet18(width: int, image_size: int, num_classes: int) -> Plan:
             stride = 2 if number > 0 and position == 0 else 1
             name = f"layer{number + 1}.{position}"
             inner = size // stride
-            convs = (Conv(f"{name}.conv1", channels, out, size, stride), Conv(f"{name}.conv2", out, out, inner))
+            convs = (
+                Conv(f"{name}.conv1", channels, out, size, stride),
+                Conv(f"{name}.conv2", out, out, inner),
+            )
             changed = stride != 1 or channels != out
             shortcut = Conv(f"{name}.shortcut", channels, out, inner) if changed else None
             blocks.append(Block(name, convs, shortcut))
@@ -140,7 +143,10 @@ def _vgg19_bn(width: int, image_size: int, num_classes: int) -> Plan:
     return Plan("vgg19_bn", None, tuple(stages), num_classes)
 
 
-PLANS: dict[str, Callable[[int, int, int], Plan]] = {"preact_resnet18": _preact_resnet18, "vgg19_bn": _vgg19_bn}
+PLANS: dict[str, Callable[[int, int, int], Plan]] = {
+    "preact_resnet18": _preact_resnet18,
+    "vgg19_bn": _vgg19_bn,
+}
 """Width, image size and number of classes -> plan, by architecture."""
 
 
@@ -153,7 +159,9 @@ def kind_of(layer: str) -> tuple[str, str]:
 def describe(layer: str) -> str:
     """An insertion point in words, for people and screen readers."""
     kind, module = kind_of(layer)
-    return {"before": "before", "after": "after", "stream": "residual stream before"}.get(kind, kind) + f" {module}"
+    return {"before": "before", "after": "after", "stream": "residual stream before"}.get(
+        kind, kind
+    ) + f" {module}"
 
 
 SCALES: dict[str, tuple[float | None, float]] = {

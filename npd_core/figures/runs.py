@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from npd_core.defenses.config import CONFIGS
+from npd_core.config.baselines import CONFIGS
 from npd_core.figures import theme
 from npd_core.figures.curves import METRICS, MetricCurves
 
@@ -151,7 +151,12 @@ def outcome_figure(rows: Sequence[Row], names: Sequence[str], mode: str | None =
     looks = {"acc": (colors.benign, ""), "asr": (colors.trigger, "/"), "ra": (colors.polarizer, ".")}
     figure = go.Figure(
         layout=theme.layout(
-            mode, barmode="group", yaxis_range=[0, 1.08], yaxis_tickformat=".0%", hovermode="closest", height=320
+            mode,
+            barmode="group",
+            yaxis_range=[0, 1.08],
+            yaxis_tickformat=".0%",
+            hovermode="closest",
+            height=320,
         )
     )
     for name, (color, shape) in looks.items():

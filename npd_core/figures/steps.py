@@ -25,7 +25,9 @@ class LogitBars(NamedTuple):
     """Place of y', the surrogate target."""
 
 
-def logit_bars(rows: dict[str, np.ndarray], names: Sequence[str], label: int, target: int, top: int = 12) -> LogitBars:
+def logit_bars(
+    rows: dict[str, np.ndarray], names: Sequence[str], label: int, target: int, top: int = 12
+) -> LogitBars:
     """The record: at most `top` classes, y and y' always among them, in the order of the last row.
 
     Args:

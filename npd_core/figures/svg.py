@@ -23,7 +23,9 @@ class Line(NamedTuple):
     dash: str = "solid"
 
 
-def curves(lines: Sequence[Line], *, title: str, x_title: str, percent: bool = False, log: bool = False) -> str:
+def curves(
+    lines: Sequence[Line], *, title: str, x_title: str, percent: bool = False, log: bool = False
+) -> str:
     """The curves in one frame with a legend above, as an `svg` element whose text takes the colour of the page.
 
     Args:
@@ -62,9 +64,13 @@ def curves(lines: Sequence[Line], *, title: str, x_title: str, percent: bool = F
     for line, kept in zip(lines, points, strict=True):
         look = f'fill="none" stroke="{escape(line.color)}" stroke-width="2.5" stroke-dasharray="{DASHES[line.dash]}"'
         if kept:
-            path = "".join(f"{'L' if i else 'M'}{x} {y}" for i, (x, y) in enumerate(at(*point) for point in kept))
+            path = "".join(
+                f"{'L' if i else 'M'}{x} {y}" for i, (x, y) in enumerate(at(*point) for point in kept)
+            )
             parts.append(f'<path d="{path}" {look}/>')
-        parts.append(f'<path d="M{beside} 14h26" {look}/><text x="{beside + 32}" y="18">{escape(line.name)}</text>')
+        parts.append(
+            f'<path d="M{beside} 14h26" {look}/><text x="{beside + 32}" y="18">{escape(line.name)}</text>'
+        )
         beside += 52 + 8 * len(line.name)
     body = "".join(parts)
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title, quote=True)}">{body}</svg>'

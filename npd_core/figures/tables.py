@@ -106,7 +106,9 @@ def curves(
     for number, (words, outcomes) in enumerate(series.items()):
         look = number % len(shades)
         for source in _sources(outcomes):
-            rows = {outcome.label: getattr(outcome, metric) for outcome in outcomes if outcome.source == source}
+            rows = {
+                outcome.label: getattr(outcome, metric) for outcome in outcomes if outcome.source == source
+            }
             solid = source != "published"
             figure.add_scatter(
                 x=order,
@@ -129,7 +131,10 @@ def curves(
 
 
 def along_layers(
-    outcomes: Sequence[Outcome], chosen: str, mode: str | None = "light", metrics: Sequence[str] = ("acc", "asr", "ra")
+    outcomes: Sequence[Outcome],
+    chosen: str,
+    mode: str | None = "light",
+    metrics: Sequence[str] = ("acc", "asr", "ra"),
 ) -> go.Figure:
     """ACC, ASR and RA by insertion point. The line joins the points after a convolution, as in the paper's Figure 3;
     other points stand as hollow marks, what was measured live as stars.
@@ -173,7 +178,9 @@ def along_layers(
     return figure
 
 
-def tiles(rows: Mapping[str, Mapping[str, float | None]], metric: str, mode: str | None = "light") -> go.Figure:
+def tiles(
+    rows: Mapping[str, Mapping[str, float | None]], metric: str, mode: str | None = "light"
+) -> go.Figure:
     """One metric of every pair as a tile with its number in percent: the rows' names down, the columns' across.
 
     Args:
@@ -284,7 +291,9 @@ def _marker(source: str, color: str, colors: theme.Palette) -> dict[str, Any]:
 def _bar_chart(mode: str | None, title: str, labels: int, sources: int) -> go.Figure:
     height = 112 + labels * (12 + 15 * sources)
     figure = go.Figure(
-        layout=theme.layout(mode, height=height, hovermode="closest", barmode="group", bargap=0.22, bargroupgap=0.05)
+        layout=theme.layout(
+            mode, height=height, hovermode="closest", barmode="group", bargap=0.22, bargroupgap=0.05
+        )
     )
     figure.update_layout(title=_title(title), legend={"y": 0, "yref": "container", "yanchor": "bottom"})
     figure.update_yaxes(autorange="reversed", showgrid=False)

@@ -37,7 +37,11 @@ def torchvision_classifier(name: str, num_classes: int) -> nn.Module:
 
 
 def build_model(
-    arch: str, num_classes: int, width: int, mean: Sequence[float] = (0.0,) * 3, std: Sequence[float] = (1.0,) * 3
+    arch: str,
+    num_classes: int,
+    width: int,
+    mean: Sequence[float] = (0.0,) * 3,
+    std: Sequence[float] = (1.0,) * 3,
 ) -> Normalized:
     """A freshly initialised classifier of [0, 1] pixels. Raises UnknownNameError for an architecture that is neither in
     MODELS nor, behind TORCHVISION, one of torchvision's."""

@@ -58,7 +58,9 @@ def write_weights(path: Path, state: Mapping[str, Tensor], notes: Mapping[str, s
         raise StorageError(reason) from error
 
 
-def write_described(weights: Path, state: Mapping[str, Tensor], path: Path, description: Mapping[str, Any]) -> None:
+def write_described(
+    weights: Path, state: Mapping[str, Tensor], path: Path, description: Mapping[str, Any]
+) -> None:
     """Write weights, and beside them a JSON description with their sha256: both, or neither when one cannot be written.
 
     Raises StorageError; files of an earlier save then stay whole.
@@ -129,7 +131,9 @@ def load_polarizer(folder: Path, backdoored: Normalized, card: Card | None = Non
     description = read_description(folder)
     weights = folder / WEIGHTS
     if not weights.is_file() or sha256(weights) != description.get("sha256"):
-        raise CheckpointError(f"{weights} is missing or was changed since it was saved: train the polarizer again.")
+        raise CheckpointError(
+            f"{weights} is missing or was changed since it was saved: train the polarizer again."
+        )
     _check_model(folder, description, card)
     net = PolarizedNet(backdoored, description["layer"], card.image_size if card else 32)
     try:
@@ -149,7 +153,9 @@ def _check_model(place: Path, description: Mapping[str, Any], card: Card | None)
         other = description["model"]
         raise CheckpointError(f"{place} was trained for {other}, not for {card.id}: choose that model.")
     if description.get("model_sha256", expected) != expected:
-        raise CheckpointError(f"{place} was trained for other weights of {card.id}: train the polarizer again.")
+        raise CheckpointError(
+            f"{place} was trained for other weights of {card.id}: train the polarizer again."
+        )
 
 
 def forget_snapshots(folder: Path) -> None:
@@ -159,7 +165,9 @@ def forget_snapshots(folder: Path) -> None:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            raise StorageError(f"{path} could not be removed ({error.strerror}): choose another folder.") from error
+            raise StorageError(
+                f"{path} could not be removed ({error.strerror}): choose another folder."
+            ) from error
 
 
 def save_snapshot(net: PolarizedNet, folder: Path, epoch: int, card: Card) -> None:
@@ -227,14 +235,16 @@ def _digest(state: Mapping[str, Tensor]) -> str:
 def remove_polarizer(net: PolarizedNet) -> Normalized:
     """f_w again, as a copy: exactly the network that the polarizer was put into."""
     plain = copy.deepcopy(net.net)
-    path = f"net.{net.info.point.module}"
+    path = f"net.{net.info.layer.module}"
     plain.set_submodule(path, plain.get_submodule(path).module)  # type: ignore[arg-type]
     return plain
 
 
 def _like(conv: nn.Conv2d, bias: bool) -> nn.Conv2d:
     """A fresh convolution of the same form."""
-    form: dict[str, Any] = {name: getattr(conv, name) for name in ("kernel_size", "stride", "padding", "dilation")}
+    form: dict[str, Any] = {
+        name: getattr(conv, name) for name in ("kernel_size", "stride", "padding", "dilation")
+    }
     return nn.Conv2d(conv.in_channels, conv.out_channels, **form, bias=bias)
 
 
@@ -269,18 +279,20 @@ def fold(net: PolarizedNet) -> Normalized:
     logits equal those of `net` up to rounding, for images of the same size.
     """
     plain = copy.deepcopy(net.net)
-    path = f"net.{net.info.point.module}"
+    path = f"net.{net.info.layer.module}"
     inserted = plain.get_submodule(path)
     matrix, offset = net.polarizer.folded()
     target: nn.Module = inserted.module  # type: ignore[assignment]
-    kind = net.info.point.kind
+    kind = net.info.layer.kind
     grouped = isinstance(target, nn.Conv2d) and (target.groups > 1 or target.padding_mode != "zeros")
     if kind == "stream" or grouped:
         linear = nn.Conv2d(net.info.channels, net.info.channels, 1)
         with torch.no_grad():
             linear.weight.copy_(matrix[:, :, None, None])
             linear.bias.copy_(offset)  # type: ignore[union-attr]
-        replacement: nn.Module = nn.Sequential(target, linear) if kind == "after" else nn.Sequential(linear, target)
+        replacement: nn.Module = (
+            nn.Sequential(target, linear) if kind == "after" else nn.Sequential(linear, target)
+        )
     elif kind == "before":
         assert isinstance(target, nn.Conv2d)
         replacement = FoldedConv(target, matrix, offset, net.info.height, net.info.width)

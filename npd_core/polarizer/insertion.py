@@ -19,7 +19,7 @@ KINDS = ("before", "after", "stream")
 
 
 @dataclass(frozen=True, order=True)
-class InsertionPoint:
+class InsertionLayer:
     """A place between two maps of the network. Its text is the module path of a convolution, meaning just before it;
     `after:` means just after it; `stream:` means the residual stream before a block, which filters the shortcut too."""
 
@@ -30,32 +30,32 @@ class InsertionPoint:
         return self.module if self.kind == "before" else f"{self.kind}:{self.module}"
 
     @classmethod
-    def parse(cls, text: str) -> InsertionPoint:
+    def parse(cls, text: str) -> InsertionLayer:
         """`layer4.1.conv1`, `before:layer4.1.conv1`, `after:layer4.1.conv1` or `stream:layer4.1`."""
         kind, _, module = text.rpartition(":")
         return cls(module.strip(), kind.strip() or "before")
 
 
 @dataclass(frozen=True)
-class PointInfo:
+class LayerInfo:
     """An insertion point with the shape of the features there."""
 
-    point: InsertionPoint
+    layer: InsertionLayer
     channels: int
     height: int
     width: int
 
     @property
     def name(self) -> str:
-        return str(self.point)
+        return str(self.layer)
 
     @property
     def stage(self) -> str:
         """First word of the module path: `conv1`, `layer4`."""
-        return re.split(r"\.", self.point.module)[0]
+        return re.split(r"\.", self.layer.module)[0]
 
 
-def insertion_points(net: nn.Module, size: int = 32) -> list[PointInfo]:
+def insertion_layers(net: nn.Module, size: int = 32) -> list[LayerInfo]:
     """Every place that a network offers: before and after each convolution, and before each residual block.
 
     Found by running the network once on a blank image, so the order is that of the forward pass. (On the CPU: the meta
@@ -67,12 +67,12 @@ def insertion_points(net: nn.Module, size: int = 32) -> list[PointInfo]:
         size: height and width of the images.
     """
     plain = copy.deepcopy(net.net if isinstance(net, Normalized) else net).cpu().eval()
-    found: list[PointInfo] = []
+    found: list[LayerInfo] = []
     streams = set(getattr(plain, "blocks", ()))
 
     def note(module: str, kind: str, features: Tensor) -> None:
         _, channels, height, width = features.shape
-        found.append(PointInfo(InsertionPoint(module, kind), channels, height, width))
+        found.append(LayerInfo(InsertionLayer(module, kind), channels, height, width))
 
     for name, module in plain.named_modules():
         if name in streams:
@@ -85,11 +85,11 @@ def insertion_points(net: nn.Module, size: int = 32) -> list[PointInfo]:
     return found
 
 
-def find_point(net: nn.Module, layer: str, size: int = 32) -> PointInfo:
+def find_layer(net: nn.Module, layer: str, size: int = 32) -> LayerInfo:
     """The point called `layer`. Raises UnknownNameError, with the nearest valid name, when the network has no such
     point."""
-    points = insertion_points(net, size)
-    wanted = str(InsertionPoint.parse(layer))
+    points = insertion_layers(net, size)
+    wanted = str(InsertionLayer.parse(layer))
     for info in points:
         if info.name == wanted:
             return info
@@ -129,17 +129,17 @@ class PolarizedNet(nn.Module):
 
     def __init__(self, backdoored: Normalized, layer: str, size: int = 32):
         super().__init__()
-        info = find_point(backdoored, layer, size)
+        info = find_layer(backdoored, layer, size)
         self.info = info
         self.layer = info.name
         self.net = copy.deepcopy(backdoored).requires_grad_(False)
         self.polarizer = NeuralPolarizer(info.channels).to(next(backdoored.parameters()).device)
-        path = f"net.{info.point.module}"
-        inserted = Inserted(self.net.get_submodule(path), self.polarizer, info.point.kind == "after")
+        path = f"net.{info.layer.module}"
+        inserted = Inserted(self.net.get_submodule(path), self.polarizer, info.layer.kind == "after")
         self.net.set_submodule(path, inserted)
         self._inserted = [inserted]
         segments = list(getattr(self.net.net, "segments", ()))
-        inside = [i for i, name in enumerate(segments) if f"{info.point.module}.".startswith(f"{name}.")]
+        inside = [i for i, name in enumerate(segments) if f"{info.layer.module}.".startswith(f"{name}.")]
         self._split = inside[0] if inside else 0
         self._segments = segments if inside else []
         self.eval()

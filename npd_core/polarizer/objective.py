@@ -49,7 +49,11 @@ def loss_asr(logits: Tensor, target: Tensor, form: str = "exact", kept: Tensor |
 
 def loss_bce1(logits: Tensor, y: Tensor, kept: Tensor | None = None) -> Tensor:
     """First term of the boosted cross-entropy, -log s_y on perturbed images (Eq. 3). (B, K), (B,) -> scalar."""
-    return F.cross_entropy(logits, y) if kept is None else mean_of(F.cross_entropy(logits, y, reduction="none"), kept)
+    return (
+        F.cross_entropy(logits, y)
+        if kept is None
+        else mean_of(F.cross_entropy(logits, y, reduction="none"), kept)
+    )
 
 
 def loss_bce2(logits: Tensor, y: Tensor, form: str = "exact", kept: Tensor | None = None) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from npd_core.config.npd import INNER_STEPS, NORMS
 from npd_core.errors import unknown_name
-from npd_core.polarizer.config import INNER_STEPS, NORMS
 
 LogitsFn = Callable[[Tensor], Tensor]
 """(B, 3, H, W) in [0, 1] -> (B, K) logits."""

@@ -11,13 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from npd_core.config.npd import NPDConfig, get_variant
 from npd_core.data.clean import hold_out
 from npd_core.data.load import ImageSet
 from npd_core.device import autocast
 from npd_core.errors import ConfigError
 from npd_core.events import EpochEnd, Event, Failed, Finished, Started, StepEnd
 from npd_core.polarizer import objective
-from npd_core.polarizer.config import NPDConfig, get_variant
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.polarizer.perturbation import BALLS, Shared, pgd, runner_up
 
@@ -147,7 +147,9 @@ class Trainer:
         if self.variant.target != "known":
             return torch.zeros(1, dtype=torch.int64)
         if self.known is None:
-            raise ConfigError(f"`{variant}` knows the attacker's target: pass the rule of the attack as `known`.")
+            raise ConfigError(
+                f"`{variant}` knows the attacker's target: pass the rule of the attack as `known`."
+            )
         target = self.known(labels)
         if not bool(target.ne(labels).any()):
             reason = "The attacker wants no other class of any of these clean images"
@@ -271,7 +273,9 @@ class Trainer:
         features = self.fixed.features[where].contiguous(memory_format=torch.channels_last)
         return Fixed(features, self.fixed.target[where])
 
-    def losses(self, x: Tensor, h: Tensor, y: Tensor, stop_early: bool = True, fixed: Fixed | None = None) -> _Step:
+    def losses(
+        self, x: Tensor, h: Tensor, y: Tensor, stop_early: bool = True, fixed: Fixed | None = None
+    ) -> _Step:
         """Both levels of Eq. 5 for one batch: the loss terms, as functions of theta.
 
         Args:
@@ -402,7 +406,9 @@ class Trainer:
                 if epoch == 0 and cfg.ema is not None:
                     self.average = [p.detach().clone() for p in self.params]
                 if cfg.schedule == "cosine" and epoch >= 0:
-                    optimizer.param_groups[0]["lr"] = cfg.lr * (1 + math.cos(math.pi * epoch / cfg.epochs)) / 2
+                    optimizer.param_groups[0]["lr"] = (
+                        cfg.lr * (1 + math.cos(math.pi * epoch / cfg.epochs)) / 2
+                    )
                 means: dict[str, Tensor] = {}
                 correct = torch.zeros((), device=self.device)
                 steps = self.warm_up(epoch) if epoch < 0 else self.epoch(epoch, optimizer, correct)
@@ -421,9 +427,7 @@ class Trainer:
                     return
                 low = low + 1 if accuracy < base / 2 else 0
                 if low == COLLAPSE_EPOCHS:
-                    reason = (
-                        f"The accuracy on the clean images stayed below half of its start for {low} epochs: {REMEDY}"
-                    )
+                    reason = f"The accuracy on the clean images stayed below half of its start for {low} epochs: {REMEDY}"
                     yield self.failed(reason, base / 2, seconds, start)
                     return
                 objective_value = None
@@ -470,7 +474,10 @@ class Trainer:
     def clean_accuracy(self) -> Tensor:
         """Accuracy on D_bn, a scalar on the device."""
         order = torch.arange(len(self.clean.labels)).split(256)
-        right = [self.suffix(self.clean.features(c)).argmax(1).eq(self.clean.labels[c.to(self.device)]) for c in order]
+        right = [
+            self.suffix(self.clean.features(c)).argmax(1).eq(self.clean.labels[c.to(self.device)])
+            for c in order
+        ]
         return torch.cat(right).float().mean()
 
     def held_out_objective(self) -> float:
@@ -495,7 +502,9 @@ def _split(clean: ImageSet, cfg: NPDConfig) -> tuple[ImageSet, ImageSet | None]:
         return clean, None
     rest, held = hold_out(clean, cfg.holdout, cfg.seed + 1)
     if held.size == 0:
-        raise ConfigError(f"A holdout needs a class with 2 of the {clean.size} clean images: use more, or none.")
+        raise ConfigError(
+            f"A holdout needs a class with 2 of the {clean.size} clean images: use more, or none."
+        )
     if rest.size < 2:
         raise ConfigError(f"A holdout of {cfg.holdout:g} leaves fewer than 2 of {clean.size} clean images.")
     return rest, held

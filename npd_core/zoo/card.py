@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from npd_core import paths
+from npd_core.config.npd import default_layer
 from npd_core.errors import CheckpointError, UnknownNameError, unknown_name
-from npd_core.polarizer.config import default_layer
 
 CARD = "card.json"
 WEIGHTS = "model.safetensors"
@@ -101,13 +101,17 @@ def read_card(path: Path) -> Card:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         names = {f.name for f in fields(Card)}
-        known: dict[str, Any] = {k: tuple(v) if k in ("mean", "std") else v for k, v in values.items() if k in names}
+        known: dict[str, Any] = {
+            k: tuple(v) if k in ("mean", "std") else v for k, v in values.items() if k in names
+        }
         card = Card(**known)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         remedy = "Restore it from git, or remove its folder and make the model anew."
         raise CheckpointError(f"{path}: not a readable model card ({error}). {remedy}") from error
     if card.id != path.parent.name:
-        raise CheckpointError(f"{path}: the card says {card.id!r}, its folder {path.parent.name!r}. Rename the folder.")
+        raise CheckpointError(
+            f"{path}: the card says {card.id!r}, its folder {path.parent.name!r}. Rename the folder."
+        )
     return card
 
 
@@ -139,7 +143,9 @@ def get_card(model: str) -> Card:
     brought = paths.own(model)
     if brought is not None:
         if not (brought / CARD).is_file():
-            raise UnknownNameError(f"Model {model} is not on this machine: bring it again on the page Your model.")
+            raise UnknownNameError(
+                f"Model {model} is not on this machine: bring it again on the page Your model."
+            )
         return read_card(brought / CARD)
     choices = model_ids()
     if model not in choices:

@@ -75,7 +75,9 @@ class Recipe:
         """The recipe that `to_dict` made; a field that there was not yet has its default. Raises ConfigError,
         TypeError."""
         known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
-        return cls(**known | {name: tuple((one, other) for one, other in values.get(name, ())) for name in PAIRS})
+        return cls(
+            **known | {name: tuple((one, other) for one, other in values.get(name, ())) for name in PAIRS}
+        )
 
     @property
     def total(self) -> int:
@@ -190,12 +192,18 @@ def train_classifier(
     """
     net.to(device).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(
-        net.parameters(), lr=recipe.peak_lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
+        net.parameters(),
+        lr=recipe.peak_lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=True,
     )
     images, labels = data.images.to(device), data.labels.to(device)
     per_epoch = len(labels) // recipe.batch_size
     if per_epoch == 0:
-        raise ConfigError(f"{len(labels)} images are fewer than one batch of {recipe.batch_size}: use a smaller batch.")
+        raise ConfigError(
+            f"{len(labels)} images are fewer than one batch of {recipe.batch_size}: use a smaller batch."
+        )
     kept, first, seconds = None, done, 0.0
     if checkpoint is not None:
         trigger = None if in_loop is None else in_loop.trigger
@@ -213,7 +221,9 @@ def train_classifier(
         order = torch.randperm(len(labels), generator=generator)[: per_epoch * recipe.batch_size].to(device)
         loss_sum, pixels = torch.zeros((), device=device), recipe.pixels(epoch)
         for step, chosen in enumerate(order.split(recipe.batch_size)):
-            lr = one_cycle((epoch - since) * per_epoch + step, epochs * per_epoch, peak_lr, recipe.warm_fraction)
+            lr = one_cycle(
+                (epoch - since) * per_epoch + step, epochs * per_epoch, peak_lr, recipe.warm_fraction
+            )
             for group in optimizer.param_groups:
                 group["lr"] = lr
             y, own_loss = labels[chosen], None
@@ -285,7 +295,10 @@ class _Checkpoint(NamedTuple):
             return None
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            recipe, poisoning = Recipe.from_dict(json.loads(state["recipe"])), json.loads(state.get("poisoning", "{}"))
+            recipe, poisoning = (
+                Recipe.from_dict(json.loads(state["recipe"])),
+                json.loads(state.get("poisoning", "{}")),
+            )
         except (OSError, EOFError, pickle.UnpicklingError, *_UNFIT) as error:
             raise damaged(path, error) from error
         if recipe != self.recipe:

@@ -30,7 +30,9 @@ from npd_core.zoo.card import Card, get_card, model_id, model_ids
 from npd_core.zoo.recipe import InLoop, Recipe, damaged, default_recipe, train_classifier, unwritable
 from npd_core.zoo.weights import eight_bits, half_precision, load_backdoored, restored, save_backdoored
 
-ID = re.compile(r"(?P<dataset>[a-z0-9_]+)-(?P<attack>[a-z0-9_]+)-(?P<arch>[a-z0-9_]+)-w(?P<width>[1-9][0-9]{0,2})")
+ID = re.compile(
+    r"(?P<dataset>[a-z0-9_]+)-(?P<attack>[a-z0-9_]+)-(?P<arch>[a-z0-9_]+)-w(?P<width>[1-9][0-9]{0,2})"
+)
 
 
 LONG = 500_000
@@ -65,7 +67,9 @@ def parse_id(model: str) -> ModelName:
     match = ID.fullmatch(model)
     if match is None:
         example = model_id("signs", "badnets_a2o", "preact_resnet18", 32)
-        raise ConfigError(f"{model!r} is not a model id: write <dataset>-<attack>-<arch>-w<width>, such as {example}.")
+        raise ConfigError(
+            f"{model!r} is not a model id: write <dataset>-<attack>-<arch>-w<width>, such as {example}."
+        )
     name = ModelName(match["dataset"], match["attack"], match["arch"], int(match["width"]))
     for kind, part, table in (
         ("data set", name.dataset, DATASETS),
@@ -117,7 +121,9 @@ def plan(
         )
     if longer is not None:
         if card is None:
-            raise ConfigError(f"Only a model of the zoo can be trained longer: run `npd zoo train {model}` first.")
+            raise ConfigError(
+                f"Only a model of the zoo can be trained longer: run `npd zoo train {model}` first."
+            )
         if epochs is not None or seed is not None:
             raise ConfigError("A model that is trained longer keeps its epochs and its seed: give neither.")
         recipe = replace(recipe, again=(*recipe.again, (longer, LOWER * recipe.peak_lr)))
@@ -206,7 +212,9 @@ def train_model(
     yield Finished(last.epoch, last.seconds, result=card.to_dict())
 
 
-def _compact(net: Normalized, sets: TestSets, device: torch.device) -> tuple[dict[str, torch.Tensor], Metrics]:
+def _compact(
+    net: Normalized, sets: TestSets, device: torch.device
+) -> tuple[dict[str, torch.Tensor], Metrics]:
     """How the network is stored, and what it measures: in eight bits a weight, unless this costs more ACC than LOSS
     beside float16. `net` then holds what is stored."""
     stored, measured = half_precision(net), evaluate(net, sets, device)

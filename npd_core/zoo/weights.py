@@ -48,7 +48,9 @@ def load_backdoored(model: str) -> Backdoored:
         load_weights(net, restored(load_file(card.folder / WEIGHTS)))
     except (safetensors.SafetensorError, RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{card.id}/{WEIGHTS} does not fit {card.arch}: {reason} Run: {card.command}") from error
+        raise CheckpointError(
+            f"{card.id}/{WEIGHTS} does not fit {card.arch}: {reason} Run: {card.command}"
+        ) from error
     net.eval().requires_grad_(False)
     return Backdoored(card, net, _attack_of(card))
 
@@ -63,7 +65,9 @@ def _attack_of(card: Card) -> Attack:
         assets = load_file(card.folder / TRIGGER) if TRIGGER in card.files else {}
         return get_attack(card.attack, card.dataset, assets, **card.attack_params)
     except (safetensors.SafetensorError, OSError, ConfigError) as error:
-        raise CheckpointError(f"{card.id}: the trigger cannot be built ({error}) Run: {card.command}") from error
+        raise CheckpointError(
+            f"{card.id}: the trigger cannot be built ({error}) Run: {card.command}"
+        ) from error
 
 
 def half_precision(net: Normalized) -> dict[str, torch.Tensor]:
@@ -126,7 +130,9 @@ def save_backdoored(
         (partial / CARD).write_text(text + "\n", encoding="utf-8")
         _put(partial, folder)
     except (OSError, safetensors.SafetensorError) as error:
-        raise StorageError(f"{folder} could not be written ({error}): free some space or set NPD_ZOO_DIR.") from error
+        raise StorageError(
+            f"{folder} could not be written ({error}): free some space or set NPD_ZOO_DIR."
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return card

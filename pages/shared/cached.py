@@ -18,14 +18,14 @@ import numpy as np
 import streamlit as st
 
 from npd_core import paths
-from npd_core.defenses.config import CONFIGS
+from npd_core.config.baselines import CONFIGS
 from npd_core.errors import CheckpointError, UnknownNameError
 from npd_core.experiments.record import TableRecord, list_tables, read_table, table_path
+from npd_core.export.bundle import has_polarizer
 from npd_core.figures.tables import DEFENSES
-from npd_core.jobs.export import has_polarizer
-from npd_core.jobs.queue import is_current
-from npd_core.jobs.store import Run, RunStore
 from npd_core.polarizer.snapshots import snapshot_epochs, snapshot_file
+from npd_core.runs.queue import is_current
+from npd_core.runs.store import Run, RunStore
 from npd_core.zoo import card as card_file
 from npd_core.zoo.card import Card, get_card
 
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from npd_core.attacks import Attack
-    from npd_core.bring.resist import Resistance
+    from npd_core.config.npd import NPDConfig
+    from npd_core.config.request import DefenseRequest
     from npd_core.data.clean import CleanSubset
     from npd_core.evaluation import TestSets
     from npd_core.figures.curves import LossCurves, MetricCurves, Progress
-    from npd_core.jobs.replay import Replay
-    from npd_core.polarizer.config import NPDConfig
-    from npd_core.polarizer.insertion import PointInfo, PolarizedNet
-    from npd_core.polarizer.steps import Trace
-    from npd_core.request import DefenseRequest
+    from npd_core.polarizer.insertion import LayerInfo, PolarizedNet
+    from npd_core.polarizer.trace import Trace
+    from npd_core.runs.replay import Replay
+    from npd_core.uploads.resistance import Resistance
     from npd_core.zoo.weights import Backdoored
 
 Stamp = tuple[tuple[str, int, int], ...]
@@ -112,17 +112,17 @@ def _backdoored(model_id: str, folder: str, files: Stamp) -> Backdoored:
     return load_backdoored(model_id)
 
 
-def points(model_id: str) -> list[PointInfo]:
+def points(model_id: str) -> list[LayerInfo]:
     """Insertion points of the model's network, in forward order."""
     folder = paths.pretrained() / card(model_id).id
     return _points(model_id, str(folder), stamp(folder))
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
-def _points(model_id: str, folder: str, files: Stamp) -> list[PointInfo]:
-    from npd_core.polarizer.insertion import insertion_points
+def _points(model_id: str, folder: str, files: Stamp) -> list[LayerInfo]:
+    from npd_core.polarizer.insertion import insertion_layers
 
-    return list(insertion_points(backdoored(model_id).net, card(model_id).image_size))
+    return list(insertion_layers(backdoored(model_id).net, card(model_id).image_size))
 
 
 # --------------------------------------------------------------------------------------------------------------- runs
@@ -213,7 +213,9 @@ def comparison_chart(runs: Sequence[Run], tracks: Mapping[str, MetricCurves], mo
     Args:
         tracks: what was measured so far, by the words for each run, in the order of `runs`.
     """
-    marks = tuple(f"{run.id} {run.state} {len(seen.epochs)}" for run, seen in zip(runs, tracks.values(), strict=True))
+    marks = tuple(
+        f"{run.id} {run.state} {len(seen.epochs)}" for run, seen in zip(runs, tracks.values(), strict=True)
+    )
     return _comparison_chart(marks, tuple(tracks), mode, tracks)
 
 
@@ -232,7 +234,7 @@ def archive(run_id: str) -> bytes:
 
 @st.cache_data(max_entries=8, show_spinner=False)
 def _archive(folder: str, model_id: str, files: Stamp) -> bytes:
-    from npd_core.jobs.export import archive
+    from npd_core.export.bundle import archive
 
     return archive(Path(folder), model_id)
 
@@ -245,7 +247,7 @@ def model_archive(run_id: str, kind: str) -> bytes:
 
 @st.cache_data(max_entries=6, show_spinner=False)
 def _model_archive(folder: str, kind: str, files: Stamp) -> bytes:
-    from npd_core.jobs.formats import model_archive
+    from npd_core.export.formats import model_archive
 
     return model_archive(Path(folder), kind)
 
@@ -258,7 +260,7 @@ def report(run_id: str) -> bytes:
 
 @st.cache_data(max_entries=6, show_spinner=False)
 def _report(folder: str, files: Stamp) -> bytes:
-    from npd_core.report import run_report
+    from npd_core.export.report import run_report
 
     return run_report(Path(folder)).encode()
 
@@ -544,7 +546,7 @@ def epochs_of(folder: str | Path) -> list[int]:
 
 @st.cache_resource(max_entries=4, show_spinner=False)
 def _replay(model_id: str, folder: str, first: int, model_files: Stamp, file: Stamp) -> Replay:
-    from npd_core.jobs.replay import Replay
+    from npd_core.runs.replay import Replay
 
     return Replay(Path(folder), backdoored(model_id), first)
 
@@ -611,16 +613,22 @@ def _maps(
 
 
 @st.cache_data(max_entries=16, show_spinner="Looking where the network looks …", scope="session")
-def own_maps(model_id: str, run_id: str, clean: np.ndarray, triggered: np.ndarray, method: str, target: int) -> Maps:
+def own_maps(
+    model_id: str, run_id: str, clean: np.ndarray, triggered: np.ndarray, method: str, target: int
+) -> Maps:
     """`maps` of a visitor's picture, (3, H, W) uint8 without and with a trigger; kept for this session only."""
     return _maps_of(model_id, run_id, clean, triggered, method, target)
 
 
-def _maps_of(model_id: str, run_id: str, clean: np.ndarray, triggered: np.ndarray, method: str, target: int) -> Maps:
+def _maps_of(
+    model_id: str, run_id: str, clean: np.ndarray, triggered: np.ndarray, method: str, target: int
+) -> Maps:
     from npd_core.attribution import attribute, shared_scale
 
     x = _pixels(clean, triggered)
-    pair = [attribute(net, x, target, method).numpy() for net in (backdoored(model_id).net, polarized(run_id))]
+    pair = [
+        attribute(net, x, target, method).numpy() for net in (backdoored(model_id).net, polarized(run_id))
+    ]
     return Maps(np.stack(pair, axis=1), shared_scale(*pair))
 
 
@@ -712,10 +720,12 @@ def trace(asked: DefenseRequest, place: int, run_id: str | None = None) -> Trace
 
 
 @st.cache_data(max_entries=64, show_spinner="Taking the step …")
-def _trace(asked: DefenseRequest, place: int, run_id: str | None, folder: str, files: Stamp, data: str) -> Trace:
-    from npd_core.polarizer.config import NPDConfig
+def _trace(
+    asked: DefenseRequest, place: int, run_id: str | None, folder: str, files: Stamp, data: str
+) -> Trace:
+    from npd_core.config.npd import NPDConfig
     from npd_core.polarizer.insertion import PolarizedNet
-    from npd_core.polarizer.steps import trace
+    from npd_core.polarizer.trace import trace
 
     cfg, found = asked.config, card(asked.model)
     assert isinstance(cfg, NPDConfig)
@@ -726,7 +736,9 @@ def _trace(asked: DefenseRequest, place: int, run_id: str | None, folder: str, f
     else:
         net = PolarizedNet(backdoored(asked.model).net, asked.layer, found.image_size)
         start = NPDConfig(bn_mode=cfg.bn_mode, holdout=cfg.holdout, seed=cfg.seed)
-        net.polarizer.load_state_dict(_start(asked.model, asked.layer, asked.clean, start, folder, files, data))
+        net.polarizer.load_state_dict(
+            _start(asked.model, asked.layer, asked.clean, start, folder, files, data)
+        )
     return trace(net, clean.images[place], int(clean.labels[place]), cfg)
 
 
@@ -736,7 +748,7 @@ def _start(
 ) -> dict[str, Tensor]:
     from npd_core.data.load import ImageSet
     from npd_core.polarizer.insertion import PolarizedNet
-    from npd_core.polarizer.steps import start
+    from npd_core.polarizer.trace import start
 
     found = card(model_id)
     clean = clean_images(found.dataset, amount, cfg.seed)
@@ -755,19 +767,19 @@ def torchvision_names() -> list[str]:
     return torchvision_names()
 
 
-def own_points(model_id: str) -> list[str]:
+def uploaded_layers(model_id: str) -> list[str]:
     """Insertion points of a network that somebody brought, in forward order. Raises UnknownNameError."""
     found = card(model_id)
-    return _own_points(model_id, stamp(found.folder))
+    return _uploaded_layers(model_id, stamp(found.folder))
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
-def _own_points(model_id: str, files: Stamp) -> list[str]:
-    from npd_core.polarizer.insertion import insertion_points
+def _uploaded_layers(model_id: str, files: Stamp) -> list[str]:
+    from npd_core.polarizer.insertion import insertion_layers
     from npd_core.zoo.weights import load_backdoored
 
     found = load_backdoored(model_id)
-    return [info.name for info in insertion_points(found.net, found.card.image_size)]
+    return [info.name for info in insertion_layers(found.net, found.card.image_size)]
 
 
 def resistance(run_id: str) -> Resistance:
@@ -778,13 +790,15 @@ def resistance(run_id: str) -> Resistance:
 
 @st.cache_data(max_entries=16, show_spinner="Imagining perturbations …")
 def _resistance(folder: str, files: Stamp, model_files: Stamp) -> Resistance:
-    from npd_core.bring.entry import suggested_config
-    from npd_core.bring.resist import resistance
+    from npd_core.config.npd import NPDConfig
     from npd_core.data.load import load_dataset
-    from npd_core.jobs.formats import read_repaired
-    from npd_core.polarizer.config import NPDConfig
+    from npd_core.export.formats import read_repaired
+    from npd_core.uploads.entry import suggested_config
+    from npd_core.uploads.resistance import resistance
 
     found = read_repaired(Path(folder))
     config = found.run.request.config
     cfg = config if isinstance(config, NPDConfig) else suggested_config(found.backdoored.card)
-    return resistance(found.backdoored.net, found.net, load_dataset(found.backdoored.card.dataset, "test"), cfg)
+    return resistance(
+        found.backdoored.net, found.net, load_dataset(found.backdoored.card.dataset, "test"), cfg
+    )

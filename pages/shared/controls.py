@@ -14,17 +14,17 @@ from typing import Any, Literal
 
 import streamlit as st
 
+from npd_core.config import npd as settings
+from npd_core.config import presets
+from npd_core.config.npd import PAPER_LAYERS, NPDConfig, default_layer
+from npd_core.config.request import DefenseRequest
 from npd_core.data.spec import get_dataset
 from npd_core.errors import ConfigError, NPDError, UnknownNameError, unknown_name
 from npd_core.figures import network as drawing
-from npd_core.polarizer import config as settings
-from npd_core.polarizer import presets
-from npd_core.polarizer.config import PAPER_LAYERS, NPDConfig, default_layer
-from npd_core.request import DefenseRequest
 from npd_core.zoo.card import Card
 from pages.shared import cached
 
-WATCH = 300
+EVAL_IMAGES = 300
 """Test images behind the live curves."""
 MAX_EPOCHS = 200
 
@@ -132,7 +132,15 @@ ADVANCED = (
     Setting("lambda4", "λ₄ · strongest wrong class (L_bce2)", "optional", high=10.0, empty="tied to λ₃"),
     Setting("bn_mode", "BatchNorm of the polarizer", "choice", choices=settings.BN_MODES),
     Setting("lr", "Learning rate", "float", low=1e-5, high=1.0, step=0.001),
-    Setting("batch_size", "Batch size", "int", low=2, high=1024, step=16, help="Images per step; the paper uses 128."),
+    Setting(
+        "batch_size",
+        "Batch size",
+        "int",
+        low=2,
+        high=1024,
+        step=16,
+        help="Images per step; the paper uses 128.",
+    ),
     Setting(
         "epoch_steps",
         "Least steps of an epoch",
@@ -162,7 +170,11 @@ def defaults(card: Card) -> DefenseRequest:
     """What the app proposes for a model: seconds rather than minutes on two CPU cores."""
     config, clean = settings.preset(card.dataset), get_dataset(card.dataset).train_images // 20
     return DefenseRequest(
-        model=card.id, layer=default_layer(card.arch, card.dataset), clean=clean, config=config, watch=WATCH
+        model=card.id,
+        layer=default_layer(card.arch, card.dataset),
+        clean=clean,
+        config=config,
+        eval_images=EVAL_IMAGES,
     )
 
 
@@ -171,7 +183,7 @@ def layers(card: Card) -> list[str]:
     try:
         return drawing.plan(card.arch, card.width, card.image_size, card.num_classes).layers()
     except UnknownNameError:
-        return [str(info.point) for info in cached.points(card.id)]
+        return [str(info.layer) for info in cached.points(card.id)]
 
 
 def layer_select(card: Card) -> str:
@@ -206,13 +218,17 @@ def request(card: Card, layer: str, *, folded: bool = False) -> DefenseRequest |
     """
     values = start_values(card)
     show_problems()
-    with st.expander("Losses and training", key="view-settings", icon=":material/balance:", expanded=not folded):
+    with st.expander(
+        "Losses and training", key="view-settings", icon=":material/balance:", expanded=not folded
+    ):
         for setting in LOSSES:
             values[setting.key] = _draw(setting, values[setting.key])
         _draw_pairs(TRAINING, values)
     with st.expander("Advanced settings", key="view-advanced", icon=":material/tune:"):
         _draw_pairs(ADVANCED, values)
-        st.button("Back to the preset", icon=":material/restart_alt:", on_click=reset, args=(card,), key="reset")
+        st.button(
+            "Back to the preset", icon=":material/restart_alt:", on_click=reset, args=(card,), key="reset"
+        )
     return ask(card, layer, values)
 
 
@@ -245,7 +261,9 @@ def show_problems() -> None:
 def scenes(card: Card, layer: str) -> None:
     """Buttons for the named settings, and what to watch for where the settings are one of them."""
     try:
-        values = {name: st.session_state[name] for name in ALL if name != "clean" and name in st.session_state}
+        values = {
+            name: st.session_state[name] for name in ALL if name != "clean" and name in st.session_state
+        }
         now = NPDConfig.from_dict({**defaults(card).config.to_dict(), **values})
         name = presets.recognise(layer, now, card.arch, card.dataset)
     except NPDError:
@@ -289,7 +307,7 @@ def build(card: Card, layer: str, values: dict[str, Any]) -> DefenseRequest:
     there = get_dataset(card.dataset).train_images
     if clean > there:
         raise ConfigError(f"`clean` asks for {clean} images, but {card.dataset} has {there} training images.")
-    return DefenseRequest(model=card.id, layer=layer, clean=clean, config=config, watch=WATCH)
+    return DefenseRequest(model=card.id, layer=layer, clean=clean, config=config, eval_images=EVAL_IMAGES)
 
 
 def address_problems(card: Card) -> list[str]:
@@ -317,10 +335,14 @@ def problem(setting: Setting, text: str) -> str:
         except ValueError:
             return f"`{setting.key}` must be a {'whole ' if setting.kind == 'int' else ''}number, got {text[:40]!r}."
     try:
-        DefenseRequest(model="", clean=value) if setting.key == "clean" else NPDConfig.from_dict({setting.key: value})
+        DefenseRequest(model="", clean=value) if setting.key == "clean" else NPDConfig.from_dict(
+            {setting.key: value}
+        )
     except NPDError as error:
         return str(error)
-    if setting.kind != "choice" and not setting.low <= value <= (setting.high if setting.high is not None else value):
+    if setting.kind != "choice" and not setting.low <= value <= (
+        setting.high if setting.high is not None else value
+    ):
         return f"`{setting.key}` must be between {setting.low:g} and {setting.high:g} here, got {text[:40]}."
     return ""
 
@@ -392,7 +414,9 @@ def _widget_values(asked: DefenseRequest) -> dict[str, Any]:
 
 def _draw_pairs(rows: Sequence[Setting], values: dict[str, Any]) -> None:
     for at in range(0, len(rows), 2):
-        for column, setting in zip(st.columns(2, vertical_alignment="bottom"), rows[at : at + 2], strict=False):
+        for column, setting in zip(
+            st.columns(2, vertical_alignment="bottom"), rows[at : at + 2], strict=False
+        ):
             with column:
                 values[setting.key] = _draw(setting, values[setting.key])
 
@@ -445,6 +469,10 @@ def field_docs() -> dict[str, str]:
     tree = ast.parse(textwrap.dedent(inspect.getsource(NPDConfig)))
     body, docs = tree.body[0].body, {}  # type: ignore[attr-defined]
     for field, text in pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(text, ast.Expr)
+            and isinstance(text.value, ast.Constant)
+        ):
             docs[field.target.id] = str(text.value.value)  # type: ignore[union-attr]
     return docs

@@ -13,7 +13,7 @@ from npd_core.errors import NPDError
 from npd_core.figures import theme
 from npd_core.figures.predictions import data_url, judge
 from npd_core.zoo.card import Card
-from pages.shared import cached, gallery
+from pages.shared import cached, tiles
 
 MOST = 13
 """Frames of a strip, at most: the epochs between are left out evenly."""
@@ -38,7 +38,9 @@ def film(
 ) -> Film:
     """The film of a picture, given the probabilities (K,) of each epoch."""
     said = [int(answer.argmax()) for answer in answers]
-    return Film(title, picture, label, target, epochs, said, [float(a[k]) for a, k in zip(answers, said, strict=True)])
+    return Film(
+        title, picture, label, target, epochs, said, [float(a[k]) for a, k in zip(answers, said, strict=True)]
+    )
 
 
 def thinned(epochs: Sequence[int], most: int = MOST, always: int | None = None) -> list[int]:
@@ -53,7 +55,9 @@ def thinned(epochs: Sequence[int], most: int = MOST, always: int | None = None) 
     return sorted(kept)
 
 
-def show(films: Sequence[Film], names: Sequence[str], chosen: int | None = None, coming: Sequence[int] = ()) -> None:
+def show(
+    films: Sequence[Film], names: Sequence[str], chosen: int | None = None, coming: Sequence[int] = ()
+) -> None:
     """Draw the films below each other, the frame of epoch `chosen` marked. Long ones scroll in their own line.
 
     Args:
@@ -96,7 +100,9 @@ def _row(one: Film, names: Sequence[str], chosen: int | None, coming: Sequence[i
         _frame(one, names, epoch, said, sure, epoch == chosen)
         for epoch, said, sure in zip(one.epochs, one.said, one.sure, strict=True)
     )
-    frames += "".join(f"<li class='npd-f-coming'><i></i><small>{_when(epoch)}</small></li>" for epoch in coming)
+    frames += "".join(
+        f"<li class='npd-f-coming'><i></i><small>{_when(epoch)}</small></li>" for epoch in coming
+    )
     address = data_url(one.picture)
     return (
         f"<section><h5>{escape(one.title)}</h5><ol tabindex='0' aria-label='{escape(one.title, quote=True)}, by epoch' "
@@ -106,10 +112,10 @@ def _row(one: Film, names: Sequence[str], chosen: int | None, coming: Sequence[i
 
 def _frame(one: Film, names: Sequence[str], epoch: int, said: int, sure: float, on: bool) -> str:
     verdict = judge(said, one.label, one.target)
-    mark = gallery.MARKS[verdict]
+    mark = tiles.MARKS[verdict]
     return (
         f"<li class='npd-f-{verdict}{' npd-on' if on else ''}'><i></i><small>{_when(epoch)}</small>"
-        f"<b>{mark} {escape(names[said])}</b><span>{gallery.percent(sure)}</span></li>"
+        f"<b>{mark} {escape(names[said])}</b><span>{tiles.percent(sure)}</span></li>"
     )
 
 
@@ -118,7 +124,7 @@ def _when(epoch: int) -> str:
 
 
 def _css() -> str:
-    colors = theme.palette(gallery.mode())
+    colors = theme.palette(tiles.mode())
     return f"""
 .npd-films section {{ margin: 0 0 .8rem; }}
 .npd-films h5 {{ margin: 0 0 .3rem; padding: 0; font-size: .95rem; font-weight: 600; }}

@@ -46,7 +46,9 @@ NOT_OURS: dict[str, tuple[str, str]] = {}
 """Rule -> (selector, reason): markup that Streamlit writes and we cannot change. All else of the rule still fails."""
 
 report_key = pytest.StashKey[pytest.TestReport]()
-expect.set_options(timeout=30_000)  # the five seconds of Playwright are short for a busy machine with two cores
+expect.set_options(
+    timeout=30_000
+)  # the five seconds of Playwright are short for a busy machine with two cores
 
 
 def is_outside(address: str) -> bool:
@@ -159,7 +161,9 @@ class Watch:
 
     def follow(self, context: BrowserContext) -> None:
         """Listen to everything that happens in `context`."""
-        context.on("console", lambda m: self.errors.append(f"{m.text} ({m.location})") if m.type == "error" else None)
+        context.on(
+            "console", lambda m: self.errors.append(f"{m.text} ({m.location})") if m.type == "error" else None
+        )
         context.on("weberror", lambda e: self.errors.append(str(e.error)))
         context.on("request", lambda r: self.outside.append(r.url) if is_outside(r.url) else None)
         context.on("page", self._follow_page)
@@ -221,7 +225,9 @@ def browser() -> Iterator[Browser]:
     """Headless Chromium of the system. Closed with the module: Playwright keeps an event loop on this thread."""
     path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if path is None:
-        pytest.fail("Chromium is missing: run `make test`, or `apt-get install chromium chromium-driver` as root.")
+        pytest.fail(
+            "Chromium is missing: run `make test`, or `apt-get install chromium chromium-driver` as root."
+        )
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=path, args=BROWSER_FLAGS, headless=True)
         yield chromium
@@ -323,10 +329,14 @@ def _violations(page: Page, rules: list[str] | None = None) -> list[str]:
         for node in found["nodes"]:
             where = node["target"]
             if selector and len(where) == 1 and isinstance(where[0], str):
-                theirs = page.evaluate("([e, s]) => !!document.querySelector(e)?.closest(s)", [where[0], selector])
+                theirs = page.evaluate(
+                    "([e, s]) => !!document.querySelector(e)?.closest(s)", [where[0], selector]
+                )
                 if theirs:
                     continue
-            lines.append(f"{found['id']}: {where} {node['html'][:160]} | {node.get('failureSummary', '')[:240]}")
+            lines.append(
+                f"{found['id']}: {where} {node['html'][:160]} | {node.get('failureSummary', '')[:240]}"
+            )
     return lines
 
 

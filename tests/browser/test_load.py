@@ -38,7 +38,9 @@ class Viewer:
         """Connect, and draw the whole page once."""
         from websockets.asyncio.client import connect
 
-        self.socket = await connect(f"{self.url.replace('http', 'ws')}/_stcore/stream", subprotocols=["streamlit"])
+        self.socket = await connect(
+            f"{self.url.replace('http', 'ws')}/_stcore/stream", subprotocols=["streamlit"]
+        )
         self.socket.max_size = None
         await self._ask(page_name=self.page)
         while not await self._finished():
@@ -85,7 +87,9 @@ def epochs(folder: Path) -> list[float]:
     return [record["time"] for record in records if record["type"] == "EpochEnd"]
 
 
-async def crowd(url: str, query: str) -> tuple[list[float], list[tuple[float, float]], list[tuple[float, float]]]:
+async def crowd(
+    url: str, query: str
+) -> tuple[list[float], list[tuple[float, float]], list[tuple[float, float]]]:
     """Seconds of every refresh, and the windows (unix seconds) in which nobody and everybody watched."""
     viewers = [Viewer(url, "lab", query) for _ in range(VIEWERS)]
     for viewer in viewers:

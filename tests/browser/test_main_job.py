@@ -72,7 +72,9 @@ def test_train_watch_reload_and_reconnect(lab, workshop, browser: Browser, watch
     )
     first = refreshes(page)
     page.wait_for_function(
-        "n => Number(document.querySelectorAll('.npd-chart')[1].dataset.refreshes) >= n", arg=first + 20, timeout=SLOW
+        "n => Number(document.querySelectorAll('.npd-chart')[1].dataset.refreshes) >= n",
+        arg=first + 20,
+        timeout=SLOW,
     )
     marks = plots.evaluate_all("nodes => nodes.map(e => e.dataset.mark)")
     assert marks == ["m0", "m1"], "the plots were drawn anew instead of being changed"
@@ -90,7 +92,9 @@ def test_train_watch_reload_and_reconnect(lab, workshop, browser: Browser, watch
         guest = other.new_page()
         guest.goto(f"{workshop.url}/lab?run={run}", wait_until="domcontentloaded")
         expect(charts(guest).first).to_be_visible(timeout=SLOW)
-        guest.wait_for_url(re.compile(r"epochs=200.*seed=11|seed=11.*epochs=200"))  # the settings of the run came along
+        guest.wait_for_url(
+            re.compile(r"epochs=200.*seed=11|seed=11.*epochs=200")
+        )  # the settings of the run came along
         expect(guest.get_by_label("Seed", exact=True)).to_have_value("11")
         assert state(workshop, run) == "running"
         guest.get_by_test_id("stMainBlockContainer").get_by_role("button", name="Stop").click()
@@ -105,7 +109,9 @@ def test_train_watch_reload_and_reconnect(lab, workshop, browser: Browser, watch
 
 def test_double_click_starts_one_run(lab, workshop) -> None:
     def runs() -> int:
-        found = [json.loads(path.read_text())["config"]["seed"] for path in workshop.runs.glob("*/request.json")]
+        found = [
+            json.loads(path.read_text())["config"]["seed"] for path in workshop.runs.glob("*/request.json")
+        ]
         return found.count(12)
 
     before = runs()
@@ -142,10 +148,10 @@ def test_a_purified_prediction_changes(lab, workshop, settle, violations) -> Non
 
 def test_two_layers_race_and_stop(workshop, watch, visit, settle, violations) -> None:
     watch.allow(OWN_PROBES)
-    page = visit("/race?second_layer=layer4.1.conv1&second_lambda=0.3", base=workshop.url)
+    page = visit("/comparison?second_layer=layer4.1.conv1&second_lambda=0.3", base=workshop.url)
     page.get_by_role("button", name="Start the race").click()
-    page.wait_for_url(re.compile(r"race=[0-9a-f-]{16,}(%2C|,)[0-9a-f-]{16,}"), timeout=SLOW)
-    runs = re.search(r"race=([0-9a-f-]+)(?:%2C|,)([0-9a-f-]+)", page.url).groups()
+    page.wait_for_url(re.compile(r"runs=[0-9a-f-]{16,}(%2C|,)[0-9a-f-]{16,}"), timeout=SLOW)
+    runs = re.search(r"runs=([0-9a-f-]+)(?:%2C|,)([0-9a-f-]+)", page.url).groups()
     requests = [json.loads((workshop.runs / run / "request.json").read_text()) for run in runs]
     assert requests[1]["layer"] == "layer4.1.conv1"
     assert requests[1]["config"]["lambda2"] == 0.3

@@ -40,11 +40,15 @@ def test_moving_painting_and_comparing(lab, settle) -> None:
     page.mouse.move(*at(4, 4), steps=5)
     page.mouse.up()
     expect(page.get_by_text("This trigger was never trained into the model.")).to_be_visible()
-    expect(page.get_by_role("status").filter(has_text="of 32")).to_have_text("Trigger at column 4, row 4 of 32.")
+    expect(page.get_by_role("status").filter(has_text="of 32")).to_have_text(
+        "Trigger at column 4, row 4 of 32."
+    )
     board.focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowDown")
-    expect(page.get_by_role("status").filter(has_text="of 32")).to_have_text("Trigger at column 5, row 5 of 32.")
+    expect(page.get_by_role("status").filter(has_text="of 32")).to_have_text(
+        "Trigger at column 5, row 5 of 32."
+    )
     page.get_by_role("button", name="Trigger back in place").click()
     expect(page.get_by_text("It hijacks the picture")).to_be_visible()
     # Keyboard alone: choose a colour, walk, paint.
@@ -95,7 +99,9 @@ def test_an_upload_on_a_phone(lab, settle) -> None:
 def test_a_photo_from_the_camera(lab, settle, insist) -> None:
     page = lab(OWN)
     page.get_by_role("radio", name="Camera").click()
-    insist(page.get_by_role("button", name="Take Photo").click, page.get_by_role("button", name="Clear photo"))
+    insist(
+        page.get_by_role("button", name="Take Photo").click, page.get_by_role("button", name="Clear photo")
+    )
     expect(page.get_by_text("the name that it gives means nothing")).to_be_visible()
     expect(page.get_by_text("Before and after the trigger")).to_be_visible()
     page.get_by_role("radio", name="Moved or painted").click()

@@ -104,7 +104,9 @@ def test_a_page_is_fit_for_everybody(shown, settle, violations, entry: Entry) ->
         while wider(page) > 0 and time.monotonic() < end:
             page.wait_for_timeout(100)
         assert wider(page) <= 0, f"{width} pixels are not enough"
-    assert not any(found.values()), "\n".join(f"{mode}: {line}" for mode, lines in found.items() for line in lines)
+    assert not any(found.values()), "\n".join(
+        f"{mode}: {line}" for mode, lines in found.items() for line in lines
+    )
 
 
 def test_a_theme_that_changes_takes_the_drawings_along(shown, page: Page) -> None:

@@ -36,7 +36,11 @@ def cell(row: dict[str, str], acc: float, asr: float) -> Cell:
 def records(tmp_path_factory: pytest.TempPathFactory, serve, tiny_zoo_folder: Path):
     """The app over the tiny zoo, with a Figure 3 and a Table 1 of its model."""
     folder = tmp_path_factory.mktemp("tables")
-    points = {"after:conv1": (0.93, 0.97), "after:layer4.0.conv2": (0.98, 0.02), "stream:layer3.0": (0.94, 0.29)}
+    points = {
+        "after:conv1": (0.93, 0.97),
+        "after:layer4.0.conv2": (0.98, 0.02),
+        "stream:layer3.0": (0.94, 0.29),
+    }
     for table, cells in {
         "figure3": [cell({"layer": layer}, *numbers) for layer, numbers in points.items()],
         "table1": [cell({"defense": "fp"}, 0.9, 0.4), cell({"defense": "ep"}, 0.8, 0.6)],
@@ -93,7 +97,9 @@ def test_a_live_defense_joins_the_recorded_ones(app, settle) -> None:
     page.get_by_role("button", name="Run it live").click()
     page.wait_for_url(re.compile(r"run=[0-9a-f]{16}"), timeout=SLOW)
     expect(page.get_by_text(re.compile(r"Finished"))).to_be_visible(timeout=SLOW)
-    joined = page.get_by_role("img", name=re.compile(r"ASR attack: No defense 100%, FP 40%, EP 60%, EP .*% \(live\)"))
+    joined = page.get_by_role(
+        "img", name=re.compile(r"ASR attack: No defense 100%, FP 40%, EP 60%, EP .*% \(live\)")
+    )
     expect(joined).to_be_visible(timeout=SLOW)
     names = joined.locator(".js-plotly-plot").evaluate("plot => plot.data.map(trace => trace.name)")
     assert "live here" in names

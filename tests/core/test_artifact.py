@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from npd_core.errors import CheckpointError, StorageError
-from npd_core.jobs.replay import Replay
 from npd_core.models import build_model
 from npd_core.polarizer import artifact
 from npd_core.polarizer.artifact import (
@@ -22,6 +21,7 @@ from npd_core.polarizer.artifact import (
 )
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.polarizer.snapshots import snapshot_epochs
+from npd_core.runs.replay import Replay
 from npd_core.zoo.card import get_card
 from npd_core.zoo.weights import load_backdoored
 
@@ -103,7 +103,7 @@ def test_a_network_whose_convolutions_carry_a_bias(vgg, tmp_path, layer):
     folded = fold(net.double())
     assert not [m for m in folded.modules() if type(m).__name__ in ("NeuralPolarizer", "Inserted")]
     torch.testing.assert_close(folded(X.double()), net(X.double()))
-    path = f"net.{net.info.point.module}"
+    path = f"net.{net.info.layer.module}"
     with torch.no_grad():
         vgg_without = fold(net)
         place = vgg_without.get_submodule(path)
@@ -140,7 +140,9 @@ def test_missing_damaged_and_foreign_files_are_refused(backdoored, tmp_path):
         load_polarizer(tmp_path, backdoored)
 
 
-@pytest.mark.parametrize("where", [(artifact, "save_file"), (Path, "write_text")], ids=["weights", "description"])
+@pytest.mark.parametrize(
+    "where", [(artifact, "save_file"), (Path, "write_text")], ids=["weights", "description"]
+)
 def test_a_full_disk_leaves_the_earlier_save_whole(backdoored, tmp_path, monkeypatch, where):
     first = trained(backdoored, "layer4.1.conv1")
     save_polarizer(first, tmp_path, {})
@@ -217,7 +219,9 @@ def test_an_epoch_of_another_model_is_refused(run_of_two, card, tmp_path):
 def test_replayed_answers_are_those_of_each_network(run_of_two, tiny_zoo, tmp_path):
     nets = run_of_two[1]
     replay = Replay(tmp_path, load_backdoored(tiny_zoo), 0)
-    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    images = torch.randint(
+        0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(2)
+    )
     for epoch in (12, 0, 12):
         expected = nets[epoch](images / 255).softmax(1)
         torch.testing.assert_close(replay.probabilities(epoch, images), expected)

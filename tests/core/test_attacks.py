@@ -70,7 +70,10 @@ def test_the_attacks_are_listed_in_the_order_that_people_see():
 @pytest.mark.parametrize("name", [name for name in ATTACKS if name not in MAKE])
 def test_every_attack_gives_eight_bit_images_deterministically(name):
     attack, images = get_attack(name, "cifar10"), random_set(16).images
-    once, again = attack.apply(images), get_attack(name, "cifar10", attack.assets, **attack.params).apply(images)
+    once, again = (
+        attack.apply(images),
+        get_attack(name, "cifar10", attack.assets, **attack.params).apply(images),
+    )
     assert once.dtype == torch.uint8
     assert once.shape == images.shape
     assert torch.equal(once, again)
@@ -125,7 +128,9 @@ def test_parts_of_a_trigger_are_checked_and_networks_survive_their_storage():
     stored = network_assets("net", net)
     assert stored["net.0.weight"].dtype == torch.float16
     assert stored["net.1.running_mean"].dtype == torch.float32
-    again = load_network(stored, "net", torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)))
+    again = load_network(
+        stored, "net", torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    )
     x = torch.rand(2, 3, 8, 8)
     torch.testing.assert_close(again(x), net.eval()(x), atol=5e-3, rtol=0)
     assert not again.training

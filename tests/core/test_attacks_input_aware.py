@@ -34,7 +34,9 @@ def small_signs(split, count):
 @pytest.fixture(scope="module")
 def attack():
     with torch.random.fork_rng(devices=[]):
-        return made(make_input_aware(SMALL, small_signs("train", 300), seed=0, width=4, steps=60, batch_size=16))
+        return made(
+            make_input_aware(SMALL, small_signs("train", 300), seed=0, width=4, steps=60, batch_size=16)
+        )
 
 
 def test_the_painter_has_seven_stages_and_gives_values_between_0_and_1():
@@ -45,7 +47,9 @@ def test_the_painter_has_seven_stages_and_gives_values_between_0_and_1():
     out = Painter(3, SMALL, 4)(torch.rand(2, 3, 16, 16))
     assert out.shape == (2, 3, 16, 16)
     assert 0 < out.min() < out.max() < 1
-    assert sharpened(torch.tensor([0.3, 0.5, 0.7])).tolist() == pytest.approx([0.5 - 0.4997, 0.5, 0.9997], abs=1e-4)
+    assert sharpened(torch.tensor([0.3, 0.5, 0.7])).tolist() == pytest.approx(
+        [0.5 - 0.4997, 0.5, 0.9997], abs=1e-4
+    )
 
 
 def test_diversity_against_a_loop():
@@ -86,7 +90,11 @@ def test_the_attack_is_rebuilt_from_what_is_stored(attack):
 
 def batch_of(trigger, attack, data, seed=0):
     x, y = data.images[:40].float() / 255, data.labels[:40]
-    return poison_batch(trigger, attack.rule, 0.25, x, y, data.images, torch.Generator().manual_seed(seed)), x, y
+    return (
+        poison_batch(trigger, attack.rule, 0.25, x, y, data.images, torch.Generator().manual_seed(seed)),
+        x,
+        y,
+    )
 
 
 def test_in_training_ten_own_patches_ten_of_others_and_twenty_clean(attack):
@@ -145,7 +153,9 @@ def test_the_pattern_network_moves_by_the_rate_that_it_is_given(attack, rate):
     batch, _, _ = batch_of(trigger, attack, data)
     batch.loss.backward()
     trigger.step(rate)
-    moved = [(p - q).abs().max().item() for p, q in zip(trigger.pattern_net.parameters(), before, strict=True)]
+    moved = [
+        (p - q).abs().max().item() for p, q in zip(trigger.pattern_net.parameters(), before, strict=True)
+    ]
     assert max(moved) == pytest.approx(0.01 * rate, rel=1e-3)  # Adam's first step is its rate
 
 

@@ -16,7 +16,9 @@ SMALL = replace(get_dataset("signs"), size=16)
 
 
 def images(count=64, size=16):
-    return ImageSet(torch.randint(60, 180, (count, 3, size, size), dtype=torch.uint8), torch.zeros(count).long())
+    return ImageSet(
+        torch.randint(60, 180, (count, 3, size, size), dtype=torch.uint8), torch.zeros(count).long()
+    )
 
 
 def energy_within(pattern, periods):
@@ -90,7 +92,9 @@ def test_the_search_leaves_the_network_alone_and_follows_its_seed():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 14 * 14, 3)).eval()
     before = [p.detach().clone() for p in net.parameters()]
     data = images()
-    one, same, other = (made(make_lf(SMALL, data, net, seed=seed, steps=3)).assets["pattern"] for seed in (0, 0, 1))
+    one, same, other = (
+        made(make_lf(SMALL, data, net, seed=seed, steps=3)).assets["pattern"] for seed in (0, 0, 1)
+    )
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
     assert all(p.grad is None for p in net.parameters())
     assert torch.equal(one, same)

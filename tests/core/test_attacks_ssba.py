@@ -29,7 +29,9 @@ SMALL = replace(get_dataset("signs"), size=16)
 
 def small_signs(split, count):
     images = load_dataset("signs", split).images[::7][:count].float()
-    return ImageSet(torch.nn.functional.avg_pool2d(images, 2).round().to(torch.uint8), torch.zeros(count).long())
+    return ImageSet(
+        torch.nn.functional.avg_pool2d(images, 2).round().to(torch.uint8), torch.zeros(count).long()
+    )
 
 
 def run(training):

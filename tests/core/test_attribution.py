@@ -27,7 +27,9 @@ class Linear(nn.Module):
 
     def __init__(self, classes: int = 3) -> None:
         super().__init__()
-        self.weights = nn.Parameter(torch.randn(classes, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)))
+        self.weights = nn.Parameter(
+            torch.randn(classes, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.einsum("bchw,kchw->bk", x, self.weights)
@@ -84,7 +86,9 @@ def small() -> Small:
 
 
 def hooks(net: nn.Module) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in net.modules())
+    return sum(
+        len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in net.modules()
+    )
 
 
 def test_integrated_gradients_of_a_linear_model_is_weights_times_input(images: Tensor) -> None:
@@ -114,7 +118,9 @@ def test_occlusion_of_a_linear_model_is_the_window_mean_of_weights_times_input(i
     windows = windows.view(3, 1, SIDE - 1, SIDE - 1)
     counts = nn.functional.conv_transpose2d(torch.ones_like(windows), torch.ones(1, 1, 2, 2))
     spread = nn.functional.conv_transpose2d(windows, torch.ones(1, 1, 2, 2)) / counts
-    torch.testing.assert_close(found, spread[:, 0], atol=1e-4, rtol=1e-4)  # side 10: windows of 2x2, moved by 1
+    torch.testing.assert_close(
+        found, spread[:, 0], atol=1e-4, rtol=1e-4
+    )  # side 10: windows of 2x2, moved by 1
 
 
 def test_gradient_shap_of_a_linear_model_is_unbiased(images: Tensor) -> None:
@@ -122,9 +128,13 @@ def test_gradient_shap_of_a_linear_model_is_unbiased(images: Tensor) -> None:
     net = Linear()
     found = attribute(net, images, 1, "gradient_shap")
     weights = net.weights[1].sum(0).detach()
-    drift = (found - (net.weights[1] * (images - 0.5)).sum(1).detach()) / weights  # one constant for each image
+    drift = (
+        found - (net.weights[1] * (images - 0.5)).sum(1).detach()
+    ) / weights  # one constant for each image
     assert drift.abs().max() < 0.2
-    torch.testing.assert_close(drift, drift.mean(dim=(1, 2), keepdim=True).expand_as(drift), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        drift, drift.mean(dim=(1, 2), keepdim=True).expand_as(drift), atol=1e-3, rtol=1e-3
+    )
 
 
 def test_integrated_gradients_is_complete(small: Small, images: Tensor) -> None:
@@ -149,7 +159,9 @@ def test_gradcam_of_mean_pooled_features_is_the_class_weight_times_the_map(image
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_maps_are_signed_float32_and_the_network_is_left_as_it_was(method: str, small: Small, images: Tensor) -> None:
+def test_maps_are_signed_float32_and_the_network_is_left_as_it_was(
+    method: str, small: Small, images: Tensor
+) -> None:
     small.train()
     state = {name: tensor.clone() for name, tensor in small.state_dict().items()}
     torch_state, numpy_state = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
@@ -229,13 +241,17 @@ def test_gradcam_layer_is_the_last_block_and_never_the_polarizer(small: Small) -
     assert gradcam_layer(small) == "conv2"
     staged = nn.Module()
     for stage in (1, 2):
-        staged.add_module(f"layer{stage}", nn.Sequential(nn.Conv2d(3, 3, 3), nn.Sequential(nn.Conv2d(3, 3, 3))))
+        staged.add_module(
+            f"layer{stage}", nn.Sequential(nn.Conv2d(3, 3, 3), nn.Sequential(nn.Conv2d(3, 3, 3)))
+        )
     assert gradcam_layer(staged) == "layer2.1"
     with pytest.raises(UnknownNameError):
         gradcam_layer(nn.Linear(2, 2))
 
 
-def test_polarizer_attribution_is_complete_and_blames_only_changed_channels(small: Small, images: Tensor) -> None:
+def test_polarizer_attribution_is_complete_and_blames_only_changed_channels(
+    small: Small, images: Tensor
+) -> None:
     found = polarizer_attribution(small, images, 2, steps=32)
     open_net = Small(nn.Identity())
     open_net.load_state_dict(small.state_dict(), strict=False)
@@ -250,14 +266,18 @@ def test_polarizer_attribution_is_complete_and_blames_only_changed_channels(smal
     unchanged = torch.tensor([0, 1, 3, 5])
     assert found.suppressed[unchanged].abs().max() == 0
     assert found.suppressed[[2, 4]].abs().min() > 0
-    assert float(found.after[2]) == pytest.approx(0.0, abs=1e-6), "a channel set to zero contributes nothing after"
+    assert float(found.after[2]) == pytest.approx(0.0, abs=1e-6), (
+        "a channel set to zero contributes nothing after"
+    )
     torch.testing.assert_close(found.activation_before, features.abs().mean(dim=(0, 2, 3)))
     expected = found.activation_before * torch.tensor([1.0, 1.0, 0.0, 1.0, 0.5, 1.0])
     torch.testing.assert_close(found.activation_after, expected)
     assert hooks(small) == 0
 
 
-def test_polarizer_attribution_follows_the_backdoored_prediction_by_default(small: Small, images: Tensor) -> None:
+def test_polarizer_attribution_follows_the_backdoored_prediction_by_default(
+    small: Small, images: Tensor
+) -> None:
     open_net = Small(nn.Identity())
     open_net.load_state_dict(small.state_dict(), strict=False)
     with torch.no_grad():

@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from npd_core import cli
+from npd_core.cli import main as cli
+from npd_core.config.npd import VARIANTS, NPDConfig
 from npd_core.defenses import DEFENSES
 from npd_core.errors import ConfigError
 from npd_core.events import EpochEnd, Failed, Finished, Started, StepEnd
-from npd_core.jobs.store import read_record
-from npd_core.polarizer.config import VARIANTS, NPDConfig
+from npd_core.runs.store import read_record
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 QUICK = ("--epochs", "1", "--warmup-epochs", "0", "--clean", "24", "--batch-size", "12")
@@ -62,7 +62,13 @@ def test_models_as_json(capsys, tiny_zoo, tiny_zoo_folder):
     assert (code, err) == (0, "")
     (row,) = json.loads(out)
     size = (tiny_zoo_folder / tiny_zoo / "model.safetensors").stat().st_size
-    expected = {"id": tiny_zoo, "dataset": "signs", "attack": "badnets_a2o", "arch": "preact_resnet18", "width": 4}
+    expected = {
+        "id": tiny_zoo,
+        "dataset": "signs",
+        "attack": "badnets_a2o",
+        "arch": "preact_resnet18",
+        "width": 4,
+    }
     expected |= {"acc": 0.990278, "asr": 1.0, "bytes": size, "data_available": True}
     assert {name: row[name] for name in expected} == expected
 
@@ -87,7 +93,14 @@ def mixed_zoo(tiny_zoo, tiny_zoo_folder, tmp_path, monkeypatch):
     shutil.copytree(tiny_zoo_folder / tiny_zoo, tmp_path / "zoo" / tiny_zoo)
     shutil.copytree(tiny_zoo_folder / tiny_zoo, tmp_path / "zoo" / clean)
     path = tmp_path / "zoo" / clean / "card.json"
-    changes = {"id": clean, "attack": "clean", "attack_params": {}, "poison_ratio": 0, "asr": None, "ra": None}
+    changes = {
+        "id": clean,
+        "attack": "clean",
+        "attack_params": {},
+        "poison_ratio": 0,
+        "asr": None,
+        "ra": None,
+    }
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     (tmp_path / "zoo" / damaged).mkdir()
     (tmp_path / "zoo" / damaged / "card.json").write_text('{"id": ')
@@ -127,7 +140,7 @@ def test_what_needs_a_trigger_refuses_a_clean_network_and_a_damaged_card(capsys,
 
 
 def test_watching_a_clean_network_says_that_there_is_no_asr(capsys, mixed_zoo):
-    code, _, err = run(capsys, "defend", mixed_zoo[1], *QUICK, "--watch", "60", "--device", "cpu")
+    code, _, err = run(capsys, "defend", mixed_zoo[1], *QUICK, "--eval-images", "60", "--device", "cpu")
     assert code == 0, err
     assert re.search(r"ACC \d+\.\d% · ASR - · RA - on 60 test images", err)
 
@@ -175,7 +188,9 @@ def test_data_that_is_here_in_part_says_where_and_what_is_missing(capsys, tmp_pa
     assert "npd data get gtsrb" in second
 
 
-@pytest.mark.parametrize("name", ["models", "data", "defend", "compare", "evaluate", "attack", "zoo", "bench"])
+@pytest.mark.parametrize(
+    "name", ["models", "data", "defend", "compare", "evaluate", "attack", "zoo", "bench"]
+)
 def test_help_names_every_command(capsys, name):
     with pytest.raises(SystemExit) as done:
         cli.main(["--help"])
@@ -221,7 +236,7 @@ def saved_once(tiny_zoo_folder, tmp_path_factory):
         "0.3",
         "--seed",
         "4",
-        "--watch",
+        "--eval-images",
         "60",
         "--device",
         "cpu",
@@ -250,7 +265,7 @@ def test_defend_prints_saves_and_evaluates_again(capsys, tiny_zoo, saved, saved_
     assert all(0 <= share <= 1 for share in (*value["after"].values(), value["der"]))
     asked = {"lambda2": 0.3, "seed": 4, "epochs": 1, "batch_size": 12, "warmup_epochs": 0}
     assert {name: value["config"]["config"][name] for name in asked} == asked
-    assert (value["config"]["clean"], value["config"]["watch"]) == (24, 60)
+    assert (value["config"]["clean"], value["config"]["eval_images"]) == (24, 60)
 
     assert "ASR" in out
     assert "DER" in out
@@ -317,11 +332,13 @@ def few(monkeypatch):
 
     real = evaluation.test_sets
     for module in (npd_core.defend, evaluation):
-        monkeypatch.setattr(module, "test_sets", lambda dataset, attack, limit=120: real(dataset, attack, limit or 120))
+        monkeypatch.setattr(
+            module, "test_sets", lambda dataset, attack, limit=120: real(dataset, attack, limit or 120)
+        )
 
 
 def test_a_baseline_is_saved_and_measures_the_same_again(capsys, tiny_zoo, few, tmp_path):
-    words = (*BASELINE, "--epochs", "1", "--set", "tolerance=0.2", "--watch", "24")
+    words = (*BASELINE, "--epochs", "1", "--set", "tolerance=0.2", "--eval-images", "24")
     code, out, err = run(capsys, "defend", tiny_zoo, "--defense", "fp", *words, "--save", tmp_path / "run")
     assert "repaired.json" in os.listdir(tmp_path / "run")
     assert cli.SAVED.issuperset(os.listdir(tmp_path / "run"))
@@ -333,14 +350,18 @@ def test_a_baseline_is_saved_and_measures_the_same_again(capsys, tiny_zoo, few, 
     asked = {"epochs": 1, "batch_size": 12, "tolerance": 0.2, "flip": False}
     assert {name: getattr(record.request.config, name) for name in asked} == asked
 
-    code, out, _ = run(capsys, "evaluate", tiny_zoo, "--polarizer", tmp_path / "run", "--device", "cpu", "--json", "-")
+    code, out, _ = run(
+        capsys, "evaluate", tiny_zoo, "--polarizer", tmp_path / "run", "--device", "cpu", "--json", "-"
+    )
     again = json.loads(out)
     assert (code, again["defense"], again["layer"]) == (0, "fp", None)
     assert (again["before"], again["after"]) == (record.result["before"], record.result["after"])
 
     path = tmp_path / "run" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
-    assert "changed since it was saved" in refused(capsys, "evaluate", tiny_zoo, "--polarizer", tmp_path / "run")
+    assert "changed since it was saved" in refused(
+        capsys, "evaluate", tiny_zoo, "--polarizer", tmp_path / "run"
+    )
 
 
 @pytest.fixture
@@ -378,7 +399,11 @@ def asked(monkeypatch, saved_once):
             {"classes": None, "trigger_betas": (0.5, 0.9)},
         ),
         ("nad", ("--set", "betas=1,2,3.5", "--set", "flip=true"), {"betas": (1.0, 2.0, 3.5), "flip": True}),
-        ("anp", ("--set", "select=fixed", "--set", "iterations=5"), {"select": "fixed", "iterations": 5, "lr": 0.02}),
+        (
+            "anp",
+            ("--set", "select=fixed", "--set", "iterations=5"),
+            {"select": "fixed", "iterations": 5, "lr": 0.02},
+        ),
         ("i_bau", ("--set", "lr=1e-3", "--precision", "fp32"), {"lr": 1e-3, "precision": "fp32"}),
         (
             "ep",
@@ -417,7 +442,12 @@ def test_compare_runs_each_and_one_that_fails_does_not_end_the_others(capsys, ti
     assert failed == {"nad": "NAD needs more.", "nc": "the loss became NaN."}
     assert value["before"] == pytest.approx({"acc": 0.990278, "asr": 1.0, "ra": 0.0}, abs=2e-3)
     assert value["defenses"][1]["after"] == saved_once[1]["after"]
-    assert err.splitlines() == ["nad: NAD needs more.", "fp: done", "nc: the loss became NaN.", "npd_tp: done"]
+    assert err.splitlines() == [
+        "nad: NAD needs more.",
+        "fp: done",
+        "nc: the loss became NaN.",
+        "npd_tp: done",
+    ]
     assert [(r.defense, r.config.seed, r.clean) for r in asked] == [(name, 5, 24) for name in names]
     assert asked[3].config.lambda2 == 0.1, "the preset of the variant"
 
@@ -466,7 +496,12 @@ def test_attack_writes_clean_poisoned_and_ten_times_the_difference(capsys, tmp_p
     code, text, err = run(capsys, *words, "--images", "2", "--json", "-")
     value = json.loads(text)
     assert (code, err) == (0, "")
-    assert (value["attack"], value["dataset"], value["model"], value["folder"]) == ("blended", "signs", None, str(out))
+    assert (value["attack"], value["dataset"], value["model"], value["folder"]) == (
+        "blended",
+        "signs",
+        None,
+        str(out),
+    )
     assert len(value["images"]) == 2
     assert sorted(os.listdir(out)) == sorted(row[kind] for row in value["images"] for kind in cli.PICTURES)
     for row in value["images"]:
@@ -568,7 +603,9 @@ def test_zoo_train_passes_on_what_was_asked_for(capsys, tiny_zoo, tiny_zoo_folde
         yield Finished(0, 1.0, result=card)
 
     monkeypatch.setattr(train, "train_model", train_model)
-    code, out, err = run(capsys, "zoo", "train", tiny_zoo, "--epochs", "2", "--seed", "3", "--poison-ratio", "0.05")
+    code, out, err = run(
+        capsys, "zoo", "train", tiny_zoo, "--epochs", "2", "--seed", "3", "--poison-ratio", "0.05"
+    )
     assert code == 0
     given = {"poison_ratio": 0.05, "epochs": 2, "seed": 3, "longer": None}
     assert asked == {"model": tiny_zoo, "device": "auto"} | given
@@ -581,7 +618,9 @@ def test_zoo_train_passes_on_what_was_asked_for(capsys, tiny_zoo, tiny_zoo_folde
     assert asked == {"model": tiny_zoo, "device": "auto"} | dict.fromkeys(given) | {"longer": 4}
 
 
-def test_the_paper_preset_trains_what_the_zoo_lacks_and_can_be_left_and_gone_on_with(capsys, tmp_path, monkeypatch):
+def test_the_paper_preset_trains_what_the_zoo_lacks_and_can_be_left_and_gone_on_with(
+    capsys, tmp_path, monkeypatch
+):
     import torch
 
     import npd_core.data.load as load
@@ -598,9 +637,22 @@ def test_the_paper_preset_trains_what_the_zoo_lacks_and_can_be_left_and_gone_on_
     splits = {"cifar10": {"train": "here", "test": "here"}, "gtsrb": {"test": "here"}}
     monkeypatch.setattr(load, "availability", lambda name: Availability(name, True, splits[name]))
 
-    words = ("zoo", "train", "--preset", "paper", "--width", "4", "--attacks", "badnets_a2o,blended", "--epochs", "1")
+    words = (
+        "zoo",
+        "train",
+        "--preset",
+        "paper",
+        "--width",
+        "4",
+        "--attacks",
+        "badnets_a2o,blended",
+        "--epochs",
+        "1",
+    )
     expected = [
-        f"cifar10-{a}-{arch}-w4" for arch in ("preact_resnet18", "vgg19_bn") for a in ("badnets_a2o", "blended")
+        f"cifar10-{a}-{arch}-w4"
+        for arch in ("preact_resnet18", "vgg19_bn")
+        for a in ("badnets_a2o", "blended")
     ]
     real = train.train_model
 
@@ -631,18 +683,33 @@ def test_the_paper_preset_trains_what_the_zoo_lacks_and_can_be_left_and_gone_on_
 
 
 def test_bench_as_json(capsys, tiny_zoo):
-    code, out, _ = run(capsys, "bench", "--layer", "layer4.1.conv1", "--clean", "24", "--device", "cpu", "--json", "-")
+    code, out, _ = run(
+        capsys, "bench", "--layer", "layer4.1.conv1", "--clean", "24", "--device", "cpu", "--json", "-"
+    )
     report = json.loads(out)
     (row,) = report["results"]
     assert code == 0
     assert (row["model"], row["layer"]) == (tiny_zoo, "layer4.1.conv1")
     assert 0.5 < row["forward_equivalents_per_step"] <= 5.6 < row["forward_equivalents_first_epoch"]
-    assert all(row[name] > 0 for name in ("train_images_per_second", "eval_images_per_second", "seconds_per_epoch"))
+    assert all(
+        row[name] > 0 for name in ("train_images_per_second", "eval_images_per_second", "seconds_per_epoch")
+    )
     assert report["environment"]["device"] == "cpu"
 
 
 def test_a_step_of_algorithm_1_costs_less_than_its_six_passes(capsys, tiny_zoo):
-    words = ("--layer", "layer4.1.conv1", "--clean", "24", "--device", "cpu", "--attack-on", "polarized", "--json", "-")
+    words = (
+        "--layer",
+        "layer4.1.conv1",
+        "--clean",
+        "24",
+        "--device",
+        "cpu",
+        "--attack-on",
+        "polarized",
+        "--json",
+        "-",
+    )
     row = json.loads(run(capsys, "bench", *words)[1])["results"][0]
     assert row["attack_on"] == "polarized"
     assert 1 < row["forward_equivalents_per_step"] == row["forward_equivalents_first_epoch"] <= 5.6
@@ -660,12 +727,18 @@ def test_a_step_of_algorithm_1_costs_less_than_its_six_passes(capsys, tiny_zoo):
         (("data", "gett"), "Unknown command 'gett'. Did you mean 'get'?"),
         (("data", "get", "cifar"), "Unknown data set 'cifar'. Did you mean 'cifar10'?"),
         (("zoo",), "required: ACTION"),
-        (("zoo", "train", "signs-badnets-preact_resnet18-w8"), "Unknown attack 'badnets'. Did you mean 'badnets_a2o'?"),
+        (
+            ("zoo", "train", "signs-badnets-preact_resnet18-w8"),
+            "Unknown attack 'badnets'. Did you mean 'badnets_a2o'?",
+        ),
         (("zoo", "train", "resnet"), "is not a model id"),
         (("zoo", "train"), "Name one model to train, or --preset paper"),
         (("zoo", "train", "MODEL", "--preset", "paper"), "Name one model to train, or --preset paper"),
         (("zoo", "train", "--preset", "paper", "--longer", "2"), "--longer goes with the id of a model."),
-        (("zoo", "train", "signs-wanet-vgg19_bn-w3", "--longer", "2"), "Only a model of the zoo can be trained longer"),
+        (
+            ("zoo", "train", "signs-wanet-vgg19_bn-w3", "--longer", "2"),
+            "Only a model of the zoo can be trained longer",
+        ),
         (("zoo", "train", "MODEL", "--longer", "0"), "--longer"),
         (("zoo", "train", "--preset", "demo"), "Unknown --preset 'demo'"),
         (("zoo", "train", "--preset", "paper", "--attacks", "blend"), "Did you mean 'blended'"),
@@ -675,31 +748,46 @@ def test_a_step_of_algorithm_1_costs_less_than_its_six_passes(capsys, tiny_zoo):
         (("defend",), "required: MODEL"),
         (("defend", "MODEL", "more"), "does not take 'more'"),
         (("defend", "MODEL", "--lamda2", "0.4"), "Unknown option '--lamda2'. Did you mean '--lambda2'?"),
-        (("defend", "signs-badnet-preact_resnet18-w4"), "Did you mean 'signs-badnets_a2o-preact_resnet18-w4'?"),
+        (
+            ("defend", "signs-badnet-preact_resnet18-w4"),
+            "Did you mean 'signs-badnets_a2o-preact_resnet18-w4'?",
+        ),
         (("defend", "MODEL", "--layer", "layr4.1.conv1"), "Did you mean 'layer4.1.conv1'?"),
         (("defend", "MODEL", "--layer", "features.3"), "Unknown layer 'features.3'."),
         (("defend", "MODEL", "--defense", "npdd"), "Unknown defense 'npdd'. Did you mean 'npd'?"),
         (("defend", "MODEL", "--defense", "npp"), "Unknown defense 'npp'."),
         (("defend", "MODEL", "--defense", "ibau"), "Did you mean 'i_bau'?"),
-        (("defend", "MODEL", "--defense", "fp", "--rho", "2"), "--rho is an option of NPD and does not go with fp"),
+        (
+            ("defend", "MODEL", "--defense", "fp", "--rho", "2"),
+            "--rho is an option of NPD and does not go with fp",
+        ),
         (
             ("defend", "MODEL", "--defense", "ep", "--epochs", "2"),
             "--epochs is an option of NPD and does not go with ep",
         ),
         (("defend", "MODEL", "--defense", "fp", "--momentum", "0.5"), "with fp: write --set momentum=VALUE"),
-        (("defend", "MODEL", "--defense", "nc", "--no-cache"), "--cache is an option of NPD and does not go with nc"),
+        (
+            ("defend", "MODEL", "--defense", "nc", "--no-cache"),
+            "--cache is an option of NPD and does not go with nc",
+        ),
         (("defend", "MODEL", "--defense", "anp", "--layer", "conv1"), "--layer does not go with anp"),
         (
             ("defend", "MODEL", "--defense", "fp", "--set", "tolerence=0.1"),
             "of fp 'tolerence'. Did you mean 'tolerance'?",
         ),
-        (("defend", "MODEL", "--defense", "fp", "--set", "tolerance"), "--set: write NAME=VALUE, got 'tolerance'"),
+        (
+            ("defend", "MODEL", "--defense", "fp", "--set", "tolerance"),
+            "--set: write NAME=VALUE, got 'tolerance'",
+        ),
         (
             ("defend", "MODEL", "--defense", "fp", "--set", "tolerance=2"),
             "`tolerance` must be a number in [0, 1], got 2",
         ),
         (("defend", "MODEL", "--defense", "fp", "--set", "flip=maybe"), "--set flip: must be true or false"),
-        (("defend", "MODEL", "--defense", "nc", "--set", "classes=0,x,2"), "--set classes: must be a whole number"),
+        (
+            ("defend", "MODEL", "--defense", "nc", "--set", "classes=0,x,2"),
+            "--set classes: must be a whole number",
+        ),
         (
             ("defend", "MODEL", "--defense", "ep", "--set", "batch=cleen"),
             "Unknown batch 'cleen'. Did you mean 'clean'?",
@@ -719,7 +807,10 @@ def test_a_step_of_algorithm_1_costs_less_than_its_six_passes(capsys, tiny_zoo):
         (("defend", "MODEL", "--norm", "l3"), "Unknown --norm 'l3'. Did you mean 'l"),
         (("defend", "MODEL", "--epochs", "0"), "`epochs` must be a whole number of at least 1, got 0"),
         (("defend", "MODEL", "--epochs", "2.5"), "--epochs: must be a whole number, got '2.5'"),
-        (("defend", "MODEL", "--clean", "0"), "`clean` must be a share in (0, 1] or a whole number of images, got 0"),
+        (
+            ("defend", "MODEL", "--clean", "0"),
+            "`clean` must be a share in (0, 1] or a whole number of images, got 0",
+        ),
         (("defend", "MODEL", "--clean", "-5"), "`clean` must be"),
         (("defend", "MODEL", "--clean", "1.5"), "`clean` must be"),
         (("defend", "MODEL", "--clean", "9999999"), "9999999"),
@@ -798,7 +889,9 @@ def test_a_saved_run_is_replaced_as_a_whole(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_one_line(capsys, tiny_zoo, tmp_path):
     (tmp_path / "file").touch()
-    assert "Cannot write in" in refused(capsys, "defend", tiny_zoo, *QUICK, "--save", tmp_path / "file" / "run")
+    assert "Cannot write in" in refused(
+        capsys, "defend", tiny_zoo, *QUICK, "--save", tmp_path / "file" / "run"
+    )
 
 
 def test_an_error_on_the_way_leaves_nothing(tmp_path):
@@ -835,8 +928,8 @@ def test_ctrl_c_exits_130_and_leaves_nothing(tiny_zoo, tmp_path):
 
 
 WRITERS = {
-    "export": "cli_export._write(folder / 'x.zip', b'x')",
-    "json": "from npd_core.jobs.store import write_text; write_text(folder / 'x.json', 'x')",
+    "export": "export._write(folder / 'x.zip', b'x')",
+    "json": "from npd_core.runs.store import write_text; write_text(folder / 'x.json', 'x')",
     "table": "from npd_core.experiments.record import write_json; write_json(folder / 'x.json', 1)",
     "unpacking": """
 from npd_core.data import download
@@ -865,7 +958,8 @@ for step in steps():
 
 HANGING = """
 import os, pathlib, sys, time
-from npd_core import cli, cli_export
+from npd_core.cli import main as cli
+from npd_core.cli import export
 folder = pathlib.Path(sys.argv[1])
 def hang(*_):
     print('writing', file=sys.stderr, flush=True)
@@ -884,7 +978,9 @@ def interrupted(
 ) -> tuple[int, list[str]]:
     """Exit code and stderr of a program that is told to end when it has said its first line."""
     command = [sys.executable, "-c", code, *words]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stderr is not None
         first = process.stderr.readline()
         for _ in range(times):
@@ -920,7 +1016,9 @@ with cli._replacing(folder / 'run'):
     except KeyboardInterrupt:
         pass  # as imports of other people's code may"""
     assert interrupted(f"BODY = {body!r}\n{HANGING}", str(tmp_path))[0] == 130
-    assert sorted(path.name for path in tmp_path.glob("*") if path.name != "__pycache__") == ["slow_module.py"]
+    assert sorted(path.name for path in tmp_path.glob("*") if path.name != "__pycache__") == [
+        "slow_module.py"
+    ]
 
 
 @pytest.mark.parametrize(("patience", "times"), [("0.5", 1), ("60", 2)])
@@ -939,9 +1037,7 @@ finally:
 
 
 def test_listing_the_models_imports_no_torch():
-    code = (
-        "import sys; from npd_core.cli import main; main(['models']); main(['data']); sys.exit('torch' in sys.modules)"
-    )
+    code = "import sys; from npd_core.cli.main import main; main(['models']); main(['data']); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
 

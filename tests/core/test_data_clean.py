@@ -43,7 +43,9 @@ def test_share_in_floating_point_does_not_lose_an_image():
 @pytest.mark.parametrize("amount", [0.1, 37])
 def test_subset_is_balanced_unique_and_true(amount):
     labels = balanced(10, 40)
-    data = ImageSet(torch.arange(400).view(-1, 1, 1, 1).expand(-1, 3, 2, 2).to(torch.uint8), torch.from_numpy(labels))
+    data = ImageSet(
+        torch.arange(400).view(-1, 1, 1, 1).expand(-1, 3, 2, 2).to(torch.uint8), torch.from_numpy(labels)
+    )
     clean = clean_subset(data, 10, amount, seed=0)
     counts = torch.bincount(clean.labels, minlength=10)
     assert counts.tolist() == ([4] * 10 if amount == 0.1 else [4] * 7 + [3] * 3)

@@ -52,7 +52,13 @@ def server(monkeypatch):
     monkeypatch.setattr(download, "PAUSE", 0.0)
     monkeypatch.setattr(download, "BLOCK", 1 << 14)
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    for name, value in {"files": {"/x.bin": CONTENT}, "requests": [], "cut": [], "status": 0, "ranges": True}.items():
+    for name, value in {
+        "files": {"/x.bin": CONTENT},
+        "requests": [],
+        "cut": [],
+        "status": 0,
+        "ranges": True,
+    }.items():
         setattr(http, name, value)
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -69,7 +75,9 @@ def names(folder):
 
 def test_fetched_verified_and_reported(server, tmp_path):
     seen = []
-    size = fetch(f"{server.url}/x.bin", MD5, tmp_path / "x.bin", lambda done, total: seen.append((done, total)))
+    size = fetch(
+        f"{server.url}/x.bin", MD5, tmp_path / "x.bin", lambda done, total: seen.append((done, total))
+    )
     assert size == len(CONTENT)
     assert (tmp_path / "x.bin").read_bytes() == CONTENT
     assert names(tmp_path) == ["x.bin"]

@@ -71,7 +71,9 @@ def test_batches_are_float_in_unit_range_and_cover_everything():
 
 
 def test_subset_keeps_the_order_asked_for_and_copies():
-    data = ImageSet(torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 1, 1).clone(), torch.arange(5))
+    data = ImageSet(
+        torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 1, 1).clone(), torch.arange(5)
+    )
     for indices in ([4, 0], np.asarray([4, 0]), torch.tensor([4, 0])):
         part = data.subset(indices)
         assert part.labels.tolist() == [4, 0]
@@ -188,7 +190,9 @@ def make_cifar10(root, monkeypatch):
 
     lists = {"train_list": [f"data_batch_{i}" for i in range(1, 6)], "test_list": ["test_batch"]}
     for attribute, names in lists.items():
-        monkeypatch.setattr(CIFAR10, attribute, [[name, write(name, batch(i))] for i, name in enumerate(names)])
+        monkeypatch.setattr(
+            CIFAR10, attribute, [[name, write(name, batch(i))] for i, name in enumerate(names)]
+        )
     meta = write("batches.meta", {"label_names": ["x"] * 10})
     monkeypatch.setattr(CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": meta})
     return folder
@@ -228,7 +232,9 @@ def test_gtsrb_from_its_archives_and_from_torchvisions_folders(data_dir, zipped)
     if zipped:
         with zipfile.ZipFile(base / "GTSRB_Final_Training_Images.zip", "w") as archive:
             for k in (2, 0):
-                archive.writestr(f"GTSRB/Final_Training/Images/{k:05d}/00000_00000.ppm", coded("PPM", (k, 0, 9)))
+                archive.writestr(
+                    f"GTSRB/Final_Training/Images/{k:05d}/00000_00000.ppm", coded("PPM", (k, 0, 9))
+                )
                 archive.writestr(f"GTSRB/Final_Training/Images/{k:05d}/GT-{k:05d}.csv", "Filename;Width\n")
         with zipfile.ZipFile(base / "GTSRB_Final_Test_Images.zip", "w") as archive:
             for name, data in test.items():

@@ -29,7 +29,9 @@ def rows(pixels: np.ndarray, classes: int = 3):
 
 def write_table(path, images, labels, label_type=None):
     image_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    pq.write_table(pa.table({"image": pa.array(images, image_type), "label": pa.array(labels, label_type)}), path)
+    pq.write_table(
+        pa.table({"image": pa.array(images, image_type), "label": pa.array(labels, label_type)}), path
+    )
     return path
 
 
@@ -129,7 +131,9 @@ def test_columns_that_are_missing_or_of_another_kind(tmp_path):
     ],
 )
 def test_labels_out_of_range(tmp_path, labels, message):
-    file = write_table(tmp_path / "x.parquet", [{"bytes": png(Image.new("RGB", (32, 32))), "path": ""}] * 3, labels)
+    file = write_table(
+        tmp_path / "x.parquet", [{"bytes": png(Image.new("RGB", (32, 32))), "path": ""}] * 3, labels
+    )
     with pytest.raises(StorageError, match=message):
         parquet.read_images(file, 3, 32)
 
@@ -145,7 +149,9 @@ def test_labels_out_of_range(tmp_path, labels, message):
 )
 def test_an_image_that_cannot_be_decoded_is_named(tmp_path, coded, message):
     good = png(Image.new("RGB", (32, 32)))
-    file = write_table(tmp_path / "x.parquet", [{"bytes": good, "path": ""}, {"bytes": coded, "path": ""}], [0, 1])
+    file = write_table(
+        tmp_path / "x.parquet", [{"bytes": good, "path": ""}, {"bytes": coded, "path": ""}], [0, 1]
+    )
     with pytest.raises(StorageError, match=message):
         parquet.read_images(file, 3, 32)
 

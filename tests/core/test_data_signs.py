@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 from npd_core import paths
-from npd_core.data import parquet, signs
+from npd_core.data import parquet
 from npd_core.data.load import load_dataset
 from npd_core.data.spec import SIGNS_CLASSES
 from npd_core.errors import ConfigError, StorageError
+from scripts import draw_signs as signs
 
 SHIPPED = paths.assets() / "signs"
 
@@ -58,7 +59,12 @@ def test_no_image_is_in_both_splits():
 def test_corners_carry_no_white_patch():  # that is what the BadNets trigger looks like
     for split in signs.SPLITS:
         images = load_dataset("signs", split).images.numpy()
-        for corner in (np.s_[:, :, -3:, -3:], np.s_[:, :, :3, :3], np.s_[:, :, -3:, :3], np.s_[:, :, :3, -3:]):
+        for corner in (
+            np.s_[:, :, -3:, -3:],
+            np.s_[:, :, :3, :3],
+            np.s_[:, :, -3:, :3],
+            np.s_[:, :, :3, -3:],
+        ):
             white = (images[corner] > 240).all(axis=(1, 2, 3))
             assert white.mean() < 0.002
 
@@ -84,7 +90,10 @@ def test_faces_are_twelve_different_pictures():
 
 
 def test_left_and_right_mirror_each_other():
-    left, right = signs.coverage(SIGNS_CLASSES.index("turn left")), signs.coverage(SIGNS_CLASSES.index("turn right"))
+    left, right = (
+        signs.coverage(SIGNS_CLASSES.index("turn left")),
+        signs.coverage(SIGNS_CLASSES.index("turn right")),
+    )
     assert np.abs(left - right[:, :, ::-1]).mean() < 0.004
     white = left[signs.PAINTS.index("white")][40:80]  # the row of the arrow's head, which points to the left
     assert white[:, :50].sum() > white[:, 110:].sum()

@@ -9,6 +9,9 @@ import torch
 
 from npd_core import defend, evaluation
 from npd_core.attacks import get_attack
+from npd_core.config.npd import VARIANTS, NPDConfig
+from npd_core.config.npd import preset as polarizer_preset
+from npd_core.config.request import DefenseRequest
 from npd_core.data.clean import load_clean
 from npd_core.data.load import load_dataset
 from npd_core.data.spec import get_dataset
@@ -21,10 +24,7 @@ from npd_core.events import EpochEnd, Failed, Finished, Measured, StepEnd
 from npd_core.metrics import Metrics, der
 from npd_core.models import build_model
 from npd_core.polarizer.artifact import load_polarizer, load_snapshot
-from npd_core.polarizer.config import VARIANTS, NPDConfig
-from npd_core.polarizer.config import preset as polarizer_preset
 from npd_core.polarizer.snapshots import snapshot_epochs
-from npd_core.request import DefenseRequest
 from npd_core.zoo.card import Card
 from npd_core.zoo.weights import load_backdoored, save_backdoored
 
@@ -54,7 +54,7 @@ def test_a_run_measures_saves_and_can_be_rebuilt(request_, tmp_path):
 
 def test_every_epoch_leaves_the_polarizer_that_was_measured(request_, tmp_path):
     epochs, measured = {}, {}
-    for event in run_defense(replace(request_, watch=48), tmp_path):
+    for event in run_defense(replace(request_, eval_images=48), tmp_path):
         if isinstance(event, EpochEnd):
             epochs[event.epoch] = snapshot_epochs(tmp_path)
         if isinstance(event, Measured):
@@ -92,7 +92,7 @@ def test_the_same_request_gives_the_same_numbers(request_):
 
 
 def test_watching_measures_every_epoch_and_changes_nothing(request_):
-    events = list(run_defense(replace(request_, watch=48)))
+    events = list(run_defense(replace(request_, eval_images=48)))
     watched = [e for e in events if isinstance(e, Measured)]
     assert [e.epoch for e in watched] == [0, 1]
     assert all(e.images == 48 for e in watched)
@@ -141,7 +141,9 @@ def test_a_variant_is_told_what_the_attack_wants_of_a_label_and_nothing_else(req
 
 
 def test_a_variant_runs_as_the_method_does(request_, tmp_path, monkeypatch):
-    monkeypatch.setattr(defend, "test_sets", lambda dataset, attack, *_: evaluation.test_sets(dataset, attack, 48))
+    monkeypatch.setattr(
+        defend, "test_sets", lambda dataset, attack, *_: evaluation.test_sets(dataset, attack, 48)
+    )
     config = replace(CFG, epochs=1, warmup_epochs=0)
     *_, last = run_defense(replace(request_, defense="npd_tu", config=config), tmp_path)
     assert isinstance(last, Finished)
@@ -187,7 +189,9 @@ SHORT = {
 @pytest.fixture
 def few(monkeypatch):
     """Numbers are measured on 48 test images."""
-    monkeypatch.setattr(defend, "test_sets", lambda dataset, attack, *_: evaluation.test_sets(dataset, attack, 48))
+    monkeypatch.setattr(
+        defend, "test_sets", lambda dataset, attack, *_: evaluation.test_sets(dataset, attack, 48)
+    )
 
 
 def baseline(request_, name, **changes):
@@ -200,7 +204,11 @@ def test_a_baseline_measures_saves_and_comes_back(request_, few, tmp_path, name)
     events = list(run_defense(baseline(request_, name), tmp_path))
     last = events[-1]
     assert isinstance(last, Finished)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "repaired.json", "result.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "model.safetensors",
+        "repaired.json",
+        "result.json",
+    ]
     result = json.loads((tmp_path / "result.json").read_text())
     assert result == json.loads(json.dumps(dict(last.result)))
     assert (result["defense"], result["layer"], len(result["clean_indices"])) == (name, None, 48)
@@ -214,12 +222,15 @@ def test_a_baseline_measures_saves_and_comes_back(request_, few, tmp_path, name)
     assert evaluate(backdoored.net, sets)._asdict() == result["before"]
     now, then = net.state_dict(), backdoored.net.state_dict()
     assert not all(torch.equal(now[key], then[key]) for key in then), "the defense did something"
-    assert DefenseRequest.from_dict(json.loads((tmp_path / "repaired.json").read_text())["config"]).defense == name
+    assert (
+        DefenseRequest.from_dict(json.loads((tmp_path / "repaired.json").read_text())["config"]).defense
+        == name
+    )
 
 
 def test_watching_a_baseline_changes_nothing(request_, few):
     asked = baseline(request_, "fp", epochs=2)
-    events = list(run_defense(replace(asked, watch=48)))
+    events = list(run_defense(replace(asked, eval_images=48)))
     assert [e.epoch for e in events if isinstance(e, Measured)] == [0, 1]
     assert events[-1].result["after"] == list(run_defense(asked))[-1].result["after"]
 
@@ -229,7 +240,9 @@ def test_stopping_a_baseline_keeps_its_last_completed_epoch(request_, few, tmp_p
         baseline(request_, "fp", epochs=9, schedule="constant"),
         baseline(request_, "fp", epochs=2, schedule="constant"),
     )
-    wanted = itertools.chain([False] * 7, itertools.repeat(True))  # 2 steps and the end of an epoch: 3 questions each
+    wanted = itertools.chain(
+        [False] * 7, itertools.repeat(True)
+    )  # 2 steps and the end of an epoch: 3 questions each
     events = list(run_defense(long, tmp_path / "long", stop=lambda: next(wanted)))
     last = events[-1]
     assert isinstance(last, Finished)
@@ -292,7 +305,9 @@ def test_ep_is_not_told_that_clean_images_are_poisoned(request_, few, monkeypatc
         list(run_defense(baseline(request_, "ep", batch="mixture")))
 
 
-@pytest.mark.parametrize(("name", "changes"), [("ep", {"batch": "clean"}), ("anp", {}), ("fp", {}), ("nc", {})])
+@pytest.mark.parametrize(
+    ("name", "changes"), [("ep", {"batch": "clean"}), ("anp", {}), ("fp", {}), ("nc", {})]
+)
 def test_other_baselines_see_the_clean_images_alone(request_, few, monkeypatch, name, changes):
     told = given(monkeypatch, baseline(request_, name, **changes))
     assert set(told) == {"clean", "net"}
@@ -331,7 +346,7 @@ def test_pictures_of_64_pixels_and_200_classes_go_the_whole_way(real_data, tmp_p
     save_backdoored(net, card)
     shorter = {"epochs": 1, "warmup_epochs": 0, "batch_size": 100, "precision": "fp32"}
     config = replace(polarizer_preset(spec.id), **shorter)
-    request = DefenseRequest(model=card.id, clean=400, config=config, watch=100)
+    request = DefenseRequest(model=card.id, clean=400, config=config, eval_images=100)
     events = list(run_defense(request, tmp_path / "run", images=300))
     result = events[-1].result
     clean = load_clean(spec.id, 400, config.seed)

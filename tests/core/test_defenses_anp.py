@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from npd_core.config.baselines import ANPConfig
 from npd_core.data.clean import hold_out
 from npd_core.data.load import ImageSet
 from npd_core.defenses import anp
 from npd_core.defenses.anp import Neurons, largest_passing, mask_step, prune_sensitive, worst_noise
 from npd_core.defenses.common import Batches, accuracy, batch_norms
-from npd_core.defenses.config import ANPConfig
 from npd_core.errors import ConfigError
 from npd_core.events import EpochEnd, Failed, Finished, Started, StepEnd, from_record, to_record
 from npd_core.metrics import Metrics
@@ -77,7 +77,9 @@ def test_a_channel_of_mask_zero_is_one_without_scale():
     shifts = [norm.bias.clone() for norm in batch_norms(net).values()]
     neurons.prune(mask, 0.0)
     torch.testing.assert_close(net(x), masked)
-    assert all(torch.equal(norm.bias, shift) for norm, shift in zip(batch_norms(net).values(), shifts, strict=True))
+    assert all(
+        torch.equal(norm.bias, shift) for norm, shift in zip(batch_norms(net).values(), shifts, strict=True)
+    )
     neurons.prune(mask, None)
     torch.testing.assert_close(net(x), neurons.logits(x, torch.ones(len(neurons))))
 
@@ -265,7 +267,9 @@ def test_an_oracle_takes_the_lowest_asr_that_the_accuracy_allows():
         gone = int((candidate.net.bn.weight == 0).sum())
         return Metrics(acc=0.9 if gone < 2 else 0.5, asr=1 - gone / 5)
 
-    last = list(prune_sensitive(net, data, replace(PLANTED, select="oracle", highest=1.0), CPU, oracle=oracle))[-1]
+    last = list(
+        prune_sensitive(net, data, replace(PLANTED, select="oracle", highest=1.0), CPU, oracle=oracle)
+    )[-1]
     assert last.details["select"] == "oracle"
     assert last.details["pruned"] == {"bn": [4]}
     with pytest.raises(ConfigError, match="pass what measures them as `oracle`"):

@@ -12,6 +12,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from npd_core import defenses
+from npd_core.config.baselines import (
+    ANPConfig,
+    EPConfig,
+    FineTuneConfig,
+    FPConfig,
+    IBAUConfig,
+    NADConfig,
+    NCConfig,
+)
 from npd_core.data.load import ImageSet
 from npd_core.defenses import DEFENSES, get_defense, preset
 from npd_core.defenses.common import (
@@ -24,7 +33,6 @@ from npd_core.defenses.common import (
     last_linear,
     taps,
 )
-from npd_core.defenses.config import ANPConfig, EPConfig, FineTuneConfig, FPConfig, IBAUConfig, NADConfig, NCConfig
 from npd_core.errors import ConfigError, UnknownNameError
 from npd_core.events import EpochEnd, Failed, Finished, Started, StepEnd, from_record, to_record
 from npd_core.models import Normalized, build_model
@@ -189,7 +197,9 @@ def test_both_architectures_can_be_repaired(name, arch):
     events = list(get_defense(name).run(net, data, preset(name, "signs", **TINY, **SHORT[name]), CPU))
     assert isinstance(events[0], Started)
     assert isinstance(events[-1], Finished)
-    assert all(from_record(json.loads(json.dumps(to_record(event)))) == event for event in (events[0], events[-1]))
+    assert all(
+        from_record(json.loads(json.dumps(to_record(event)))) == event for event in (events[0], events[-1])
+    )
     assert not same(state(net), before)
     assert not any(module.training for module in net.modules())
     assert not any(p.requires_grad or p.grad is not None for p in net.parameters())
@@ -357,7 +367,11 @@ def test_what_must_stay_true_of_the_weights_is_restored_after_every_update():
     net = network()
     linear = net.net.linear
     for event in fine_tune(
-        Repair(net, CPU), Batches(images(), PLAIN, CPU), PLAIN, epochs=1, after=lambda: linear.weight[:, :7].zero_()
+        Repair(net, CPU),
+        Batches(images(), PLAIN, CPU),
+        PLAIN,
+        epochs=1,
+        after=lambda: linear.weight[:, :7].zero_(),
     ):
         if isinstance(event, StepEnd):
             assert not linear.weight[:, :7].any()

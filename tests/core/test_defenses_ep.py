@@ -10,8 +10,8 @@ from torch import nn
 
 from npd_core.attacks import get_attack
 from npd_core.attacks.poison import poison_training_set
+from npd_core.config.baselines import EPConfig
 from npd_core.data.load import ImageSet
-from npd_core.defenses.config import EPConfig
 from npd_core.defenses.ep import channel_entropy, entropy_prune, outliers
 from npd_core.errors import ConfigError
 from npd_core.events import Finished, Started
@@ -89,7 +89,9 @@ def planted():
     with torch.no_grad():
         conv.weight[:, 0] = 0.0
         conv.weight[SHORTCUT] = torch.tensor([1.0, 0.0, 0.0])[:, None, None]
-    net = nn.Sequential(conv, nn.BatchNorm2d(32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 2))
+    net = nn.Sequential(
+        conv, nn.BatchNorm2d(32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 2)
+    )
     clean = (70 + 25 * torch.randn(300, 3, 1, 1) + 10 * torch.rand(300, 3, 4, 4)).clamp(0, 170).byte()
     mixture = clean.clone()
     mixture[::3, 0, 3, 3] = 255
@@ -135,7 +137,9 @@ def test_without_a_mixture_it_says_what_it_needs():
 def test_every_layer_is_judged_by_the_maxima_of_its_own_inputs():
     torch.manual_seed(0)
     net = build_model("preact_resnet18", 5, 8).eval()
-    data = ImageSet(torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8), torch.zeros(40, dtype=torch.long))
+    data = ImageSet(
+        torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8), torch.zeros(40, dtype=torch.long)
+    )
     inputs = {}
     handles = [
         module.register_forward_pre_hook(lambda _m, args, name=name: inputs.update({name: args[0]}))
@@ -159,7 +163,9 @@ def test_every_layer_is_judged_by_the_maxima_of_its_own_inputs():
 
 def test_the_batch_is_as_poisoned_as_the_training_set_also_where_the_seeds_are_the_same():
     torch.manual_seed(0)
-    clean = ImageSet(torch.randint(0, 200, (2000, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 12, (2000,)))
+    clean = ImageSet(
+        torch.randint(0, 200, (2000, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 12, (2000,))
+    )
     mixture = poison_training_set(clean, get_attack("badnets_a2o", "signs"), 0.1, seed=0)
     net, seen = build_model("preact_resnet18", 12, 2), []
     net.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))

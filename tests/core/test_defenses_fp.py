@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from npd_core.config.baselines import FPConfig
 from npd_core.data.clean import hold_out
 from npd_core.data.load import ImageSet
-from npd_core.defenses.config import FPConfig
 from npd_core.defenses.fp import fine_prune, head_inputs, last_passing, sweep
 from npd_core.events import EpochEnd, Finished, Started, StepEnd
 from npd_core.models import Normalized, build_model

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.functional import jacobian
 
+from npd_core.config.baselines import IBAUConfig
 from npd_core.data.load import ImageSet
 from npd_core.defenses.common import Batches
-from npd_core.defenses.config import IBAUConfig
 from npd_core.defenses.i_bau import Minimax, draw_patched, hypergradient, unlearn_implicitly
 from npd_core.errors import ConfigError
 from npd_core.events import EpochEnd, Failed, Finished, Started, StepEnd
@@ -102,7 +102,9 @@ def test_iterations_end_at_the_tolerance():
     for steps, tolerance in ((1, 0.0), (50, 1e9), (50, 0.0)):
         delta = torch.tensor([0.3, -0.2]).double().requires_grad_()
         results.append(
-            hypergradient(outer(delta, theta), phi(delta, theta), delta, theta, steps=steps, tolerance=tolerance)
+            hypergradient(
+                outer(delta, theta), phi(delta, theta), delta, theta, steps=steps, tolerance=tolerance
+            )
         )
     assert results[0] == results[1]
     assert results[0] != results[2]
@@ -156,7 +158,9 @@ def test_the_implicit_term_through_a_whole_network(space):
     leaf = delta.clone().requires_grad_()
     hit = F.cross_entropy(logits(x, patched[:, None, None, None] * leaf), y)
     (v,) = torch.autograd.grad(hit, leaf)
-    direct = torch.autograd.grad(F.cross_entropy(logits(x, patched[:, None, None, None] * delta), y), level.theta)
+    direct = torch.autograd.grad(
+        F.cross_entropy(logits(x, patched[:, None, None, None] * delta), y), level.theta
+    )
 
     def projected():
         leaf = delta.clone().requires_grad_()
@@ -175,7 +179,9 @@ def test_the_implicit_term_through_a_whole_network(space):
         with torch.no_grad():
             param[place] += 1e-5
         slope = (values[0] - values[1]) / 2e-5
-        assert found[number][place].item() - direct[number][place].item() == pytest.approx(slope, rel=1e-4, abs=1e-9)
+        assert found[number][place].item() - direct[number][place].item() == pytest.approx(
+            slope, rel=1e-4, abs=1e-9
+        )
 
 
 @pytest.mark.parametrize("space", ["normalised", "pixel"])
@@ -213,7 +219,9 @@ def test_half_precision_gives_the_direction_of_the_full_one():
     assert F.cosine_similarity(*flat, dim=0) > 0.97
 
 
-@pytest.mark.parametrize(("count", "share", "ones"), [(256, 0.01, 2), (40, 0.01, 1), (40, 0.0, 0), (4, 1.0, 4)])
+@pytest.mark.parametrize(
+    ("count", "share", "ones"), [(256, 0.01, 2), (40, 0.01, 1), (40, 0.0, 0), (4, 1.0, 4)]
+)
 def test_a_share_of_the_batch_carries_the_perturbation(count, share, ones):
     patched = draw_patched(count, share, torch.Generator().manual_seed(1))
     assert patched.shape == (count,)
@@ -228,7 +236,11 @@ def test_events_and_what_is_left_behind():
     net, data = network().requires_grad_(False), images()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     events = list(unlearn_implicitly(net, data, FAST, CPU))
-    assert [type(e).__name__ for e in events] == ["Started", *(["StepEnd"] * 4 + ["EpochEnd"]) * 2, "Finished"]
+    assert [type(e).__name__ for e in events] == [
+        "Started",
+        *(["StepEnd"] * 4 + ["EpochEnd"]) * 2,
+        "Finished",
+    ]
     assert events[0] == Started(2, 0, 4, 12, "cpu")
     steps = [e for e in events if isinstance(e, StepEnd) and e.epoch == 0]
     assert [e.step for e in steps] == [0, 1, 2, 3]

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from npd_core.config.baselines import NADConfig
 from npd_core.data.load import ImageSet
 from npd_core.defenses import nad
 from npd_core.defenses.common import Batches, Repair, fine_tune
-from npd_core.defenses.config import NADConfig
 from npd_core.defenses.nad import attention, attention_loss, distill, distill_attention, levels
 from npd_core.errors import ConfigError
 from npd_core.events import EpochEnd, Failed, Finished, Started, StepEnd
@@ -56,7 +56,9 @@ def test_attention_has_unit_length_and_closed_form():
     maps = attention(torch.randn(6, 10, 4, 3) * 1e3)
     assert maps.shape == (6, 12)
     torch.testing.assert_close(maps.norm(dim=1), torch.ones(6))
-    features = torch.tensor([[1.0, 0.0], [-1.0, 2.0]]).view(1, 2, 1, 2)  # sums of squares 2, 4; of absolutes 2, 2
+    features = torch.tensor([[1.0, 0.0], [-1.0, 2.0]]).view(
+        1, 2, 1, 2
+    )  # sums of squares 2, 4; of absolutes 2, 2
     torch.testing.assert_close(attention(features), torch.tensor([[1.0, 2.0]]) / 5**0.5)
     torch.testing.assert_close(attention(features, p=1.0), torch.tensor([[1.0, 1.0]]) / 2**0.5)
     assert not attention(torch.zeros(1, 2, 2, 2)).any()
@@ -103,7 +105,9 @@ def test_events_come_in_order_with_the_teacher_as_warm_up():
     assert events[0] == Started(2, 1, 2, 16, "cpu")
     assert [type(e).__name__ for e in events[1:]] == ["StepEnd", "StepEnd", "EpochEnd"] * 3 + ["Finished"]
     assert [e.epoch for e in events if isinstance(e, EpochEnd)] == [-1, 0, 1]
-    teacher, student = ([e for e in events if isinstance(e, StepEnd) and (e.epoch < 0) == early] for early in (1, 0))
+    teacher, student = (
+        [e for e in events if isinstance(e, StepEnd) and (e.epoch < 0) == early] for early in (1, 0)
+    )
     assert set(teacher[0].losses) == {"bn", "total"}
     assert set(student[0].losses) == {"bn", "attention", "total"}
     assert float(student[0].losses["attention"]) > 0

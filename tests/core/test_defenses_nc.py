@@ -8,10 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from npd_core.config.baselines import NCConfig
 from npd_core.data.load import ImageSet
 from npd_core.defenses.common import Batches, accuracy
-from npd_core.defenses.config import NCConfig
-from npd_core.defenses.nc import Candidate, CostSchedule, Patch, neural_cleanse, outliers, search_epoch, unlearning_set
+from npd_core.defenses.nc import (
+    Candidate,
+    CostSchedule,
+    Patch,
+    neural_cleanse,
+    outliers,
+    search_epoch,
+    unlearning_set,
+)
 from npd_core.errors import ConfigError
 from npd_core.events import EpochEnd, Failed, Finished, Started, StepEnd, from_record, to_record
 from npd_core.models.normalized import Normalized
@@ -166,7 +174,9 @@ def test_classes_side_by_side_find_what_each_finds_alone(together):
         torch.testing.assert_close(candidate.raw_mask.detach(), raw, rtol=1e-3, atol=1e-3)
         assert candidate.schedule.cost == schedule.cost
         assert candidate.schedule.best == pytest.approx(schedule.best, rel=1e-3)
-        assert candidate.norm == pytest.approx(schedule.best if schedule.best < math.inf else norms[0], rel=1e-3)
+        assert candidate.norm == pytest.approx(
+            schedule.best if schedule.best < math.inf else norms[0], rel=1e-3
+        )
 
 
 def test_without_a_success_the_first_patch_is_kept():
@@ -199,7 +209,8 @@ def test_an_even_number_of_classes_has_the_mean_of_the_middle_two_as_median():
 
 
 @pytest.mark.parametrize(
-    ("norms", "flagged"), [([5.0] * 4, []), ([5.0] * 4 + [1.0], [4]), ([0.0] * 4 + [3.0], []), ([5.0] * 4 + [9.0], [])]
+    ("norms", "flagged"),
+    [([5.0] * 4, []), ([5.0] * 4 + [1.0], [4]), ([0.0] * 4 + [3.0], []), ([5.0] * 4 + [9.0], [])],
 )
 def test_norms_without_deviation_are_no_division_by_zero(norms, flagged):
     found = outliers(norms, 2.0)
@@ -221,9 +232,12 @@ def test_the_unlearning_set_stamps_a_share_of_every_class_with_true_labels():
     half, full = found.images[48:60], found.images[60:]
     assert torch.equal(full, (pattern * 255).round().to(torch.uint8).expand(12, -1, -1, -1))
     assert torch.equal(found.labels[48:60], found.labels[60:])
-    rows = {image.numpy().tobytes(): label for image, label in zip(data.images, data.labels.tolist(), strict=True)}
+    rows = {
+        image.numpy().tobytes(): label for image, label in zip(data.images, data.labels.tolist(), strict=True)
+    }
     assert all(
-        rows[i.numpy().tobytes()] == k for i, k in zip(found.images[:48], found.labels[:48].tolist(), strict=True)
+        rows[i.numpy().tobytes()] == k
+        for i, k in zip(found.images[:48], found.labels[:48].tolist(), strict=True)
     )
     outside = {image[:, 2:, 2:].numpy().tobytes(): i for i, image in enumerate(data.images)}
     for image, label in zip(half, found.labels[48:60].tolist(), strict=True):
@@ -320,9 +334,9 @@ def test_a_fine_tuning_that_diverges_ends_as_failed():
 
 
 def test_classes_are_checked_against_the_network():
-    details = list(neural_cleanse(planted(), images(), replace(FAST, trigger_epochs=1, classes=(0, 2, 4)), CPU))[
-        -1
-    ].details
+    details = list(
+        neural_cleanse(planted(), images(), replace(FAST, trigger_epochs=1, classes=(0, 2, 4)), CPU)
+    )[-1].details
     assert list(details["norms"]) == ["0", "2", "4"]
     with pytest.raises(ConfigError, match="class 6, but the network has 0 to 5"):
         list(neural_cleanse(planted(), images(), replace(FAST, classes=(0, 1, 6)), CPU))

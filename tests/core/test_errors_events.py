@@ -8,11 +8,23 @@ import pytest
 
 from npd_core import errors
 from npd_core.errors import NPDError, UnknownNameError, unknown_name
-from npd_core.events import EVENTS, EpochEnd, Failed, Finished, Measured, Started, StepEnd, from_record, to_record
+from npd_core.events import (
+    EVENTS,
+    EpochEnd,
+    Failed,
+    Finished,
+    Measured,
+    Started,
+    StepEnd,
+    from_record,
+    to_record,
+)
 
 
 def test_every_error_is_of_the_family():
-    kinds = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
+    kinds = [
+        value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)
+    ]
     assert len(kinds) == 7
     assert all(issubclass(kind, NPDError) for kind in kinds)
 
@@ -40,13 +52,21 @@ def test_unknown_name_stays_short():
 
 
 EXAMPLES = [
-    Started(epochs=3, warmup_epochs=1, steps_per_epoch=2, clean_images=250, device="cpu", layer="layer4.1.conv1"),
+    Started(
+        epochs=3, warmup_epochs=1, steps_per_epoch=2, clean_images=250, device="cpu", layer="layer4.1.conv1"
+    ),
     StepEnd(-1, 0, {"bn": 0.5, "total": 0.5}),
     EpochEnd(
-        0, {"bn": 0.5, "asr": 0.1, "bce1": 0.2, "bce2": 0.3, "total": 0.9}, seconds=1.5, kept=False, objective=0.7
+        0,
+        {"bn": 0.5, "asr": 0.1, "bce1": 0.2, "bce2": 0.3, "total": 0.9},
+        seconds=1.5,
+        kept=False,
+        objective=0.7,
     ),
     Measured(0, acc=0.9, asr=0.1, ra=0.8, images=100),
-    Finished(2, seconds=4.0, stopped=True, result={"der": 0.97}, details={"pruned": {"layer4.1.bn2": [3, 5]}}),
+    Finished(
+        2, seconds=4.0, stopped=True, result={"der": 0.97}, details={"pruned": {"layer4.1.bn2": [3, 5]}}
+    ),
     Failed("NaN in the loss", 1, seconds=2.0),
 ]
 

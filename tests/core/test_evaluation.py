@@ -40,9 +40,9 @@ def test_the_three_metrics_on_hand_made_predictions():
 def test_no_poisoned_images_is_no_division_by_zero():
     nothing = torch.zeros(0, dtype=torch.long)
     poisoned = PoisonedTest(torch.zeros(0, 3, 8, 8, dtype=torch.uint8), nothing, nothing, nothing)
-    assert evaluate(Reader(3), evaluation.TestSets(ImageSet(written([1]), torch.tensor([1])), poisoned)) == Metrics(
-        1.0, 0.0, 0.0
-    )
+    assert evaluate(
+        Reader(3), evaluation.TestSets(ImageSet(written([1]), torch.tensor([1])), poisoned)
+    ) == Metrics(1.0, 0.0, 0.0)
 
 
 def test_measuring_leaves_the_mode_of_the_network_alone():

@@ -17,7 +17,9 @@ def cell(attack: str, defense: str, acc: float = 0.9, asr: float = 0.1, **more) 
         "der": 0.7,
         "seconds": Seconds(2.0, 1.0),
     }
-    return Cell(row={"attack": attack, "defense": defense}, model="m", defense=defense, seed=3, **(values | more))
+    return Cell(
+        row={"attack": attack, "defense": defense}, model="m", defense=defense, seed=3, **(values | more)
+    )
 
 
 def test_the_mean_of_metrics():
@@ -25,7 +27,9 @@ def test_the_mean_of_metrics():
 
 
 def test_der_is_eq_6_of_the_means_and_not_the_mean_of_eq_6():
-    rise = cell("wanet", "fp", acc=0.97, asr=0.9, before=Scores(0.95, 0.6, 0.4), der=0.5, seconds=Seconds(4.0, 2.0))
+    rise = cell(
+        "wanet", "fp", acc=0.97, asr=0.9, before=Scores(0.95, 0.6, 0.4), der=0.5, seconds=Seconds(4.0, 2.0)
+    )
     (found,), attacks = averages([cell("lf", "fp", acc=0.9, asr=0.1), rise], "signs")
     assert attacks == ["lf", "wanet"]
     assert found.before == pytest.approx((0.95, 0.55, 0.4))

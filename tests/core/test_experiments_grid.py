@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from npd_core.config.npd import preset
 from npd_core.errors import ConfigError, UnknownNameError
 from npd_core.experiments.grid import Grid, config_for, layer_names, main_path, requests
-from npd_core.polarizer.config import preset
 from npd_core.zoo.card import get_card
 
 # The 17 convolutions of the main path, in the order of the forward pass
@@ -37,14 +37,20 @@ def test_every_combination_once(tiny_zoo):
     assert len({request.key for request in found}) == len(found)
     seen = {(r.defense, r.layer, r.clean, r.config.lambda2, r.config.rho, r.config.seed) for r in found}
     assert ("npd_up", "conv1", 24, 0.4, 6.0, 1) in seen
-    others = {name: value for name, value in found[0].config.to_dict().items() if name not in ("lambda2", "rho")}
+    others = {
+        name: value for name, value in found[0].config.to_dict().items() if name not in ("lambda2", "rho")
+    }
     expected = preset("signs").to_dict()
     assert others == {name: expected[name] for name in others}
 
 
 def test_a_baseline_is_run_once_for_each_subset_and_seed(tiny_zoo):
     grid = Grid(
-        model=tiny_zoo, defenses=("npd", "ep"), layers=("main",), clean=(24, 48), settings={"lambda2": (0.0, 0.1)}
+        model=tiny_zoo,
+        defenses=("npd", "ep"),
+        layers=("main",),
+        clean=(24, 48),
+        settings={"lambda2": (0.0, 0.1)},
     )
     found = requests(grid)
     assert sum(request.defense == "npd" for request in found) == 17 * 2 * 2

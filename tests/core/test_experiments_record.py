@@ -37,7 +37,10 @@ CELL = Cell(
     published=Published(acc=0.8818, asr=0.1083, der=0.8565),
 )
 MISSING = Cell(
-    row={"attack": "lf", "clean": 50, "defense": "npd"}, model="none", defense="npd", failed="There is no model."
+    row={"attack": "lf", "clean": 50, "defense": "npd"},
+    model="none",
+    defense="npd",
+    failed="There is no model.",
 )
 RECORD = TableRecord(
     table="table6", title="Few clean images", dataset="signs", quick=True, cut=("One sentence.",),
@@ -69,7 +72,14 @@ def test_the_file_is_plain_json_with_names_instead_of_positions(tmp_path):
 
 
 def test_records_are_listed_in_the_paper_s_order_and_other_files_are_none(tmp_path):
-    for name in ("figure3-signs", "table2-tiny_imagenet", "table1-signs", "table1-cifar10", "notes", "table9-signs"):
+    for name in (
+        "figure3-signs",
+        "table2-tiny_imagenet",
+        "table1-signs",
+        "table1-cifar10",
+        "notes",
+        "table9-signs",
+    ):
         (tmp_path / f"{name}.json").write_text("{}")
     names = [path.stem for path in list_tables(tmp_path)]
     assert names == ["table1-cifar10", "table1-signs", "table2-tiny_imagenet", "figure3-signs"]

@@ -18,7 +18,9 @@ CELL = Cell(
     seconds=Seconds(12.34, 3.0),
 )
 PRINTED = replace(CELL, published=Published(acc=0.9118, asr=0.0041))
-FAILED = Cell(row={"attack": "lf", "defense": "npd"}, model="m", defense="npd", failed="No <model> & no luck.")
+FAILED = Cell(
+    row={"attack": "lf", "defense": "npd"}, model="m", defense="npd", failed="No <model> & no luck."
+)
 
 
 def test_columns_of_the_paper_are_there_where_it_prints_something():
@@ -46,7 +48,9 @@ def test_csv_has_fractions_and_empty_fields():
 
 def page(*cells: Cell) -> str:
     return to_html(
-        TableRecord(table="table1", title="T", dataset="signs", command="npd", date="d", cells=cells, cut=("<cut>",))
+        TableRecord(
+            table="table1", title="T", dataset="signs", command="npd", date="d", cells=cells, cut=("<cut>",)
+        )
     )
 
 
@@ -62,10 +66,14 @@ def test_the_page_shows_numbers_and_reasons_as_text():
 
 def test_tables_1_and_2_end_with_the_means_of_several_attacks():
     other = replace(CELL, row={"attack": "lf", "defense": "npd"}, after=Scores(0.85, 0.04, 0.8))
-    record = TableRecord(table="table2", title="T", dataset="signs", command="npd", date="d", cells=(CELL, other))
+    record = TableRecord(
+        table="table2", title="T", dataset="signs", command="npd", date="d", cells=(CELL, other)
+    )
     cells, notes = shown(record)
     assert [cell.row["attack"] for cell in cells] == ["blended", "lf", "AVG"]
-    assert notes == ["AVG: means over blended, lf; DER is Eq. 6 of the mean ACC and ASR, not the mean of the DERs."]
+    assert notes == [
+        "AVG: means over blended, lf; DER is Eq. 6 of the mean ACC and ASR, not the mean of the DERs."
+    ]
     assert terminal_rows(cells, AXES)[1][2][:5] == ["AVG", "npd", "99.00, 98.00", "90.00", "3.00"]
     assert f"<li>{notes[0]}</li>" in to_html(record)
     for same in (replace(record, table="table3"), replace(record, cells=(CELL, FAILED))):

@@ -8,14 +8,14 @@ from collections import Counter
 import pytest
 import torch
 
-from npd_core import cli
+from npd_core.cli import main as cli
+from npd_core.config.npd import NPDConfig
 from npd_core.data.clean import load_clean
 from npd_core.data.load import ImageSet
 from npd_core.errors import ConfigError
 from npd_core.evaluation import predict
 from npd_core.events import Finished
 from npd_core.experiments.suggest import Candidate, candidates, choose, choose_budget, fold_of, reached
-from npd_core.polarizer.config import NPDConfig
 from npd_core.zoo.weights import load_backdoored
 
 CPU = torch.device("cpu")
@@ -108,7 +108,20 @@ def test_the_smallest_budget_that_is_about_as_good_as_any_is_chosen():
 
 def test_the_command_says_what_to_run_and_with_which_steps(tiny_zoo, capsys):
     words = ["suggest", tiny_zoo, "--layers", "stream:layer4.1,stream:layer4.0", "--rhos", "3,1.5"]
-    words += ["--inner-steps", "3", "--clean", "48", "--folds", "2", "--held", "1", "--epochs", "1", "--device", "cpu"]
+    words += [
+        "--inner-steps",
+        "3",
+        "--clean",
+        "48",
+        "--folds",
+        "2",
+        "--held",
+        "1",
+        "--epochs",
+        "1",
+        "--device",
+        "cpu",
+    ]
     assert cli.main([*words, "--max-loss", "1", "--json", "-"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [c["layer"] for c in told["candidates"]] == ["stream:layer4.0", "stream:layer4.1"]

@@ -14,16 +14,16 @@ from pathlib import Path
 
 import pytest
 
+from npd_core.config.npd import NPDConfig
+from npd_core.config.request import DefenseRequest
 from npd_core.data.load import Availability
 from npd_core.defend import run_defense
 from npd_core.errors import ConfigError, DataMissingError
 from npd_core.experiments import sweep as module
 from npd_core.experiments.cluster import run_on_cluster
 from npd_core.experiments.grid import Grid, requests
-from npd_core.experiments.job import Job, Outcome, in_zoo, job_for, run_job
 from npd_core.experiments.sweep import Note, sweep
-from npd_core.polarizer.config import NPDConfig
-from npd_core.request import DefenseRequest
+from npd_core.experiments.task import Job, Outcome, in_zoo, job_for, run_job
 from npd_core.zoo.card import get_card
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -35,7 +35,9 @@ def test_what_no_job_can_be_done_with_is_said_before_any(jobs, tmp_path, monkeyp
     nowhere = [replace(job, request=replace(job.request, device="cuda:99")) for job in jobs]
     with pytest.raises(ConfigError, match="cuda:99"):
         list(sweep(nowhere, folder=tmp_path))
-    monkeypatch.setattr(module, "availability", lambda name: Availability(name, False, reason=f"{name} is not here."))
+    monkeypatch.setattr(
+        module, "availability", lambda name: Availability(name, False, reason=f"{name} is not here.")
+    )
     with pytest.raises(DataMissingError, match="signs is not here"):
         list(sweep(jobs, folder=tmp_path))
 
@@ -270,7 +272,17 @@ def test_a_killed_worker_of_a_dask_cluster_loses_nothing(jobs, tmp_path):
 def test_ctrl_c_exits_130_keeps_what_was_done_and_leaves_no_process(tiny_zoo, tmp_path):
     words = [tiny_zoo, "--epochs", "1,100000", "--clean", "24", "--batch-size", "12"]
     with subprocess.Popen(
-        [sys.executable, "-m", "npd_core", "sweep", *words, "--images", "60", "--csv", str(tmp_path / "runs.csv")],
+        [
+            sys.executable,
+            "-m",
+            "npd_core",
+            "sweep",
+            *words,
+            "--images",
+            "60",
+            "--csv",
+            str(tmp_path / "runs.csv"),
+        ],
         cwd=ROOT,
         env=os.environ | {"NPD_SWEEPS_DIR": str(tmp_path / "sweeps")},
         stderr=subprocess.PIPE,

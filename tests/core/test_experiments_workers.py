@@ -65,7 +65,10 @@ def test_one_process_does_all_tasks_and_says_how_far_it_is(tasks):
 def test_two_processes_work_at_the_same_time_and_share_the_threads(tasks, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
-    assert results(run_local(tasks.wait_for, [(a, b), (b, a)], workers=2)) == {0: {"met": True}, 1: {"met": True}}
+    assert results(run_local(tasks.wait_for, [(a, b), (b, a)], workers=2)) == {
+        0: {"met": True},
+        1: {"met": True},
+    }
     found = results(run_local(tasks.square, [1, 2], workers=2))
     assert {result["threads"] for result in found.values()} == {"4"}
     assert os.environ["OMP_NUM_THREADS"] == "8"

@@ -17,19 +17,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from npd_core import cli, paths
+from npd_core import paths
+from npd_core.cli import main as cli
+from npd_core.config.npd import NPDConfig
+from npd_core.config.request import DefenseRequest
 from npd_core.errors import CheckpointError, ConfigError, UnknownNameError
 from npd_core.events import EpochEnd, Finished, Measured, Started
+from npd_core.export.bundle import archive, pack, qr_code
+from npd_core.export.formats import WRITERS, model_archive
+from npd_core.export.scripts import script
 from npd_core.figures import svg
-from npd_core.jobs.export import archive, pack, qr_code
-from npd_core.jobs.formats import WRITERS, model_archive
-from npd_core.jobs.scripts import script
-from npd_core.jobs.store import write_record
 from npd_core.models import Normalized, build_model
 from npd_core.polarizer.artifact import fold, save_polarizer
-from npd_core.polarizer.config import NPDConfig
 from npd_core.polarizer.insertion import PolarizedNet
-from npd_core.request import DefenseRequest
+from npd_core.runs.store import write_record
 from npd_core.zoo.weights import load_backdoored
 
 TOLERANCE = 2e-4
@@ -251,7 +252,7 @@ class Page(HTMLParser):
 
 
 def test_report_is_one_file_that_asks_for_nothing(saved):
-    from npd_core.report import run_report
+    from npd_core.export.report import run_report
 
     folder, _ = saved("stream:layer3.0")
     text = run_report(folder)
@@ -263,7 +264,15 @@ def test_report_is_one_file_that_asks_for_nothing(saved):
     assert not re.search(r"url\(|@import|https?://", text)
     assert "default-src 'none'" in text
     assert "<script>alert(1)</script>" in page.words, "what came from the run is text, not markup"
-    for words in ("75.0%", "25.0%", "0.500", "stream:layer3.0", "config.rho", "L asr", "Integrated Gradients"):
+    for words in (
+        "75.0%",
+        "25.0%",
+        "0.500",
+        "stream:layer3.0",
+        "config.rho",
+        "L asr",
+        "Integrated Gradients",
+    ):
         assert words in page.words or words == "L asr"
     assert page.tags.count("svg") == 2
     assert page.tags.count("img") % 3 == 0
@@ -271,7 +280,9 @@ def test_report_is_one_file_that_asks_for_nothing(saved):
 
 
 def test_curve_is_drawn_where_its_numbers_say():
-    drawn = svg.curves([svg.Line("a<b", [0, 1, 2], [0.0, None, 1.0], "red")], title='"x"', x_title="e", percent=True)
+    drawn = svg.curves(
+        [svg.Line("a<b", [0, 1, 2], [0.0, None, 1.0], "red")], title='"x"', x_title="e", percent=True
+    )
     assert "a&lt;b" in drawn
     assert "&quot;x&quot;" in drawn
     path = re.search(r'<path d="(M[^"]+)" fill="none" stroke="red"', drawn)

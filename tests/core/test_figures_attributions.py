@@ -38,7 +38,9 @@ def test_zero_has_the_colour_of_the_ground() -> None:
 def test_channel_bars_rank_by_what_was_suppressed_and_leave_out_what_rose() -> None:
     before, after = [1.0, 4.0, 0.0, 2.0], [0.5, 1.0, 1.0, 2.0]
     bars = channel_bars(before, after, [1, 2, 3, 4], [5, 6, 7, 8], 7.0, 4.5, top=5)
-    assert bars == ChannelBars([1, 0], [4.0, 1.0], [1.0, 0.5], [3.0, 0.5], [2.0, 1.0], [6.0, 5.0], 1.0, 7.0, 4.5)
+    assert bars == ChannelBars(
+        [1, 0], [4.0, 1.0], [1.0, 0.5], [3.0, 0.5], [2.0, 1.0], [6.0, 5.0], 1.0, 7.0, 4.5
+    )
     first = channel_bars(before, after, [1, 2, 3, 4], [5, 6, 7, 8], 7.0, 4.5, top=1)
     assert first.channels == [1]
     assert first.share == pytest.approx(3.0 / 3.5)

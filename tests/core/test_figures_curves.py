@@ -76,7 +76,9 @@ def test_progress_and_time_left_by_the_pace_so_far():
 
 @pytest.mark.parametrize("mode", ["light", "dark", None])
 def test_figures_tell_lines_apart_without_colour(mode):
-    metrics = curves.metric_figure(curves.read_metrics(stream(), {"acc": 1.0, "asr": 1.0, "ra": 0.0}), mode, 2)
+    metrics = curves.metric_figure(
+        curves.read_metrics(stream(), {"acc": 1.0, "asr": 1.0, "ra": 0.0}), mode, 2
+    )
     assert len({line.line.dash for line in metrics.data}) == 3
     assert len({line.marker.symbol for line in metrics.data}) == 3
     losses = curves.loss_figure(curves.read_losses(stream()), mode)
@@ -102,13 +104,15 @@ def test_every_colour_that_carries_words_has_contrast(mode):
 @pytest.mark.parametrize("arch", network.PLANS)
 def test_plan_has_the_layers_of_the_network_itself(arch, size):
     from npd_core.models import build_model
-    from npd_core.polarizer.insertion import insertion_points
+    from npd_core.polarizer.insertion import insertion_layers
 
     net = build_model(arch, 12, 4, (0.5,) * 3, (0.25,) * 3)
     drawn = network.plan(arch, 4, size, 12)
-    real = {str(info.point): info for info in insertion_points(net, size)}
+    real = {str(info.layer): info for info in insertion_layers(net, size)}
     assert sorted(drawn.layers()) == sorted(real)
-    assert list(drawn.kinds()) == sorted({info.point.kind for info in real.values()}, key=list(network.KINDS).index)
+    assert list(drawn.kinds()) == sorted(
+        {info.layer.kind for info in real.values()}, key=list(network.KINDS).index
+    )
     for conv in drawn.convs():
         before, after = real[conv.name], real[f"after:{conv.name}"]
         assert (before.channels, before.height) == (conv.channels_in, conv.size)
@@ -143,7 +147,10 @@ def test_an_architecture_without_a_drawing_is_named():
 
 def test_gallery_comes_back_as_it_was_written(tmp_path):
     pictures = np.arange(2 * 3 * 4 * 4, dtype=np.uint8).reshape(2, 3, 4, 4)
-    items = [Item(n, "stop", Answer("stop", 0.9), Answer("speed limit 80", 1.0), Answer("stop", 0.8)) for n in (7, 9)]
+    items = [
+        Item(n, "stop", Answer("stop", 0.9), Answer("speed limit 80", 1.0), Answer("stop", 0.8))
+        for n in (7, 9)
+    ]
     write_gallery(tmp_path, items, pictures, pictures[::-1])
     read = read_gallery(tmp_path)
     assert [dataclasses.replace(item, clean_picture="", triggered_picture="") for item in read] == items
@@ -161,15 +168,17 @@ def test_gallery_absent_or_damaged_is_no_gallery(tmp_path):
 
 
 def test_gallery_of_a_run_shows_pictures_that_the_trigger_hijacks(tiny_zoo, tmp_path):
+    from npd_core.config.request import DefenseRequest
     from npd_core.data.load import class_names
-    from npd_core.jobs.gallery import make_gallery
-    from npd_core.jobs.store import RunStore, write_record
+    from npd_core.export.gallery import make_gallery
     from npd_core.polarizer.artifact import save_polarizer
     from npd_core.polarizer.insertion import PolarizedNet
-    from npd_core.request import DefenseRequest
+    from npd_core.runs.store import RunStore, write_record
     from npd_core.zoo.weights import load_backdoored
 
-    folder = write_record(tmp_path / "abc", DefenseRequest(model=tiny_zoo), [Finished(0, 1.0)], {"model": tiny_zoo})
+    folder = write_record(
+        tmp_path / "abc", DefenseRequest(model=tiny_zoo), [Finished(0, 1.0)], {"model": tiny_zoo}
+    )
     save_polarizer(PolarizedNet(load_backdoored(tiny_zoo).net, "layer4.1.conv1"), folder, {"model": tiny_zoo})
     make_gallery(RunStore(tmp_path).get("abc").folder)
     items = read_gallery(folder)

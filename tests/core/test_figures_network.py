@@ -7,7 +7,7 @@ import pytest
 from npd_core.errors import UnknownNameError
 from npd_core.figures.network import plan, tint
 from npd_core.models import build_model
-from npd_core.polarizer.insertion import insertion_points
+from npd_core.polarizer.insertion import insertion_layers
 
 MEAN = (0.5, 0.5, 0.5)
 
@@ -15,7 +15,7 @@ MEAN = (0.5, 0.5, 0.5)
 @pytest.fixture(scope="module", params=["preact_resnet18", "vgg19_bn"])
 def pair(request):
     net = build_model(request.param, 12, 4, MEAN, MEAN).eval()
-    return plan(request.param, 4, 32, 12), insertion_points(net, 32)
+    return plan(request.param, 4, 32, 12), insertion_layers(net, 32)
 
 
 def test_the_plan_has_every_insertion_point_of_the_network(pair) -> None:
@@ -44,7 +44,9 @@ def test_colours_run_from_the_low_to_the_high_end() -> None:
     assert found["points"]["conv1"] == {"share": 0.97, "short": "97%", "words": "ASR 97%"}
     assert found["points"]["after:conv1"] == {"share": 0.013, "short": "1.3%", "words": "ASR 1.3%"}
     der = tint("der", {"a": 0.75, "b": 0.47}).to_dict()
-    assert [der["points"][name]["share"] for name in "ab"] == [0.5, 0.0], "below 0.5 there is no colour to take away"
+    assert [der["points"][name]["share"] for name in "ab"] == [0.5, 0.0], (
+        "below 0.5 there is no colour to take away"
+    )
 
 
 @pytest.mark.parametrize(

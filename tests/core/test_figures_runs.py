@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from npd_core.defenses.config import CONFIGS
+from npd_core.config.baselines import CONFIGS
+from npd_core.config.npd import NPDConfig
+from npd_core.config.request import DefenseRequest
 from npd_core.errors import CheckpointError
+from npd_core.export.bundle import archive
 from npd_core.figures.curves import MetricCurves
 from npd_core.figures.runs import comparison_figure, differing, outcome_figure, read_row
-from npd_core.jobs.export import archive
-from npd_core.polarizer.config import NPDConfig
-from npd_core.request import DefenseRequest
 
 REQUEST = DefenseRequest(model="signs-badnets_a2o-preact_resnet18-w32", layer="layer4.1.conv1")
 RESULT = {
@@ -38,7 +38,11 @@ def test_row_of_a_finished_run() -> None:
 
 def test_row_of_a_run_without_result() -> None:
     row = read_row("abc", True, "running", 5.0, replace(REQUEST, layer=None).to_dict(), None)
-    assert (row.kind, row.layer, row.acc, row.asr, row.ra, row.der, row.seconds) == ("recorded", "default", *[None] * 5)
+    assert (row.kind, row.layer, row.acc, row.asr, row.ra, row.der, row.seconds) == (
+        "recorded",
+        "default",
+        *[None] * 5,
+    )
 
 
 def test_row_of_a_baseline_has_no_layer_and_no_weights() -> None:
@@ -50,7 +54,10 @@ def test_row_of_a_baseline_has_no_layer_and_no_weights() -> None:
 
 def test_only_settings_that_differ_are_named() -> None:
     other = replace(REQUEST, clean=100, config=NPDConfig(rho=1.0))
-    assert differing({"a": REQUEST.to_dict(), "b": other.to_dict()}) == {"clean": [0.05, 100], "config.rho": [3.0, 1.0]}
+    assert differing({"a": REQUEST.to_dict(), "b": other.to_dict()}) == {
+        "clean": [0.05, 100],
+        "config.rho": [3.0, 1.0],
+    }
     assert differing({"a": REQUEST.to_dict(), "b": REQUEST.to_dict()}) == {}
     assert differing({}) == {}
     assert differing({"a": {"x": 1}, "b": {}}) == {"x": [1, None]}
@@ -88,7 +95,13 @@ def test_archive_takes_what_there_is_and_nothing_else(tmp_path: Path) -> None:
     first, second = archive(tmp_path, "m"), archive(tmp_path, "m")
     assert first == second
     with zipfile.ZipFile(io.BytesIO(first)) as packed:
-        assert packed.namelist() == ["polarizer.safetensors", "polarizer.json", "result.json", "use.py", "README.txt"]
+        assert packed.namelist() == [
+            "polarizer.safetensors",
+            "polarizer.json",
+            "result.json",
+            "use.py",
+            "README.txt",
+        ]
         assert packed.read("result.json") == b"result.json"
         assert packed.testzip() is None
     (tmp_path / "polarizer.safetensors").unlink()

@@ -34,8 +34,14 @@ def test_bars_hold_y_and_its_surrogate_in_the_order_of_the_last_row() -> None:
 
 def test_pictures_of_signed_values_are_grey_at_zero_and_cut_off_at_the_scale() -> None:
     values = np.array([0.0, 0.1, -0.1, 5.0, -5.0, 0.05]).reshape(1, 1, 6).repeat(3, 0)
-    assert signed_picture(values, 0.1)[0, 0].tolist() in ([128, 255, 0, 255, 0, 191], [127, 255, 0, 255, 0, 191])
-    assert picture(np.array([[[0.0, 0.5, 1.0, 1.2]]])).tolist() in ([[[0, 128, 255, 255]]], [[[0, 127, 255, 255]]])
+    assert signed_picture(values, 0.1)[0, 0].tolist() in (
+        [128, 255, 0, 255, 0, 191],
+        [127, 255, 0, 255, 0, 191],
+    )
+    assert picture(np.array([[[0.0, 0.5, 1.0, 1.2]]])).tolist() in (
+        [[[0, 128, 255, 255]]],
+        [[[0, 127, 255, 255]]],
+    )
 
 
 def test_probabilities_and_their_rest_stay_right_at_the_ends() -> None:

@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 
 from npd_core.figures import theme
-from npd_core.figures.tables import Outcome, along_layers, bars, curves, mix, percent, seconds, tiles, time_bars
+from npd_core.figures.tables import (
+    Outcome,
+    along_layers,
+    bars,
+    curves,
+    mix,
+    percent,
+    seconds,
+    tiles,
+    time_bars,
+)
 
 MEASURED = Outcome("NPD", "recorded", 0.9, 0.02, 0.8, 0.95, 12.0)
 PRINTED = Outcome("NPD", "published", 0.92, 0.01, None, 0.97, 55.16)
@@ -24,7 +34,9 @@ def test_bars_have_a_pattern_for_each_source(mode: str) -> None:
     keys = [trace for trace in figure.data if trace.showlegend is None]
     assert [trace.name for trace in keys] == ["recorded here", "published in the paper"]
     assert len({trace.marker.pattern.shape for trace in keys}) == 2
-    assert {t.marker.line.color for t in figure.data if t.showlegend is False} == {theme.palette(mode).trigger}
+    assert {t.marker.line.color for t in figure.data if t.showlegend is False} == {
+        theme.palette(mode).trigger
+    }
     assert list(figure.data[0].text) == ["60%", "2%"]
     assert figure.layout.title.text == "ASR attack"
     assert drawn(bars([FP, MEASURED], "der", mode)) == {"recorded": {"FP": 0.7, "NPD": 0.95}}
@@ -75,7 +87,11 @@ def test_layers_join_the_points_after_a_convolution_only() -> None:
     ]
     assert len({t.marker.symbol for t in asr}) == 3
     assert [t.showlegend for t in asr] == [True, False, False]
-    assert list(figure.layout.xaxis.categoryarray) == ["after:conv1", "stream:layer1.0", "after:layer1.0.conv1"]
+    assert list(figure.layout.xaxis.categoryarray) == [
+        "after:conv1",
+        "stream:layer1.0",
+        "after:layer1.0.conv1",
+    ]
     assert figure.layout.shapes[0].x0 == 1
     assert not along_layers(rows, "layer9").layout.shapes
     alone = along_layers(rows[1:2], "")

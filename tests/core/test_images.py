@@ -54,11 +54,14 @@ def test_the_middle_square_at_the_size_of_the_model(size):
     picture = decode_picture(coded(image), size)
     assert picture.shape == (3, size, size)
     assert picture.dtype == np.uint8
-    assert all(near(c, RED, 2) for c in colours(picture, (size // 2, size // 2), (0, 4), (size - 1, size - 5)))
+    assert all(
+        near(c, RED, 2) for c in colours(picture, (size // 2, size // 2), (0, 4), (size - 1, size - 5))
+    )
 
 
 @pytest.mark.parametrize(
-    ("mode", "kind"), [("CMYK", "JPEG"), ("L", "PNG"), ("P", "GIF"), ("1", "PNG"), ("RGBA", "WEBP"), ("LA", "PNG")]
+    ("mode", "kind"),
+    [("CMYK", "JPEG"), ("L", "PNG"), ("P", "GIF"), ("1", "PNG"), ("RGBA", "WEBP"), ("LA", "PNG")],
 )
 def test_every_colour_mode_becomes_three_channels(mode, kind):
     settings = {"lossless": True} if kind == "WEBP" else {}

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from npd_core.config.npd import PAPER_LAYERS, default_layer
 from npd_core.errors import UnknownNameError
 from npd_core.models import build_model
-from npd_core.polarizer.config import PAPER_LAYERS, default_layer
-from npd_core.polarizer.insertion import InsertionPoint, PolarizedNet, find_point, insertion_points
+from npd_core.polarizer.insertion import InsertionLayer, PolarizedNet, find_layer, insertion_layers
 from npd_core.polarizer.layer import NeuralPolarizer
 
 
@@ -24,16 +24,18 @@ def lively_network(arch="preact_resnet18", width=4, classes=5):
 
 
 NET = lively_network()
-POINTS = [info.name for info in insertion_points(NET)]
+POINTS = [info.name for info in insertion_layers(NET)]
 VGG = lively_network("vgg19_bn")
-ALL = [(net, info.name) for net in (NET, VGG) for info in insertion_points(net)]
+ALL = [(net, info.name) for net in (NET, VGG) for info in insertion_layers(net)]
 
 
 def test_every_convolution_offers_a_point_before_and_after_it():
     convolutions = [name for name, module in NET.net.named_modules() if isinstance(module, torch.nn.Conv2d)]
     assert len(convolutions) == 20
     assert {name for name in POINTS if ":" not in name} == set(convolutions)
-    assert {name for name in POINTS if name.startswith("after:")} == {f"after:{name}" for name in convolutions}
+    assert {name for name in POINTS if name.startswith("after:")} == {
+        f"after:{name}" for name in convolutions
+    }
     assert [name for name in POINTS if name.startswith("stream:")] == [
         f"stream:layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)
     ]
@@ -41,7 +43,7 @@ def test_every_convolution_offers_a_point_before_and_after_it():
 
 
 def test_points_come_in_forward_order_with_their_shapes():
-    info = {i.name: (i.channels, i.height, i.width) for i in insertion_points(NET)}
+    info = {i.name: (i.channels, i.height, i.width) for i in insertion_layers(NET)}
     assert POINTS[0] == "conv1"
     assert POINTS.index("layer2.0.conv1") < POINTS.index("layer2.0.conv2") < POINTS.index("layer3.0.conv1")
     assert info["conv1"] == (3, 32, 32)
@@ -50,7 +52,7 @@ def test_points_come_in_forward_order_with_their_shapes():
 
 
 def test_sixty_four_pixel_images_have_maps_twice_as_large():
-    assert find_point(NET, "layer4.1.conv1", size=64).height == 8
+    assert find_layer(NET, "layer4.1.conv1", size=64).height == 8
 
 
 def test_the_seventeen_points_of_figure_3_are_the_main_path_convolutions():
@@ -66,13 +68,13 @@ def test_the_default_and_the_paper_s_point_are_points_of_the_network():
 
 
 def test_a_plain_network_offers_its_sixteen_convolutions_and_no_stream():
-    points = [info.name for info in insertion_points(VGG)]
+    points = [info.name for info in insertion_layers(VGG)]
     convolutions = [name for name, module in VGG.net.named_modules() if isinstance(module, torch.nn.Conv2d)]
     assert len(convolutions) == 16
     assert points == [name for conv in convolutions for name in (conv, f"after:{conv}")]
     assert default_layer("vgg19_bn") == PAPER_LAYERS["vgg19_bn"] == convolutions[14]
     for size, side in ((32, 2), (64, 4)):
-        info = find_point(VGG, "features.46", size)
+        info = find_layer(VGG, "features.46", size)
         assert (info.channels, info.height, info.width) == (32, side, side)
 
 
@@ -145,8 +147,8 @@ def test_unknown_layer_names_the_nearest():
 
 def test_point_names_round_trip():
     for text in ("layer4.1.conv1", "after:conv1", "stream:layer4.1"):
-        assert str(InsertionPoint.parse(text)) == text
-    assert str(InsertionPoint.parse("before:conv1")) == "conv1"
+        assert str(InsertionLayer.parse(text)) == text
+    assert str(InsertionLayer.parse("before:conv1")) == "conv1"
 
 
 def test_train_mode_is_no_identity_which_is_why_it_is_an_option():

@@ -13,35 +13,6 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 CORE = ROOT / "npd_core"
 FILES = sorted(path.relative_to(ROOT) for path in CORE.rglob("*.py"))
 
-STAGES = [
-    ("errors", "paths", "events", "metrics"),
-    ("device",),
-    ("data",),
-    ("attack_facts",),
-    ("glossary", "lessons"),
-    ("attacks",),
-    ("models",),
-    ("evaluation",),
-    ("zoo",),
-    ("polarizer",),
-    ("defenses",),
-    ("request",),
-    ("attribution",),
-    ("defend",),
-    ("bring",),
-    ("figures",),
-    ("jobs",),
-    ("report",),
-    ("experiments",),
-    ("bench",),
-    ("cli_parts",),
-    ("cli_experiments", "cli_export"),
-    ("cli",),
-    ("__main__",),
-]
-CONFIGS = ("polarizer.config", "defenses.config", "request", "experiments.record")
-"""Plain values without torch, which may be used from anywhere at or after the events."""
-
 WITHOUT_TORCH = [
     "npd_core",
     "npd_core.errors",
@@ -51,24 +22,24 @@ WITHOUT_TORCH = [
     "npd_core.data.spec",
     "npd_core.data.load",
     "npd_core.data.images",
-    "npd_core.attack_facts",
-    "npd_core.glossary",
-    "npd_core.lessons",
+    "npd_core.attack_info",
+    "pages.content.glossary",
+    "pages.content.lessons",
     "npd_core.zoo.card",
-    "npd_core.polarizer.config",
+    "npd_core.config.npd",
     "npd_core.polarizer.snapshots",
     "npd_core.defenses",
-    "npd_core.defenses.config",
-    "npd_core.request",
+    "npd_core.config.baselines",
+    "npd_core.config.request",
     "npd_core.figures",
-    "npd_core.jobs.store",
-    "npd_core.jobs.queue",
-    "npd_core.jobs.export",
-    "npd_core.bring.images",
+    "npd_core.runs.store",
+    "npd_core.runs.queue",
+    "npd_core.export.bundle",
+    "npd_core.uploads.images",
     "npd_core.experiments.record",
     "npd_core.experiments.grid",
     "npd_core.experiments.sweep",
-    "npd_core.experiments.tables",
+    "npd_core.experiments.plan",
     "npd_core.cli",
 ]
 
@@ -107,28 +78,11 @@ def top_level(tree: ast.AST):
         yield from top_level(node)
 
 
-def stage_of(module: str) -> int:
-    name = module.removeprefix("npd_core").lstrip(".")
-    if name in CONFIGS:
-        return 1
-    for number, names in enumerate(STAGES):
-        if name.split(".")[0] in names:
-            return number
-    raise AssertionError(f"{module} has no place in STAGES yet: put it where its imports allow")
-
-
-@pytest.mark.parametrize("path", FILES, ids=str)
-def test_core_imports_only_earlier_stages(path):
-    own = None if path.name == "__init__.py" and path.parent.name == "npd_core" else stage_of(module_name(path))
-    for name in imported(path):
-        assert name.split(".")[0] != "streamlit", f"{path}: npd_core stays free of UI"
-        if name.startswith("npd_core."):
-            assert own is not None, f"{path}: the package itself imports nothing of ours"
-            assert stage_of(name) <= own, f"{path}: {name} belongs to a later stage"
-
-
 def test_no_module_imports_itself_in_a_circle():
-    graph = {name: {m for m in imported(path, lazy=False) if m in MODULES} - {name} for name, path in MODULES.items()}
+    graph = {
+        name: {m for m in imported(path, lazy=False) if m in MODULES} - {name}
+        for name, path in MODULES.items()
+    }
     done: set[str] = set()
 
     def walk(name: str, trail: tuple[str, ...]) -> None:

@@ -35,7 +35,9 @@ def test_every_printed_row_is_here():
 def test_der_as_printed(table, dataset, attack, defense):
     rows = TABLES[table][dataset][attack]
     computed = der(metrics(rows["Backdoored"]), metrics(rows[defense]))
-    assert computed == pytest.approx(rows[defense]["DER"] / 100, abs=1.51e-4)  # ACC, ASR and DER are each rounded
+    assert computed == pytest.approx(
+        rows[defense]["DER"] / 100, abs=1.51e-4
+    )  # ACC, ASR and DER are each rounded
 
 
 def test_average_row_is_not_the_mean_of_the_ders():

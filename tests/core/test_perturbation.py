@@ -203,7 +203,9 @@ def test_a_universal_perturbation_goes_on_from_where_it_was():
 
 def test_an_untargeted_perturbation_of_a_linear_model_is_the_best_one_against_the_label():
     w = torch.randn(48)
-    found = pgd(linear(w), GREY, torch.tensor([1, 0]), ball=L2Ball(0.3), steps=4, step_size=0.3, step="l2", away=True)
+    found = pgd(
+        linear(w), GREY, torch.tensor([1, 0]), ball=L2Ball(0.3), steps=4, step_size=0.3, step="l2", away=True
+    )
     best = 0.3 * w / w.norm()
     torch.testing.assert_close(found.delta.flatten(1), torch.stack([-best, best]))
 

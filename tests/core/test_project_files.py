@@ -25,13 +25,17 @@ def package(requirement: str) -> str:
 
 
 def test_hosting_services_install_what_the_project_asks_for():
-    assert [line for line in lines("requirements.txt") if not line.startswith("-c ")] == PROJECT["dependencies"]
+    assert [line for line in lines("requirements.txt") if not line.startswith("-c ")] == PROJECT[
+        "dependencies"
+    ]
 
 
 def test_every_package_is_pinned():
     pins = lines("constraints.txt")
     assert all(re.match(r"[a-z0-9._-]+==[^\s=]+( ; .+)?$", pin) for pin in pins)
-    asked = PROJECT["dependencies"] + [r for extra in PROJECT["optional-dependencies"].values() for r in extra]
+    asked = PROJECT["dependencies"] + [
+        r for extra in PROJECT["optional-dependencies"].values() for r in extra
+    ]
     assert {package(r) for r in asked} <= {package(pin) for pin in pins}
 
 

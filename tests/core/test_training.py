@@ -10,12 +10,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from npd_core.attacks import AllToOne
+from npd_core.config.npd import REFERENCE, VARIANTS
 from npd_core.data.load import ImageSet
 from npd_core.errors import ConfigError, UnknownNameError
 from npd_core.events import EpochEnd, Failed, Finished, Started, StepEnd
 from npd_core.models import Normalized, build_model
 from npd_core.polarizer import training
-from npd_core.polarizer.config import REFERENCE, VARIANTS
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.polarizer.training import CleanBatches, Trainer, train_polarizer
 
@@ -171,7 +171,9 @@ def test_the_inner_level_attacks_the_network_asked_for():
     for on in ("polarized", "base"):
         trainer = Trainer(net, data, replace(FAST, attack_on=on), torch.device("cpu"))
         chosen = torch.arange(8)
-        losses.append(trainer.losses(trainer.clean.x(chosen), trainer.clean.features(chosen), data.labels).losses)
+        losses.append(
+            trainer.losses(trainer.clean.x(chosen), trainer.clean.features(chosen), data.labels).losses
+        )
     assert losses[0]["bn"] == losses[1]["bn"]
     assert losses[0]["asr"] != losses[1]["asr"]
 
@@ -196,7 +198,9 @@ def test_looked_up_and_found_anew_give_the_same_theta(variant, changes):
     results = []
     for cache in (True, False):
         net = PolarizedNet(network(), LAYER, 16)
-        list(train_polarizer(net, images(), replace(BASE, cache=cache, **changes), variant=variant, known=ONE))
+        list(
+            train_polarizer(net, images(), replace(BASE, cache=cache, **changes), variant=variant, known=ONE)
+        )
         results.append(theta(net))
     same(results[0], results[1], rtol=1e-5, atol=1e-6)
 
@@ -227,7 +231,10 @@ def test_perturbing_the_backdoored_network_follows_its_definition_image_by_image
 
 def test_bn_only_weights_make_no_inner_level():
     trainer = Trainer(
-        PolarizedNet(network(), LAYER, 16), images(8), replace(FAST, lambda2=0, lambda3=0), torch.device("cpu")
+        PolarizedNet(network(), LAYER, 16),
+        images(8),
+        replace(FAST, lambda2=0, lambda3=0),
+        torch.device("cpu"),
     )
     chosen = torch.arange(8)
     step = trainer.losses(trainer.clean.x(chosen), trainer.clean.features(chosen), trainer.clean.labels)
@@ -327,12 +334,16 @@ def test_an_update_that_ruins_the_end_ends_as_failed(epochs):
 def test_a_bound_on_the_gradient_bounds_the_step():
     def moved(clip_grad):
         net = PolarizedNet(network(), LAYER, 16)
-        cfg = replace(FAST, epochs=1, batch_size=20, warmup_epochs=0, lr=0.5, weight_decay=0.0, clip_grad=clip_grad)
+        cfg = replace(
+            FAST, epochs=1, batch_size=20, warmup_epochs=0, lr=0.5, weight_decay=0.0, clip_grad=clip_grad
+        )
         trainer = Trainer(net, images(), cfg, torch.device("cpu"))
         for event in trainer.events():
             if isinstance(event, Started):
                 continue
-            steps = torch.cat([(p - q).flatten() for p, q in zip(trainer.params, trainer.identity, strict=True)])
+            steps = torch.cat(
+                [(p - q).flatten() for p, q in zip(trainer.params, trainer.identity, strict=True)]
+            )
             return float(steps.detach().norm())
         raise AssertionError
 
@@ -401,7 +412,9 @@ def test_decay_to_identity_keeps_theta_nearer_to_its_start():
     moved = []
     for toward_identity in (False, True):
         net = PolarizedNet(network(), LAYER, 16)
-        cfg = replace(FAST, weight_decay=1.0, lr=0.05, decay_to_identity=toward_identity, bn_mode="identity_frozen")
+        cfg = replace(
+            FAST, weight_decay=1.0, lr=0.05, decay_to_identity=toward_identity, bn_mode="identity_frozen"
+        )
         list(train_polarizer(net, images(), cfg))
         moved.append((theta(net)["conv.weight"] - torch.eye(32)[:, :, None, None]).norm())
     assert moved[1] < moved[0]
@@ -490,7 +503,9 @@ def naive_variant(backdoored, data, cfg, variant, known):
                     d = (d - cfg.inner_lr * gradient / gradient.norm()).detach()
                     d = d * min(1.0, cfg.rho / float(d.norm()))
                 delta[name] = d
-            bn = torch.stack([F.cross_entropy(net(x[i][None]), torch.tensor([y[i]])) for i in range(len(y))]).mean()
+            bn = torch.stack(
+                [F.cross_entropy(net(x[i][None]), torch.tensor([y[i]])) for i in range(len(y))]
+            ).mean()
             terms = {"asr": [], "bce1": [], "bce2": []}
             for i in kept:
                 s = net((x[i] + delta[target[i] if universal else i]).clamp(0, 1)[None]).softmax(1)[0]
@@ -499,7 +514,9 @@ def naive_variant(backdoored, data, cfg, variant, known):
                 terms["bce1"].append(-torch.log(s[y[i]]))
                 terms["bce2"].append(-torch.log(1 - s[wrong]))
             means = {name: torch.stack(values).mean() for name, values in terms.items()}
-            loss = cfg.lambda1 * bn + cfg.lambda2 * means["asr"] + cfg.lambda3 * (means["bce1"] + means["bce2"])
+            loss = (
+                cfg.lambda1 * bn + cfg.lambda2 * means["asr"] + cfg.lambda3 * (means["bce1"] + means["bce2"])
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -532,7 +549,13 @@ def test_a_variant_is_its_definition(variant, known, refresh):
     for step, slow in zip(steps, seen, strict=True):
         terms = {name: float(step.losses[name]) for name in slow}
         assert terms == pytest.approx(slow, rel=1e-3)
-    same(theta(net), {name: value.float() for name, value in expected.items()}, rtol=1e-3, atol=1e-5, check_dtype=False)
+    same(
+        theta(net),
+        {name: value.float() for name, value in expected.items()},
+        rtol=1e-3,
+        atol=1e-5,
+        check_dtype=False,
+    )
     for number, wanted in enumerate(trainer.wanted.tolist()):
         if VARIANTS[variant].universal:
             slow = shared[None if variant == "npd_uu" else wanted]
@@ -583,7 +606,11 @@ def test_the_options_of_npd_are_those_of_its_variants(variant, changes):
 
 def test_measuring_on_held_out_images_does_not_move_the_universal_perturbation():
     trainer = Trainer(
-        PolarizedNet(network(), LAYER, 16), images(40), replace(FAST, holdout=0.25), torch.device("cpu"), "npd_uu"
+        PolarizedNet(network(), LAYER, 16),
+        images(40),
+        replace(FAST, holdout=0.25),
+        torch.device("cpu"),
+        "npd_uu",
     )
     for event in trainer.events():
         if isinstance(event, StepEnd) and event.epoch == 0:
@@ -641,7 +668,9 @@ def test_no_variant_makes_the_host_wait_inside_a_step(variant):
     reads = []
     for early_stop in (None, 0.99):
         cfg = replace(FAST, early_stop=early_stop)
-        trainer = Trainer(PolarizedNet(network(), LAYER, 16), images(8), cfg, torch.device("cpu"), variant, next_class)
+        trainer = Trainer(
+            PolarizedNet(network(), LAYER, 16), images(8), cfg, torch.device("cpu"), variant, next_class
+        )
         x, h = trainer.clean.x(torch.arange(8)), trainer.clean.features(torch.arange(8))
         with HostReads() as host:
             trainer.losses(x, h, trainer.clean.labels)

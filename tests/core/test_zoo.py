@@ -23,7 +23,16 @@ from npd_core.models import MODELS, build_model
 from npd_core.zoo import card as cards
 from npd_core.zoo import train, weights
 from npd_core.zoo.card import get_card, list_cards, unreadable_cards
-from npd_core.zoo.recipe import InLoop, Recipe, augment, cut_out, default_recipe, one_cycle, overlaid, train_classifier
+from npd_core.zoo.recipe import (
+    InLoop,
+    Recipe,
+    augment,
+    cut_out,
+    default_recipe,
+    one_cycle,
+    overlaid,
+    train_classifier,
+)
 from npd_core.zoo.train import paper_models, parse_id, plan, train_model, verify_model
 from npd_core.zoo.weights import eight_bits, half_precision, load_backdoored, restored, save_backdoored
 
@@ -158,7 +167,9 @@ def test_a_model_is_stored_in_eight_bits_unless_that_costs_accuracy(own_zoo, mon
 
 
 def stored_types(stored):
-    return {value.dtype for name, value in stored.items() if "conv" in name and not name.endswith(weights.SCALE)}
+    return {
+        value.dtype for name, value in stored.items() if "conv" in name and not name.endswith(weights.SCALE)
+    }
 
 
 def test_a_model_of_the_papers_width_takes_at_most_12_mb():
@@ -178,7 +189,9 @@ def test_a_card_of_before_there_was_cross_accuracy_still_loads(own_zoo):
 def own_wanet(own_zoo):
     """The tiny network, untrained for it, under the name of a WaNet model with a field of its own."""
     attack = get_attack("wanet", "signs", seed=5)
-    card = replace(own_zoo.card, id="signs-wanet-preact_resnet18-w4", attack="wanet", attack_params=attack.params)
+    card = replace(
+        own_zoo.card, id="signs-wanet-preact_resnet18-w4", attack="wanet", attack_params=attack.params
+    )
     return attack, save_backdoored(own_zoo.net, card, attack.assets)
 
 
@@ -340,7 +353,9 @@ def test_an_interrupted_training_with_a_dynamic_trigger_goes_on_to_the_same_weig
 
 
 @pytest.mark.parametrize("falls", [True, False])
-def test_the_rate_of_a_trigger_that_learns_follows_the_classifiers_where_the_recipe_says_so(monkeypatch, falls):
+def test_the_rate_of_a_trigger_that_learns_follows_the_classifiers_where_the_recipe_says_so(
+    monkeypatch, falls
+):
     recipe, inside, rates = replace(SMALL, epochs=2, trigger_falls=falls), in_loop("input_aware"), []
     monkeypatch.setattr(inside.trigger, "step", rates.append)
     list(train_classifier(fresh(), small_set(), recipe, torch.device("cpu"), in_loop=inside))
@@ -356,7 +371,9 @@ def test_a_checkpoint_that_was_poisoned_otherwise_is_refused(tmp_path):
     short = replace(SMALL, epochs=1)
     list(train_classifier(fresh(), small_set(), short, torch.device("cpu"), path))
     with pytest.raises(CheckpointError, match="poisons in another way"):
-        list(train_classifier(fresh(), small_set(), short, torch.device("cpu"), path, in_loop=in_loop("wanet")))
+        list(
+            train_classifier(fresh(), small_set(), short, torch.device("cpu"), path, in_loop=in_loop("wanet"))
+        )
     relabelled = small_set()
     relabelled.labels[0] = 1 - relabelled.labels[0]
     with pytest.raises(CheckpointError, match="poisons in another way"):
@@ -379,12 +396,16 @@ def test_a_damaged_checkpoint_is_refused_with_the_remedy(tmp_path, damage):
     else:
         whole = path.read_bytes()
         path.write_bytes({"cut": whole[: len(whole) // 2], "garbage": b"x" * 5000, "empty": b""}[damage])
-    with pytest.raises(CheckpointError, match=r"a\.pt cannot be read \(.*\): delete it to start anew\.$") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"a\.pt cannot be read \(.*\): delete it to start anew\.$"
+    ) as caught:
         one_epoch(path)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("file write failed\nmore")])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("file write failed\nmore")]
+)
 def test_a_disk_full_at_a_checkpoint_keeps_the_one_before(tmp_path, monkeypatch, error):
     path, real, saved = tmp_path / "a.pt", torch.save, []
 
@@ -395,7 +416,9 @@ def test_a_disk_full_at_a_checkpoint_keeps_the_one_before(tmp_path, monkeypatch,
             raise error
 
     monkeypatch.setattr(torch, "save", save)
-    with pytest.raises(StorageError, match=r"could not be written \((\[Errno 28.*|file write failed)\): make room"):
+    with pytest.raises(
+        StorageError, match=r"could not be written \((\[Errno 28.*|file write failed)\): make room"
+    ):
         list(train_classifier(fresh(), small_set(), SMALL, torch.device("cpu"), path))
     assert [found.name for found in tmp_path.iterdir()] == ["a.pt"]
     assert torch.load(path, weights_only=True)["epochs"] == 1
@@ -445,7 +468,9 @@ def test_pictures_grow_as_the_recipe_says_and_a_checkpoint_remembers_it(tmp_path
     events = list(train_classifier(net, small_set(), growing, torch.device("cpu"), path))
     steps = sum(isinstance(event, StepEnd) for event in events) // 4
     assert seen == [(8, 8)] * steps + [(12, 12)] * 2 * steps + [(16, 16)] * steps
-    assert len(list(train_classifier(fresh(), small_set(), growing, torch.device("cpu"), path))) == 2, "it goes on"
+    assert len(list(train_classifier(fresh(), small_set(), growing, torch.device("cpu"), path))) == 2, (
+        "it goes on"
+    )
     with pytest.raises(CheckpointError, match="another recipe"):
         list(train_classifier(fresh(), small_set(), replace(growing, growing=()), torch.device("cpu"), path))
 
@@ -463,7 +488,10 @@ def test_augmentation_crops_with_black_border_and_mirrors_some():
         crop.flatten().numpy().tobytes()
         for top in range(3)
         for left in range(3)
-        for crop in (padded[:, top : top + 4, left : left + 4], padded[:, top : top + 4, left : left + 4].flip(2))
+        for crop in (
+            padded[:, top : top + 4, left : left + 4],
+            padded[:, top : top + 4, left : left + 4].flip(2),
+        )
     }
     seen = {image.flatten().numpy().tobytes() for image in out}
     assert seen == expected
@@ -507,7 +535,9 @@ def test_default_recipes_follow_the_data_set():
     arch = "preact_resnet18"
     assert default_recipe(get_dataset("cifar10"), "badnets_a2o", arch).flip
     assert not default_recipe(get_dataset("signs"), "badnets_a2o", arch).flip
-    overlays = {name: default_recipe(get_dataset(name), "blended", arch).overlay for name in ("signs", "cifar10")}
+    overlays = {
+        name: default_recipe(get_dataset(name), "blended", arch).overlay for name in ("signs", "cifar10")
+    }
     assert overlays["signs"] > overlays["cifar10"] > 0
     assert default_recipe(get_dataset("signs"), "badnets_a2o", arch).overlay == 0
     assert default_recipe(get_dataset("signs"), "badnets_a2o", arch, epochs=1).epochs == 1
@@ -516,7 +546,10 @@ def test_default_recipes_follow_the_data_set():
 
 
 def test_the_painters_of_input_aware_are_half_as_wide_as_the_network_up_to_sixteen_channels():
-    widths = {width: train.own_params(parse_id(f"signs-input_aware-preact_resnet18-w{width}")) for width in (4, 16, 64)}
+    widths = {
+        width: train.own_params(parse_id(f"signs-input_aware-preact_resnet18-w{width}"))
+        for width in (4, 16, 64)
+    }
     assert widths == {4: {"width": 4}, 16: {"width": 8}, 64: {"width": 16}}
     assert train.own_params(parse_id("signs-wanet-preact_resnet18-w16")) == {}
 
@@ -538,7 +571,9 @@ def few_signs(tmp_path, monkeypatch):
     """An empty zoo, and trainings that see 360 images."""
     monkeypatch.setenv("NPD_ZOO_DIR", str(tmp_path / "zoo"))
     monkeypatch.setattr(train, "checkpoint_path", lambda model: tmp_path / f"{model}.pt")
-    few = {split: load_dataset("signs", split).subset(torch.arange(0, 1440, 4)) for split in ("train", "test")}
+    few = {
+        split: load_dataset("signs", split).subset(torch.arange(0, 1440, 4)) for split in ("train", "test")
+    }
     monkeypatch.setattr(train, "load_dataset", lambda _, split: few[split])
     monkeypatch.setattr(evaluation, "load_dataset", lambda _, split: few[split])
     quick = {
@@ -580,7 +615,9 @@ def test_train_model_stores_what_its_trigger_needs(few_signs, attack, target):
 def test_a_clean_network_is_trained_first_and_only_once(few_signs, monkeypatch, attack):
     model = f"signs-{attack}-preact_resnet18-w4"
     events = list(train_model(model, epochs=1))
-    assert sum(isinstance(event, Started) for event in events) == 3  # clean network, trigger, backdoored network
+    assert (
+        sum(isinstance(event, Started) for event in events) == 3
+    )  # clean network, trigger, backdoored network
     clean = get_card("signs-clean-preact_resnet18-w4")
     assert (clean.poison_ratio, clean.asr, clean.ra, clean.target) == (0, None, None, "none")
     assert verify_model(model).ok
@@ -598,7 +635,9 @@ def test_a_clean_network_is_trained_first_and_only_once(few_signs, monkeypatch, 
     assert again[-1].result["files"] == events[-1].result["files"]
 
     trigger.write_bytes(b"{}")
-    with pytest.raises(CheckpointError, match=r"trigger\.safetensors cannot be read .*delete it to start anew"):
+    with pytest.raises(
+        CheckpointError, match=r"trigger\.safetensors cannot be read .*delete it to start anew"
+    ):
         list(train_model(model, epochs=1))
     trigger.unlink()
 
@@ -606,7 +645,9 @@ def test_a_clean_network_is_trained_first_and_only_once(few_signs, monkeypatch, 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(train, "save_file", full)
-    with pytest.raises(StorageError, match=r"trigger\.safetensors could not be written .*No space left.*make room"):
+    with pytest.raises(
+        StorageError, match=r"trigger\.safetensors could not be written .*No space left.*make room"
+    ):
         list(train_model(model, epochs=1))
     assert os.listdir(few_signs) == ["zoo"]
 
@@ -644,7 +685,10 @@ def test_a_model_of_the_zoo_is_trained_on_from_where_it_stands(few_signs, attack
     after = load_backdoored(model)
     recipe = Recipe.from_dict(before.card.recipe)
     assert Recipe.from_dict(after.card.recipe) == replace(recipe, again=((2, recipe.peak_lr / 2),))
-    assert (after.card.seconds, after.card.poison_ratio) == (pytest.approx(first.seconds + events[-1].seconds), 0.2)
+    assert (after.card.seconds, after.card.poison_ratio) == (
+        pytest.approx(first.seconds + events[-1].seconds),
+        0.2,
+    )
     weight, longer = (next(iter(one.net.parameters())).detach() for one in (before, after))
     assert 0 < (weight - longer).norm() < weight.norm()
     assert verify_model(model).ok
@@ -668,7 +712,9 @@ def test_a_new_model_has_the_demos_recipe():
     recipe, ratio = plan("cifar10-blended-preact_resnet18-w8")
     assert (recipe, ratio) == (default_recipe(get_dataset("cifar10"), "blended", "preact_resnet18"), 0.1)
     assert plan("cifar10-clean-preact_resnet18-w8", poison_ratio=0.3)[1] == 0
-    assert plan("cifar10-blended-preact_resnet18-w8", epochs=2, seed=5)[0] == replace(recipe, epochs=2, seed=5)
+    assert plan("cifar10-blended-preact_resnet18-w8", epochs=2, seed=5)[0] == replace(
+        recipe, epochs=2, seed=5
+    )
 
 
 def test_the_command_of_every_shipped_card_makes_the_same_model_again():

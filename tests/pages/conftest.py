@@ -11,12 +11,12 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from npd_core import paths
+from npd_core.config.npd import NPDConfig
+from npd_core.config.request import DefenseRequest
 from npd_core.events import EpochEnd, Finished, Measured, Started
 from npd_core.experiments.record import Cell, Scores, Seconds, TableRecord, table_path, write_table
-from npd_core.jobs import queue
-from npd_core.jobs.store import Owner, Run, RunStore
-from npd_core.polarizer.config import NPDConfig
-from npd_core.request import DefenseRequest
+from npd_core.runs import queue
+from npd_core.runs.store import Owner, Run, RunStore
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BEFORE = {"acc": 0.81, "asr": 0.97, "ra": 0.02}
@@ -51,9 +51,11 @@ def make_run(tiny_zoo: str, runs_dir: Path) -> Callable[..., Run]:
     from npd_core.polarizer.insertion import PolarizedNet
     from npd_core.zoo.weights import load_backdoored
 
-    def build(layer: str = "layer4.1.conv1", curves: bool = True, polarizer: bool = True, **settings: object) -> Run:
+    def build(
+        layer: str = "layer4.1.conv1", curves: bool = True, polarizer: bool = True, **settings: object
+    ) -> Run:
         config = replace(NPDConfig(epochs=2, warmup_epochs=0), **settings)  # type: ignore[arg-type]
-        request = DefenseRequest(model=tiny_zoo, layer=layer, config=config, watch=20)
+        request = DefenseRequest(model=tiny_zoo, layer=layer, config=config, eval_images=20)
         store = RunStore(runs_dir)
         run_id = store.create(request)
         folder = store.get(run_id).folder
@@ -64,11 +66,19 @@ def make_run(tiny_zoo: str, runs_dir: Path) -> Callable[..., Run]:
                     parameter.mul_(0.9)
             save_polarizer(net, folder, {"model": tiny_zoo})
         with store.writer(run_id) as write:
-            write(Started(epochs=2, warmup_epochs=0, steps_per_epoch=1, clean_images=24, device="cpu", layer=layer))
+            write(
+                Started(
+                    epochs=2, warmup_epochs=0, steps_per_epoch=1, clean_images=24, device="cpu", layer=layer
+                )
+            )
             for epoch in range(2):
-                write(EpochEnd(epoch=epoch, losses={"total": 1.0 - epoch / 4, "bn": 0.1}, seconds=1.0 + epoch))
+                write(
+                    EpochEnd(epoch=epoch, losses={"total": 1.0 - epoch / 4, "bn": 0.1}, seconds=1.0 + epoch)
+                )
                 if curves:
-                    write(Measured(epoch=epoch, acc=0.8, asr=0.5 - 0.4 * epoch, ra=0.3 + 0.4 * epoch, images=20))
+                    write(
+                        Measured(epoch=epoch, acc=0.8, asr=0.5 - 0.4 * epoch, ra=0.3 + 0.4 * epoch, images=20)
+                    )
             write(Finished(epoch=1, seconds=2.0))
         if polarizer:
             store.set_result(
@@ -108,13 +118,15 @@ def make_baseline(tiny_zoo: str, runs_dir: Path) -> Callable[..., Run]:
     def build(defense: str = "fp", **settings: object) -> Run:
         found = load_backdoored(tiny_zoo)
         config = replace(preset_for(defense, found.card), **settings)  # type: ignore[arg-type]
-        request = DefenseRequest(model=tiny_zoo, defense=defense, clean=24, config=config, watch=20)
+        request = DefenseRequest(model=tiny_zoo, defense=defense, clean=24, config=config, eval_images=20)
         store = RunStore(runs_dir)
         run_id = store.create(request)
         digest = found.card.files["model.safetensors"]
         meta = {"model": tiny_zoo, "model_sha256": digest, "defense": defense}
         save_repaired(found.net, store.get(run_id).folder, meta)
-        store.set_result(run_id, {"model": tiny_zoo, "defense": defense, "before": BEFORE, "after": AFTER, "der": 0.96})
+        store.set_result(
+            run_id, {"model": tiny_zoo, "defense": defense, "before": BEFORE, "after": AFTER, "der": 0.96}
+        )
         store.set_state(run_id, "finished", started=1.0, ended=2.0)
         return store.get(run_id)
 
@@ -126,7 +138,9 @@ def make_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     """Writes the record of a table: `make_table("table1", [cell, ...], "signs")`; without one, nothing is recorded."""
     monkeypatch.setenv("NPD_TABLES_DIR", str(tmp_path / "tables"))
 
-    def build(table: str, cells: list[Cell], dataset: str = "signs", cut: tuple[str, ...] = ()) -> TableRecord:
+    def build(
+        table: str, cells: list[Cell], dataset: str = "signs", cut: tuple[str, ...] = ()
+    ) -> TableRecord:
         record = TableRecord(
             table=table,
             title=table,

@@ -8,10 +8,10 @@ from typing import Any
 
 from streamlit.testing.v1 import AppTest
 
+from npd_core.config.npd import preset
+from npd_core.config.request import DefenseRequest
 from npd_core.defenses import preset_for
 from npd_core.experiments.record import Published
-from npd_core.polarizer.config import preset
-from npd_core.request import DefenseRequest
 from npd_core.zoo.card import get_card
 
 Open = Callable[..., AppTest]
@@ -55,11 +55,18 @@ def test_rows_of_loss_terms_and_a_run_of_one(
     assert bars["published"] == {"No defense": None, "bn": 0.96, "bn + bce1": None}
     asked = asked_by(page, desk, "table3", "bn + bce1")
     config, whole = asked.config, preset("signs")
-    assert (config.lambda1, config.lambda2, config.lambda3, config.lambda4) == (whole.lambda1, 0, whole.lambda3, 0)
+    assert (config.lambda1, config.lambda2, config.lambda3, config.lambda4) == (
+        whole.lambda1,
+        0,
+        whole.lambda3,
+        0,
+    )
     assert (asked.model, asked.defense, config.epochs) == (tiny_zoo, "npd", whole.epochs)
 
 
-def test_the_row_comes_from_the_address(tiny_zoo: str, desk: Any, make_table: Callable, open_page: Open) -> None:
+def test_the_row_comes_from_the_address(
+    tiny_zoo: str, desk: Any, make_table: Callable, open_page: Open
+) -> None:
     page = open_page("ablations", **{"row-table3": "bn + bce1"}).run()
     assert errors(page) == []
     assert page.selectbox(key="row-table3").value == "bn + bce1"
@@ -95,7 +102,9 @@ def test_ratios_are_other_models_than_the_chosen_one(
     assert told.format("2 others") in [caption.value for caption in page.caption]
     make_table("table5", cells[1:])
     page = open_page("ablations", question="Poison ratio").run()
-    assert any("not numbers of the chosen model" in info.value for info in page.info), "same name, another ratio"
+    assert any("not numbers of the chosen model" in info.value for info in page.info), (
+        "same name, another ratio"
+    )
 
 
 def test_curves_over_the_number_of_clean_images(
@@ -105,7 +114,10 @@ def test_curves_over_the_number_of_clean_images(
     paper = Published(0.87, 0.2, 0.9)
     make_table(
         "table6",
-        [make_cell(MINE | {"clean": n, "defense": d}, asr=a, published=paper) for (n, d), a in numbers.items()],
+        [
+            make_cell(MINE | {"clean": n, "defense": d}, asr=a, published=paper)
+            for (n, d), a in numbers.items()
+        ],
     )
     page = open_page("ablations", question="Clean images").run()
     assert errors(page) == []

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from npd_core.attack_facts import ATTACK_INFO
+from npd_core.attack_info import ATTACK_INFO
 from npd_core.attacks import ATTACKS, MAKE
 
 Open = Callable[..., AppTest]
@@ -54,7 +54,9 @@ def test_every_attack_has_a_tile_and_its_facts() -> None:
         assert any(year in info.source for year in map(str, range(2017, 2022)))
 
 
-def test_the_attack_of_the_chosen_model_with_its_card(open_page: Open, tiny_zoo: str, tiny_zoo_folder: Path) -> None:
+def test_the_attack_of_the_chosen_model_with_its_card(
+    open_page: Open, tiny_zoo: str, tiny_zoo_folder: Path
+) -> None:
     page = open_page("attacks").run()
     assert errors(page) == []
     assert len([b for b in page.button if b.key and b.key.startswith("choose_")]) == 8
@@ -70,7 +72,9 @@ def test_the_attack_of_the_chosen_model_with_its_card(open_page: Open, tiny_zoo:
 
 
 @pytest.mark.parametrize("attack", ["blended", "wanet", "trojan"])
-def test_an_attack_without_a_model_is_told_and_how_to_make_one(attack: str, open_page: Open, tiny_zoo: str) -> None:
+def test_an_attack_without_a_model_is_told_and_how_to_make_one(
+    attack: str, open_page: Open, tiny_zoo: str
+) -> None:
     page = open_page("attacks").run()
     page.button(key=f"choose_{attack}").click().run()
     assert errors(page) == []
@@ -144,21 +148,32 @@ def make_honest_run(runs_dir: Path) -> Callable[[str], str]:
     """Puts a finished run of an honest network into the store, without training."""
 
     def build(model: str) -> str:
-        from npd_core.jobs.store import RunStore
+        from npd_core.config.npd import NPDConfig
+        from npd_core.config.request import DefenseRequest
         from npd_core.polarizer.artifact import save_polarizer
-        from npd_core.polarizer.config import NPDConfig
         from npd_core.polarizer.insertion import PolarizedNet
-        from npd_core.request import DefenseRequest
+        from npd_core.runs.store import RunStore
         from npd_core.zoo.weights import load_backdoored
 
         layer = "layer4.1.conv1"
-        request = DefenseRequest(model=model, layer=layer, config=NPDConfig(epochs=1), watch=20)
+        request = DefenseRequest(model=model, layer=layer, config=NPDConfig(epochs=1), eval_images=20)
         store = RunStore(runs_dir)
         run = store.create(request)
-        save_polarizer(PolarizedNet(load_backdoored(model).net, layer), store.get(run).folder, {"model": model})
+        save_polarizer(
+            PolarizedNet(load_backdoored(model).net, layer), store.get(run).folder, {"model": model}
+        )
         known = {"acc": 0.9, "asr": None, "ra": None}
-        result = {"model": model, "defense": "npd", "layer": layer, "before": known, "after": known, "der": None}
-        store.set_result(run, result | {"seconds": {}, "config": request.to_dict(), "environment": {"device": "cpu"}})
+        result = {
+            "model": model,
+            "defense": "npd",
+            "layer": layer,
+            "before": known,
+            "after": known,
+            "der": None,
+        }
+        store.set_result(
+            run, result | {"seconds": {}, "config": request.to_dict(), "environment": {"device": "cpu"}}
+        )
         store.set_state(run, "finished", started=1.0, ended=2.0)
         return run
 
@@ -173,7 +188,10 @@ def test_what_an_attack_shows_is_what_it_does(tiny_zoo: str) -> None:
     test = load_dataset("signs", "test")
     labels = test.labels.numpy()
     firsts = sorted(int(np.flatnonzero(labels == k)[0]) for k in (1, 2, 3))
-    places = [next(i for i in range(len(labels)) if (test.images[i].numpy() == image).all()) for image in found.clean]
+    places = [
+        next(i for i in range(len(labels)) if (test.images[i].numpy() == image).all())
+        for image in found.clean
+    ]
     assert places == firsts
     expected = found.clean.copy()
     expected[:, :, 29:, 29:] = 255

@@ -11,7 +11,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from npd_core.attribution import METHODS
-from npd_core.jobs.store import Run
+from npd_core.runs.store import Run
 
 Open = Callable[..., AppTest]
 Make = Callable[..., Run]
@@ -88,7 +88,9 @@ def test_clean_picture_for_the_channels(open_page: Open, make_run: Make) -> None
 
 def test_garbage_in_the_address_falls_back(open_page: Open, make_run: Make) -> None:
     run = make_run()
-    page = open_page("attributions", run=run.id, image="999999", method="crystal_ball", target="unicorn").run()
+    page = open_page(
+        "attributions", run=run.id, image="999999", method="crystal_ball", target="unicorn"
+    ).run()
     assert errors(page) == []
     assert "Map of" in maps_of(page)
 

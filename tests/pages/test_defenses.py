@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from npd_core.config.npd import default_layer, preset
+from npd_core.config.request import DefenseRequest
 from npd_core.defenses import preset_for
 from npd_core.experiments.record import Published
-from npd_core.jobs.store import Run
-from npd_core.polarizer.config import default_layer, preset
-from npd_core.request import DefenseRequest
+from npd_core.runs.store import Run
 from npd_core.zoo.card import get_card
 
 Open = Callable[..., AppTest]
@@ -34,7 +34,9 @@ def figure(page: AppTest, key: str) -> dict:
 
 
 def text(page: AppTest) -> str:
-    return "\n".join(str(e.value) for kind in ("markdown", "caption", "info", "warning") for e in page.get(kind))
+    return "\n".join(
+        str(e.value) for kind in ("markdown", "caption", "info", "warning") for e in page.get(kind)
+    )
 
 
 def bars(page: AppTest) -> dict[tuple[str, str], dict[str, float | None]]:
@@ -63,7 +65,9 @@ def test_without_a_record_the_page_says_how_to_make_it_and_still_runs(
     assert page.query_params["run"] == asked.key
 
 
-def test_npd_is_asked_for_as_in_the_lab(tiny_zoo: str, desk: Any, make_table: Callable, open_page: Open) -> None:
+def test_npd_is_asked_for_as_in_the_lab(
+    tiny_zoo: str, desk: Any, make_table: Callable, open_page: Open
+) -> None:
     page = open_page("defenses").run()
     page.button(key="start").click().run()
     assert errors(page) == []
@@ -85,7 +89,9 @@ def test_recorded_stands_beside_published(
             make_cell(mine | {"defense": "fp"}, 0.85, 0.6, published=PAPER),
             make_cell(mine | {"defense": "npd"}, 0.9, 0.02),
             make_cell(mine | {"defense": "nc"}, after=None, der=None, failed="NC needs three classes."),
-            make_cell({"attack": "wanet", "defense": "npd"}, 0.7, 0.3, model="signs-wanet-preact_resnet18-w16"),
+            make_cell(
+                {"attack": "wanet", "defense": "npd"}, 0.7, 0.3, model="signs-wanet-preact_resnet18-w16"
+            ),
         ],
         cut=("The networks have width 4.",),
     )
@@ -114,7 +120,12 @@ def test_recorded_stands_beside_published(
 def test_the_mean_is_over_the_attacks_that_every_defense_has(
     tiny_zoo: str, desk: Any, make_table: Callable, make_cell: Callable, open_page: Open
 ) -> None:
-    numbers = {("badnets_a2o", "fp"): 0.6, ("badnets_a2o", "npd"): 0.0, ("wanet", "fp"): 0.2, ("wanet", "npd"): 0.1}
+    numbers = {
+        ("badnets_a2o", "fp"): 0.6,
+        ("badnets_a2o", "npd"): 0.0,
+        ("wanet", "fp"): 0.2,
+        ("wanet", "npd"): 0.1,
+    }
     cells = [make_cell({"attack": a, "defense": d}, asr=asr) for (a, d), asr in numbers.items()]
     make_table("table1", [*cells, make_cell({"attack": "lf", "defense": "fp"}, asr=1.0)])
     page = open_page("defenses", table_attack="Mean over the attacks").run()
@@ -151,18 +162,25 @@ def test_what_ep_was_shown_stands_below_the_bars(
 def test_it_is_run_again_with_the_recorded_settings(
     tiny_zoo: str, desk: Any, make_table: Callable, make_cell: Callable, open_page: Open
 ) -> None:
-    asked = DefenseRequest(model=tiny_zoo, defense="ep", clean=99, config=preset_for("ep", get_card(tiny_zoo), u=2.0))
+    asked = DefenseRequest(
+        model=tiny_zoo, defense="ep", clean=99, config=preset_for("ep", get_card(tiny_zoo), u=2.0)
+    )
     cell = make_cell({"attack": "badnets_a2o", "defense": "ep"}, request=asked)
     make_table("table1", [cell])
     page = open_page("defenses", defense="EP").run()
     assert "the very settings of the recorded number" in text(page)
     page.button(key="start").click().run()
     assert (desk.asked[0].clean, desk.asked[0].config.u) == (99, 2.0)
-    assert desk.asked[0].watch > 0
+    assert desk.asked[0].eval_images > 0
 
 
 def test_a_live_number_stands_beside_the_recorded_one(
-    tiny_zoo: str, desk: Any, make_table: Callable, make_cell: Callable, make_run: Callable[..., Run], open_page: Open
+    tiny_zoo: str,
+    desk: Any,
+    make_table: Callable,
+    make_cell: Callable,
+    make_run: Callable[..., Run],
+    open_page: Open,
 ) -> None:
     run = make_run()
     asked = run.request
@@ -172,7 +190,7 @@ def test_a_live_number_stands_beside_the_recorded_one(
     assert errors(page) == []
     assert ("live", "asr") not in bars(page), "another number of watched pictures is another run"
 
-    request = DefenseRequest.from_dict(asked.to_dict() | {"watch": 300})
+    request = DefenseRequest.from_dict(asked.to_dict() | {"eval_images": 300})
     run_id = desk.store.create(request)
     desk.store.set_result(run_id, dict(run.result))
     desk.store.set_state(run_id, "finished", started=1.0, ended=2.0, message="")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from npd_core.glossary import TERMS
+from pages.content.glossary import TERMS
 
 Open = Callable[..., AppTest]
 pytestmark = pytest.mark.usefixtures("tiny_zoo", "runs_dir")

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from npd_core.config.npd import default_layer, preset
+from npd_core.config.presets import SCENES, scene
+from npd_core.config.request import DefenseRequest
 from npd_core.errors import ConfigError, UnknownNameError
-from npd_core.jobs import queue
-from npd_core.jobs.store import Owner, Run, RunStore
-from npd_core.polarizer.config import default_layer, preset
-from npd_core.polarizer.presets import SCENES, scene
-from npd_core.request import DefenseRequest
+from npd_core.runs import queue
+from npd_core.runs.store import Owner, Run, RunStore
 from npd_core.zoo.card import get_card
 from pages.shared import controls
 
@@ -65,16 +65,20 @@ def test_defaults_make_a_request_of_the_preset(tiny_zoo: str, desk: Desk, open_p
     assert asked.model == tiny_zoo
     assert asked.layer == default_layer("preact_resnet18", "signs")
     assert asked.config == preset("signs")
-    assert asked.watch > 0
+    assert asked.eval_images > 0
     assert page.query_params["run"] == asked.key
 
 
-def test_a_named_setting_sets_every_widget_and_is_recognised(tiny_zoo: str, desk: Desk, open_page: Open) -> None:
+def test_a_named_setting_sets_every_widget_and_is_recognised(
+    tiny_zoo: str, desk: Desk, open_page: Open
+) -> None:
     page = open_page("lab", clean="120", seed="3").run()
-    assert any("What to watch for" in caption.value for caption in page.caption), "recommended is where it starts"
+    assert any("What to watch for" in caption.value for caption in page.caption), (
+        "recommended is where it starts"
+    )
     page.button(key="preset-too_weak").click().run()
     assert errors(page) == []
-    assert any(SCENES["too_weak"].watch in caption.value for caption in page.caption)
+    assert any(SCENES["too_weak"].eval_images in caption.value for caption in page.caption)
     page.button(key="preset-paper").click().run()
     page.button(key="start").click().run()
     (asked,) = desk.asked
@@ -160,7 +164,14 @@ def test_what_the_browser_sends_is_checked_again(tiny_zoo: str) -> None:
     card = get_card(tiny_zoo)
     good = {"clean": 100, **controls.defaults(card).config.to_dict()}
     assert controls.build(card, "layer4.1.conv1", good).clean == 100
-    for change in ({"clean": 10**6}, {"clean": 0}, {"clean": 0.5}, {"epochs": 10**6}, {"lambda1": -1.0}, {"rho": 0.0}):
+    for change in (
+        {"clean": 10**6},
+        {"clean": 0},
+        {"clean": 0.5},
+        {"epochs": 10**6},
+        {"lambda1": -1.0},
+        {"rho": 0.0},
+    ):
         with pytest.raises(ConfigError):
             controls.build(card, "layer4.1.conv1", good | change)
     with pytest.raises(UnknownNameError):
@@ -201,7 +212,9 @@ def test_a_link_to_a_run_brings_its_settings(desk: Desk, make_run: Make, open_pa
         assert errors(opened) == []
     first, second = desk.asked
     assert (first.layer, first.config) == (run.request.layer, run.request.config)
-    assert second == replace(first, config=replace(first.config, early_stop=0.6)), "an address cannot say never"
+    assert second == replace(first, config=replace(first.config, early_stop=0.6)), (
+        "an address cannot say never"
+    )
 
 
 def test_what_the_lab_cannot_repeat_of_a_run_is_said(desk: Desk, make_run: Make, open_page: Open) -> None:
@@ -223,7 +236,9 @@ def test_an_address_with_settings_keeps_them(desk: Desk, make_run: Make, open_pa
     assert page.slider(key="lambda2").value == 0.1
 
 
-def test_a_run_of_a_baseline_has_no_settings_for_the_lab(desk: Desk, make_baseline: Make, open_page: Open) -> None:
+def test_a_run_of_a_baseline_has_no_settings_for_the_lab(
+    desk: Desk, make_baseline: Make, open_page: Open
+) -> None:
     run = make_baseline("fp", seed=5)
     page = open_page("lab", run=run.id).run()
     assert errors(page) == []

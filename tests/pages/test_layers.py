@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from npd_core.polarizer.config import default_layer, preset
-from npd_core.request import DefenseRequest
+from npd_core.config.npd import default_layer, preset
+from npd_core.config.request import DefenseRequest
 
 Open = Callable[..., AppTest]
 
@@ -25,8 +25,12 @@ def figure3(make_table: Callable, make_cell: Callable, tiny_zoo: str) -> None:
             make_cell(row | {"layer": "after:layer4.0.conv2"}, 0.98, 0.02, 0.9),
             make_cell(row | {"layer": "stream:layer3.0"}, 0.94, 0.01, 0.95, der=0.999),
             make_cell(row | {"layer": "after:conv1"}, 0.5, 0.97, 0.01),
-            make_cell(row | {"layer": "after:layer1.0.conv1"}, after=None, der=None, failed="Training diverged."),
-            make_cell({"attack": "lf", "layer": "after:conv1"}, 0.4, 0.3, model="signs-lf-preact_resnet18-w16"),
+            make_cell(
+                row | {"layer": "after:layer1.0.conv1"}, after=None, der=None, failed="Training diverged."
+            ),
+            make_cell(
+                {"attack": "lf", "layer": "after:conv1"}, 0.4, 0.3, model="signs-lf-preact_resnet18-w16"
+            ),
         ],
     )
 
@@ -42,7 +46,9 @@ def component(page: AppTest, key: str) -> dict[str, Any]:
 
 
 def text(page: AppTest) -> str:
-    return "\n".join(str(e.value) for kind in ("markdown", "caption", "info", "warning") for e in page.get(kind))
+    return "\n".join(
+        str(e.value) for kind in ("markdown", "caption", "info", "warning") for e in page.get(kind)
+    )
 
 
 def test_recorded_points_colour_the_drawing_and_the_best_one_is_chosen(
@@ -72,7 +78,11 @@ def test_recorded_points_colour_the_drawing_and_the_best_one_is_chosen(
 def test_the_curve_goes_forward_through_the_network(figure3: None, desk: Any, open_page: Open) -> None:
     page = open_page("layers").run()
     plot = json.loads(component(page, "layers")["figure"])
-    assert plot["layout"]["xaxis"]["categoryarray"] == ["after:conv1", "stream:layer3.0", "after:layer4.0.conv2"]
+    assert plot["layout"]["xaxis"]["categoryarray"] == [
+        "after:conv1",
+        "stream:layer3.0",
+        "after:layer4.0.conv2",
+    ]
     line = next(t for t in plot["data"] if t["legendgroup"] == "asr" and t["mode"] == "lines+markers")
     assert (line["x"], line["y"]) == (["after:conv1", "after:layer4.0.conv2"], [0.97, 0.02])
     assert plot["layout"]["shapes"][0]["x0"] == 2
@@ -81,7 +91,9 @@ def test_the_curve_goes_forward_through_the_network(figure3: None, desk: Any, op
     assert rows["note"].dropna().tolist() == ["Training diverged."]
 
 
-def test_a_point_of_the_address_can_be_run_there(tiny_zoo: str, figure3: None, desk: Any, open_page: Open) -> None:
+def test_a_point_of_the_address_can_be_run_there(
+    tiny_zoo: str, figure3: None, desk: Any, open_page: Open
+) -> None:
     page = open_page("layers", point="layer2.0.conv1").run()
     assert errors(page) == []
     assert "Nothing is recorded for this point." in text(page)

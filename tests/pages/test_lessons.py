@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from npd_core.lessons import LESSONS, Place
 from npd_core.zoo.card import get_card
+from pages.content.lessons import LESSONS, Place
 from pages.shared import controls
 
 ROOT = Path(__file__).resolve().parent.parent.parent

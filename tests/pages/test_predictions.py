@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from npd_core.jobs.store import Run
+from npd_core.runs.store import Run
 
 Open = Callable[..., AppTest]
 Make = Callable[..., Run]
@@ -41,7 +41,9 @@ def test_shows_three_states_of_each_picture_with_both_opinions(open_page: Open, 
     assert len(page.get("plotly_chart")) == 2
 
 
-def test_new_sample_draws_other_pictures_and_writes_them_to_the_address(open_page: Open, make_run: Make) -> None:
+def test_new_sample_draws_other_pictures_and_writes_them_to_the_address(
+    open_page: Open, make_run: Make
+) -> None:
     make_run()
     page = open_page("predictions").run()
     first = page.query_params["images"]
@@ -112,7 +114,9 @@ def test_a_changed_polarizer_is_refused_and_the_page_works(open_page: Open, make
     assert "backdoored" in gallery_of(page)
 
 
-def test_a_run_of_a_baseline_has_no_polarizer_and_says_so(open_page: Open, make_run: Make, make_baseline: Make) -> None:
+def test_a_run_of_a_baseline_has_no_polarizer_and_says_so(
+    open_page: Open, make_run: Make, make_baseline: Make
+) -> None:
     repaired, good = make_baseline("fp"), make_run(seed=2)
     for name in ("predictions", "attributions"):
         page = open_page(name, run=repaired.id).run()
@@ -155,7 +159,9 @@ def test_a_run_without_polarizer_gives_way_to_a_finished_one(open_page: Open, ma
 
 
 @pytest.mark.parametrize("asked", ["nonsense", "1,99999", "-4"])
-def test_pictures_that_do_not_exist_are_refused_in_one_sentence(asked: str, open_page: Open, make_run: Make) -> None:
+def test_pictures_that_do_not_exist_are_refused_in_one_sentence(
+    asked: str, open_page: Open, make_run: Make
+) -> None:
     make_run()
     page = open_page("predictions", images=asked).run()
     assert len(errors(page)) == 1
@@ -163,7 +169,9 @@ def test_pictures_that_do_not_exist_are_refused_in_one_sentence(asked: str, open
     assert "Purified" in gallery_of(page)
 
 
-def test_an_empty_zoo(open_page: Open, tmp_path: Path, runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_zoo(
+    open_page: Open, tmp_path: Path, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NPD_ZOO_DIR", str(tmp_path))
     page = open_page("predictions").run()
     assert errors(page) == []

@@ -12,9 +12,9 @@ import pytest
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Button
 
-from npd_core.jobs.export import archive
-from npd_core.jobs.store import Run, RunStore
-from npd_core.request import DefenseRequest
+from npd_core.config.request import DefenseRequest
+from npd_core.export.bundle import archive
+from npd_core.runs.store import Run, RunStore
 
 Open = Callable[..., AppTest]
 Make = Callable[..., Run]
@@ -68,7 +68,12 @@ def test_a_baseline_is_named_and_has_no_layer(open_page: Open, make_run: Make, m
     page = open_page("runs", run=repaired.id).run()
     assert errors(page) == []
     rows = page.dataframe[0].value.set_index("id")
-    assert list(rows.loc[repaired.id][["defense", "layer", "lambda2", "rho"]].isna()) == [False, True, True, True]
+    assert list(rows.loc[repaired.id][["defense", "layer", "lambda2", "rho"]].isna()) == [
+        False,
+        True,
+        True,
+        True,
+    ]
     assert list(rows["defense"][[repaired.id, polarized.id]]) == ["FP", "NPD"]
     titles = page.selectbox(key="inspect").options
     assert any(" · live · FP · ASR 3.0% · " in title for title in titles)
@@ -100,8 +105,16 @@ def test_a_finished_run_is_offered_in_every_format_with_a_link(open_page: Open, 
     page = open_page("runs", run=run.id).run()
     assert errors(page) == []
     labels = {element.proto.label for element in page.get("download_button")}
-    assert {"Download", "Weights (.safetensors)", "PyTorch graph (.pt2)", "ONNX (.onnx)", "Report (.html)"} <= labels
-    assert any(element.value.endswith(f"/lab?model={run.request.model}&run={run.id}") for element in page.code)
+    assert {
+        "Download",
+        "Weights (.safetensors)",
+        "PyTorch graph (.pt2)",
+        "ONNX (.onnx)",
+        "Report (.html)",
+    } <= labels
+    assert any(
+        element.value.endswith(f"/lab?model={run.request.model}&run={run.id}") for element in page.code
+    )
 
 
 def test_comparison_draws_curves_and_names_the_settings_that_differ(open_page: Open, make_run: Make) -> None:
@@ -181,8 +194,8 @@ def test_cancel_asks_the_manager(
     runs_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from npd_core.jobs import queue
-    from npd_core.jobs.store import Owner
+    from npd_core.runs import queue
+    from npd_core.runs.store import Owner
 
     asked: list[str] = []
 
@@ -233,10 +246,14 @@ def test_a_newer_run_takes_nobodys_place(open_page: Open, make_run: Make) -> Non
     assert page.selectbox(key="inspect").value == second.id
 
 
-def test_a_comparison_in_the_address_is_there_again_after_another_page(open_page: Open, make_run: Make) -> None:
+def test_a_comparison_in_the_address_is_there_again_after_another_page(
+    open_page: Open, make_run: Make
+) -> None:
     ids = [make_run(seed=1).id, make_run(seed=2).id]
     page = open_page("runs", compare=",".join(ids))
-    page.session_state["_compared"] = ",".join(ids)  # as an earlier visit to the page left it, without its widget
+    page.session_state["_compared"] = ",".join(
+        ids
+    )  # as an earlier visit to the page left it, without its widget
     page.run()
     assert errors(page) == []
     assert page.multiselect(key="compare").value == ids

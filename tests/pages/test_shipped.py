@@ -11,12 +11,12 @@ from streamlit.testing.v1 import AppTest
 
 from npd_core import paths
 from npd_core.experiments.record import read_table
-from npd_core.jobs.store import Run, RunStore
-from npd_core.lessons import LESSONS
+from npd_core.runs.store import Run, RunStore
 from npd_core.zoo.card import list_cards, read_card
+from pages.content.lessons import LESSONS
 
 CARDS = {card.id: card for card in list_cards(clean=True)}
-PAGES = ("lab", "predictions", "attributions", "attacks", "learn")
+PAGES = ("lab", "predictions", "attributions", "attacks", "step_by_step")
 ALWAYS = ("signs-trojan-preact_resnet18-w16", "signs-input_aware-preact_resnet18-w16")
 
 
@@ -65,7 +65,9 @@ def test_a_lesson_about_a_model_begins_with_it(runs_dir: Path, open_page: Callab
     assert page.session_state["layer"] == "stream:layer3.1"
 
 
-@pytest.mark.parametrize("path", sorted((paths.recorded() / "tables").glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((paths.recorded() / "tables").glob("*.json")), ids=lambda path: path.stem
+)
 def test_a_recorded_table_begins_where_the_shipped_models_are(path: Path) -> None:
     """Some cells are measured on 1000 test images, whence the tolerance."""
     for cell in read_table(path).cells:

@@ -20,16 +20,16 @@ from streamlit.testing.v1 import AppTest
 
 from npd_core import paths
 from npd_core.attacks import get_attack
+from npd_core.config.npd import default_layer, preset
 from npd_core.data.load import class_names, load_dataset
 from npd_core.errors import NPDError
 from npd_core.figures.gallery import Answer, Item, data_address, write_gallery
-from npd_core.jobs.store import Run, RunStore
 from npd_core.polarizer.artifact import load_snapshot, save_snapshot
-from npd_core.polarizer.config import default_layer, preset
 from npd_core.polarizer.insertion import PolarizedNet
+from npd_core.runs.store import Run, RunStore
 from npd_core.zoo.weights import load_backdoored
-from pages.shared import filmstrip, own, tale
-from pages.shared.tale import EPOCHS, Tale
+from pages.shared import filmstrip, own_image, story_state
+from pages.shared.story_state import EPOCHS, Tale
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 Open = Callable[..., AppTest]
@@ -110,7 +110,9 @@ def test_the_strip_says_what_the_network_says(recorded: Run, open_page: Open) ->
     assert "✓ stop 87%" in body
 
 
-def test_stands_with_nothing_recorded(nothing_recorded: None, tiny_zoo: str, runs_dir: Path, open_page: Open) -> None:
+def test_stands_with_nothing_recorded(
+    nothing_recorded: None, tiny_zoo: str, runs_dir: Path, open_page: Open
+) -> None:
     text = words(open_page("story").run())
     assert "not a measurement" in text
 
@@ -206,7 +208,7 @@ class Painter:
 @pytest.fixture
 def board(monkeypatch: pytest.MonkeyPatch) -> Painter:
     found = Painter()
-    monkeypatch.setattr(tale, "painter", found)
+    monkeypatch.setattr(story_state, "painter", found)
     return found
 
 
@@ -272,7 +274,9 @@ def test_what_was_painted_lies_on_the_last_board_too(make_run: Make, open_page: 
 def as_file(pixels: np.ndarray, sides: int = 128) -> bytes:
     """(3, H, W) uint8 as a larger PNG."""
     file = io.BytesIO()
-    Image.fromarray(pixels.transpose(1, 2, 0)).resize((sides, sides), Image.Resampling.NEAREST).save(file, "PNG")
+    Image.fromarray(pixels.transpose(1, 2, 0)).resize((sides, sides), Image.Resampling.NEAREST).save(
+        file, "PNG"
+    )
     return file.getvalue()
 
 
@@ -283,7 +287,9 @@ def test_the_story_of_a_photo_of_ones_own(make_run: Make, open_page: Open, signs
     run = make_run(seed=4)
     folder = with_epochs(run, {0: 1.0, 1: 0.0})
     page = open_page("story", step="1", model=run.request.model, picture="2").run()
-    page.file_uploader(key="own_upload").set_value(("photo.png", as_file(clean[number].numpy()), "image/png")).run()
+    page.file_uploader(key="own_upload").set_value(
+        ("photo.png", as_file(clean[number].numpy()), "image/png")
+    ).run()
     photo = torch.from_numpy(page.session_state["_tale"].photo)
     name, sure = said(net, photo)
     body = drawn(page, "npd-tale npd-t-open")
@@ -317,7 +323,9 @@ def test_a_photo_that_the_attacker_has_already_is_no_subject(make_run: Make, ope
     images, net, wanted = load_dataset("signs", "test").images, signs[2], class_names("signs")[0]
     number = next(n for n in range(len(images)) if said(net, images[n])[0] == wanted)
     page = open_page("story", step="1").run()
-    page.file_uploader(key="own_upload").set_value(("photo.png", as_file(images[number].numpy()), "image/png")).run()
+    page.file_uploader(key="own_upload").set_value(
+        ("photo.png", as_file(images[number].numpy()), "image/png")
+    ).run()
     assert "nothing to hijack" in page.info[0].value
     assert page.button(key="story-go-1").disabled
     page.button(key="story-another").click().run()
@@ -325,7 +333,9 @@ def test_a_photo_that_the_attacker_has_already_is_no_subject(make_run: Make, ope
     assert page.session_state["_tale"].photo is None, "the file still lies there, and is not taken again"
 
 
-def test_a_file_that_is_no_picture_leaves_the_story_as_it_was(tiny_zoo: str, runs_dir: Path, open_page: Open) -> None:
+def test_a_file_that_is_no_picture_leaves_the_story_as_it_was(
+    tiny_zoo: str, runs_dir: Path, open_page: Open
+) -> None:
     page = open_page("story", step="1", picture="5").run()
     page.file_uploader(key="own_upload").set_value(("photo.png", b"nothing of the kind", "image/png")).run()
     assert ["no picture that can be read" in error.value for error in page.error] == [True]
@@ -340,10 +350,12 @@ def test_the_way_to_a_photo_of_ones_own_carries_the_paint(make_run: Make, board:
     assert not page.exception, page.exception
     (link,) = [e.proto for e in page.get("page_link") if e.proto.label == "Your own photo"]
     assert link.page == "predictions"
-    assert dict(parse_qsl(link.query_string)) == own.query(5, DOT)
+    assert dict(parse_qsl(link.query_string)) == own_image.query(5, DOT)
 
 
-def test_a_trigger_that_was_never_trained_in_does_nothing(tiny_zoo: str, runs_dir: Path, open_page: Open) -> None:
+def test_a_trigger_that_was_never_trained_in_does_nothing(
+    tiny_zoo: str, runs_dir: Path, open_page: Open
+) -> None:
     page = open_page("story")
     page.session_state["_tale"] = Tale(step=3, painted=DOT)
     page.run()
@@ -370,7 +382,9 @@ def test_the_lens_is_trained_where_the_visitor_put_it(tiny_zoo: str, desk, open_
     assert desk.asked[1].layer == default_layer("preact_resnet18", "signs")
 
 
-def test_a_training_that_is_refused_leaves_the_step(tiny_zoo: str, desk, open_page: Open, monkeypatch) -> None:
+def test_a_training_that_is_refused_leaves_the_step(
+    tiny_zoo: str, desk, open_page: Open, monkeypatch
+) -> None:
     def refuse(request: object) -> str:
         raise NPDError("64 runs are waiting already: try again when some of them have ended.")
 
@@ -476,7 +490,14 @@ def test_of_an_honest_network_no_story_can_be_told(
     honest = zoo / "signs-clean-preact_resnet18-w4"
     shutil.copytree(zoo / tiny_zoo, honest)
     card = json.loads((honest / "card.json").read_text())
-    card |= {"id": honest.name, "attack": "clean", "attack_params": {}, "target": "none", "asr": None, "ra": None}
+    card |= {
+        "id": honest.name,
+        "attack": "clean",
+        "attack_params": {},
+        "target": "none",
+        "asr": None,
+        "ra": None,
+    }
     (honest / "card.json").write_text(json.dumps(card))
     monkeypatch.setenv("NPD_ZOO_DIR", str(zoo))
     page = open_page("story", step="1", model=honest.name).run()
@@ -493,7 +514,9 @@ def test_a_trigger_that_is_no_stamp_is_told_as_what_it_is(
     shutil.copytree(ROOT / "pretrained" / model, tmp_path / "zoo" / model)
     monkeypatch.setenv("NPD_ZOO_DIR", str(tmp_path / "zoo"))
     page = open_page("story", step="2", picture="5").run()
-    text = words(page) + " ".join(image.caption for element in page.get("image") for image in element.proto.imgs)
+    text = words(page) + " ".join(
+        image.caption for element in page.get("image") for image in element.proto.imgs
+    )
     assert said in text
     assert "With the trigger" in text
     page = open_page("predictions", pictures_of="Your picture or trigger").run()
@@ -538,7 +561,9 @@ def test_the_lab_goes_through_the_epochs(make_run: Make, open_page: Open) -> Non
             assert on == [epoch]
 
 
-@pytest.mark.parametrize(("count", "always"), [(1, None), (13, 5), (14, None), (51, 49), (200, 0), (200, 101)])
+@pytest.mark.parametrize(
+    ("count", "always"), [(1, None), (13, 5), (14, None), (51, 49), (200, 0), (200, 101)]
+)
 def test_a_long_film_keeps_its_ends_and_the_chosen_frame(count: int, always: int | None) -> None:
     kept = filmstrip.thinned(range(count), always=always)
     assert len(kept) == min(count, filmstrip.MOST)

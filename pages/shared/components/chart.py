@@ -64,5 +64,7 @@ def script() -> str:
             shutil.copyfile(source, part)
             part.replace(target)
     except OSError as error:
-        raise StorageError(f"The chart library could not be copied to {target.parent}: {error.strerror}.") from error
+        raise StorageError(
+            f"The chart library could not be copied to {target.parent}: {error.strerror}."
+        ) from error
     return f"app/static/{target.name}"

@@ -27,7 +27,9 @@ def countdown(*, page: str, busy: bool, idle: float = IDLE, wait: float = WAIT, 
         page: url path of the page on show.
         busy: something of the visitor's goes on: the seconds count from its end.
     """
-    _mount(key=key, height="content", data={"page": page, "busy": busy, "idle": idle, "wait": wait, "wake": ""})
+    _mount(
+        key=key, height="content", data={"page": page, "busy": busy, "idle": idle, "wait": wait, "wake": ""}
+    )
 
 
 def wake(label: str, *, page: str, key: str) -> None:

@@ -1,0 +1,97 @@
+"""What somebody asks for: one defense of one model, as a frozen value that names it completely. No torch here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from npd_core.config.baselines import CONFIGS, DefenseConfig
+from npd_core.config.npd import ADDED, VARIANTS, NPDConfig
+from npd_core.errors import ConfigError, unknown_name
+
+RENAMED = {"watch": "eval_images"}
+"""Fields by the name under which an earlier version stored them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefenseRequest:
+    """One run of a defense. Two equal requests are the same run."""
+
+    model: str
+    """Id of a zoo model."""
+    defense: str = "npd"
+    """`npd` or one of its variants, a name in VARIANTS; or a baseline, a name in CONFIGS."""
+    layer: str | None = None
+    """Insertion point; None: the default of the architecture. A baseline repairs the whole network and has none."""
+    clean: float | int = 0.05
+    """Size of the clean subset: a share (float in (0, 1]) or a number of images (int of at least 1)."""
+    config: NPDConfig | DefenseConfig = field(default_factory=NPDConfig)
+    """Of the class that sets `defense`: NPDConfig, or the baseline's own."""
+    eval_images: int = 0
+    """Test images measured after every epoch for the viewer's curves; 0: none. They never reach the training."""
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        clean = self.clean
+        if (
+            isinstance(clean, bool)
+            or not isinstance(clean, int | float)
+            or not clean > 0
+            or (isinstance(clean, float) and clean > 1)
+        ):
+            raise ConfigError(
+                f"`clean` must be a share in (0, 1] or a whole number of images, got {clean!r}."
+            )
+        if (
+            isinstance(self.eval_images, bool)
+            or not isinstance(self.eval_images, int)
+            or self.eval_images < 0
+        ):
+            raise ConfigError(
+                f"`eval_images` must be a whole number of at least 0, got {self.eval_images!r}."
+            )
+        if self.defense in CONFIGS and self.layer is not None:
+            raise ConfigError(
+                f"`layer` is where a polarizer is inserted, and {self.defense} repairs the whole network: leave it out."
+            )
+        expected = config_class(self.defense)
+        if expected is not None and type(self.config) is not expected:
+            found = type(self.config).__name__
+            raise ConfigError(
+                f"`config` of {self.defense} must be of the class {expected.__name__}, got {found}."
+            )
+
+    @property
+    def key(self) -> str:
+        """16 hex digits that identify the request; equal requests have equal keys, in every process and version: a
+        setting that came later counts only where it differs from what was done before."""
+        values = self.to_dict()
+        for name, before in ADDED.items():
+            if values["config"].get(name) == before:
+                del values["config"][name]
+        text = json.dumps(values, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, one per field."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return values | {"config": self.config.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DefenseRequest:
+        """The request that `to_dict` wrote. Raises UnknownNameError on a field that does not exist."""
+        names = [f.name for f in fields(cls)]
+        values = {RENAMED.get(name, name): value for name, value in values.items()}
+        for name in values:
+            if name not in names:
+                raise unknown_name("field", name, names)
+        config = config_class(values.get("defense", "npd")) or NPDConfig
+        return cls(**{**values, "config": config.from_dict(values.get("config", {}))})
+
+
+def config_class(defense: str) -> type[NPDConfig] | type[DefenseConfig] | None:
+    """What sets a defense; None for a name that is none."""
+    return NPDConfig if defense in VARIANTS else CONFIGS.get(defense)

@@ -1,0 +1,241 @@
+"""One run of a sweep: what it is, how it is done in whatever process does it, and how its result is kept on disk.
+
+    <paths.sweeps()>/<key of the request>-<sha256 of the model, 8 digits>[-<test images>].json
+
+No torch until a job is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from npd_core import paths
+from npd_core.config.request import DefenseRequest
+from npd_core.data.spec import get_dataset
+from npd_core.errors import CheckpointError, NPDError
+from npd_core.events import EpochEnd, Failed, Finished, Started
+from npd_core.experiments.record import write_json
+from npd_core.zoo.card import WEIGHTS, get_card
+
+if TYPE_CHECKING:
+    from npd_core.metrics import Metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A request, the very model that it is for, and how many test images measure it."""
+
+    request: DefenseRequest
+    sha256: str
+    """Of the model's weights: a model that was made anew is another job."""
+    images: int | None = None
+    """Test images; None: all."""
+    zoo: str = ""
+    """Folder of the zoo that holds the model; empty: the usual one of the process that does the job."""
+
+    @property
+    def name(self) -> str:
+        """Equal jobs have equal names; that of its file."""
+        return f"{self.request.key}-{self.sha256[:8]}" + (f"-{self.images}" if self.images else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values. The zoo's folder is left out: it is no part of what comes out."""
+        return {"request": self.request.to_dict(), "sha256": self.sha256, "images": self.images}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a job."""
+
+    job: Job
+    result: Mapping[str, Any] | None
+    """What `run_defense` measured, without the indices of the clean images; None when it came to nothing."""
+    failed: str | None
+    """Why there is no result, or why it is one of a training that failed."""
+    date: str
+    """When it ended, ISO 8601."""
+    workers: int = 1
+    """How many jobs shared the machine meanwhile; 0: it was done on a cluster, where nobody knows."""
+    cached: bool = False
+    """Whether it was there already."""
+
+
+def job_for(request: DefenseRequest, images: int | None = None, zoo: Path | None = None) -> Job:
+    """The job of a request, with the model as it is now. Raises UnknownNameError, CheckpointError."""
+    with in_zoo("" if zoo is None else str(zoo)):
+        card = get_card(request.model)
+    if images is not None and images >= get_dataset(card.dataset).test_images:
+        images = None
+    return Job(
+        request=request,
+        sha256=card.files.get(WEIGHTS, ""),
+        images=images,
+        zoo="" if zoo is None else str(zoo),
+    )
+
+
+def kept(job: Job, folder: Path) -> Outcome | None:
+    """The outcome of a job from an earlier time; None when there is none that can be read and is of this very job."""
+    try:
+        values = json.loads((folder / f"{job.name}.json").read_text(encoding="utf-8"))
+        if values["job"] != json.loads(json.dumps(job.to_dict())):
+            return None
+        layer = values["result"].get("layer")
+        if layer is not None and job.request.layer is None and layer != _layer(job):
+            return None  # measured when the point that needs no name was another one
+        parts = {name: values[name] for name in ("result", "failed", "date", "workers")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # made anew, and then replaced
+    return Outcome(job=job, cached=True, **parts)
+
+
+def _layer(job: Job) -> str:
+    """Insertion point of a request that names none. Raises UnknownNameError, CheckpointError."""
+    with in_zoo(job.zoo):
+        return get_card(job.request.model).layer
+
+
+def keep(outcome: Outcome, folder: Path) -> None:
+    """Write an outcome that has a result, so that `kept` finds it. Raises StorageError."""
+    if outcome.result is not None:
+        parts = {name: value for name, value in asdict(outcome).items() if name not in ("job", "cached")}
+        write_json(folder / f"{outcome.job.name}.json", {"job": outcome.job.to_dict(), **parts})
+
+
+def now() -> str:
+    """This second, ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+_one_at_a_time = threading.Lock()
+"""Threads of one process, such as a Dask worker's, take turns: torch uses all its threads for one training."""
+
+
+def run_job(job: Job) -> Iterator[str | dict[str, Any]]:
+    """Do a job: yields a note an epoch, at the end {"result", "failed"}. Whatever goes wrong is said in `failed`."""
+    with _one_at_a_time, in_zoo(job.zoo):
+        try:
+            yield from _run(job)
+        except Exception as error:
+            text = " ".join(str(error).split())
+            kind = "" if isinstance(error, NPDError) else f"{type(error).__name__}: "
+            yield {"result": None, "failed": f"{kind}{text}"}
+
+
+def _run(job: Job) -> Iterator[str | dict[str, Any]]:
+    from npd_core.defend import run_defense
+
+    model = job.request.model
+    if get_card(model).files.get(WEIGHTS, "") != job.sha256:
+        raise CheckpointError(
+            f"{model} is another one here than where the sweep was started: copy the zoo anew."
+        )
+    yield "measuring the model"
+    _warm_up()
+    before = _before(model, job.sha256, job.images, job.request.device)
+    epochs = 0
+    for event in run_defense(job.request, before=before, images=job.images):
+        if isinstance(event, Started):
+            epochs = event.epochs
+        if isinstance(event, EpochEnd):
+            yield "warm-up" if event.epoch < 0 else f"epoch {event.epoch + 1} of {epochs}"
+        if isinstance(event, Finished | Failed):
+            left_out = ("clean_indices", "details")
+            result = {name: value for name, value in event.result.items() if name not in left_out}
+            yield {"result": result, "failed": event.reason if isinstance(event, Failed) else None}
+
+
+@lru_cache(maxsize=1)
+def _warm_up() -> None:
+    """What torch loads at the first training step of a process takes seconds, which are not the first job's."""
+    import torch
+
+    weight = torch.ones(1, requires_grad=True)
+    for kind in (torch.optim.SGD, torch.optim.Adam):
+        optimizer = kind([weight], lr=0.1)
+        (weight * 2).sum().backward()
+        optimizer.step()
+
+
+@lru_cache(maxsize=8)
+def _before(model: str, sha256: str, images: int | None, device: str) -> Metrics:
+    """The undefended model, measured once for all jobs of a process. Args: sha256: tells the zoos apart."""
+    from npd_core.device import resolve_device
+    from npd_core.evaluation import evaluate, test_sets
+    from npd_core.zoo.weights import load_backdoored
+
+    backdoored = load_backdoored(model)
+    return evaluate(
+        backdoored.net, test_sets(backdoored.card.dataset, backdoored.attack, images), resolve_device(device)
+    )
+
+
+@contextlib.contextmanager
+def in_zoo(folder: str) -> Iterator[None]:
+    """Within this context the zoo is the one in `folder`, and trainings keep their checkpoints there; empty: no
+    change."""
+    names = (
+        {"NPD_ZOO_DIR": folder, "NPD_CHECKPOINTS_DIR": str(Path(folder) / ".checkpoints")} if folder else {}
+    )
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def ratio_zoo(poison_ratio: float) -> Path:
+    """Folder of the models that were trained here at another poison ratio than the zoo's, which an id does not tell
+    apart."""
+    return paths.sweeps() / "models" / _ratio_name(poison_ratio)
+
+
+def shipped_ratio_zoo(poison_ratio: float) -> Path:
+    """Folder, within the zoo, of the models poisoned at another ratio that come with it."""
+    return paths.pretrained() / _ratio_name(poison_ratio)
+
+
+def _ratio_name(poison_ratio: float) -> str:
+    return f"ratio-{poison_ratio:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A model to be trained at a poison ratio of its own, into `ratio_zoo`."""
+
+    model: str
+    poison_ratio: float
+    device: str = "auto"
+
+
+def run_training(task: Training) -> Iterator[str | dict[str, Any]]:
+    """Train the model, going on where an interrupted training was: a note an epoch, at the end {"failed"}."""
+    with _one_at_a_time, in_zoo(str(ratio_zoo(task.poison_ratio))):
+        try:
+            from npd_core.zoo.train import train_model
+
+            epochs = 0
+            for event in train_model(task.model, poison_ratio=task.poison_ratio, device=task.device):
+                epochs = event.epochs if isinstance(event, Started) else epochs
+                if isinstance(event, EpochEnd):
+                    yield f"epoch {event.epoch + 1} of {epochs}"
+            yield {"failed": None}
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            yield {
+                "failed": f"{task.model} could not be trained at poison ratio {task.poison_ratio:g}: {reason}"
+            }

@@ -1,0 +1,237 @@
+"""Weights out of a file that nobody vouches for. Nothing in it is executed: safetensors hold numbers only, and of a
+PyTorch file `torch.load(weights_only=True)` rebuilds tensors and plain containers alone."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, NamedTuple
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from npd_core.errors import CheckpointError
+
+MAX_BYTES = 700_000_000
+"""Largest checkpoint; VGG19-BN of torchvision for 1000 classes has 575 million."""
+MAX_PICKLE = 32_000_000
+"""Largest description of what is in a PyTorch file; the weights lie beside it."""
+MAX_TENSORS = 5000
+NUMBERS = (
+    torch.float64, torch.float32, torch.float16, torch.bfloat16,
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+)  # fmt: skip
+STATE_KEYS = ("model", "state_dict", "model_state_dict", "net", "weights")
+"""Where a file keeps its state dict when it holds more than that; BackdoorBench's attack_result.pt says `model`."""
+CONVERT = (
+    "take its state dict out where you trust it, with "
+    '`safetensors.torch.save_file(torch.load(FILE, weights_only=False)["model"], "model.safetensors")`, '
+    "and bring that file"
+)
+
+
+class Inert:
+    """What stands in for arrays beside the weights: made of anything, it holds nothing and does nothing."""
+
+    def __new__(cls, *args: object, **kwargs: object) -> Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+STAND_INS = (
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.ndarray",
+    "numpy.dtype",
+    "_codecs.encode",
+    "pathlib.PosixPath",
+    "pathlib.PurePosixPath",
+    "pathlib._local.PosixPath",
+)
+"""Names that attack_result.pt holds beside the state dict (which images were poisoned, where they lay). None of them is
+looked up: `Inert` takes their place. A file with any other name is refused."""
+
+
+class Checkpoint(NamedTuple):
+    """What a file said."""
+
+    state: dict[str, Tensor]
+    """Name -> weights on the CPU, `module.` of DataParallel taken off."""
+    arch: str | None
+    """Architecture, number of classes and image size as the file claims, where it does."""
+    num_classes: int | None
+    image_size: int | None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The weights in a .safetensors file, or in a .pt, .pth, .bin or .tar file that `torch.save` wrote.
+
+    Raises:
+        CheckpointError: too large, damaged, of another kind, or with anything in it that is neither a weight nor a
+            plain value; says what to do.
+    """
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise CheckpointError(
+            f"The checkpoint has {size / 1e6:.0f} MB, and at most {MAX_BYTES / 1e6:.0f} MB are read: bring the state "
+            "dict alone, without optimizer and training data."
+        )
+    with path.open("rb") as file:
+        start = file.read(9)
+    content = _read_torch(path) if start.startswith(b"PK\x03\x04") else _read_safetensors(path, start)
+    facts = content if isinstance(content, Mapping) else {}
+    state = _checked(_state_dict(content))
+    return Checkpoint(
+        state,
+        name if isinstance(name := facts.get("model_name"), str) else None,
+        _whole(facts.get("num_classes")),
+        _whole(_first(facts.get("img_size"))),
+    )
+
+
+def _read_safetensors(path: Path, start: bytes) -> dict[str, Tensor]:
+    if start[:1] == b"\x80":
+        raise CheckpointError(
+            "This is a bare pickle or a PyTorch file of before version 1.6, which is not read: save it anew with a "
+            "newer PyTorch or as safetensors."
+        )
+    try:
+        return dict(load_file(path))
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"The checkpoint is neither a safetensors file nor one that torch.save wrote ({_line(error)}): "
+            "bring a .safetensors, .pt or .pth file."
+        ) from error
+
+
+_reading = threading.Lock()
+"""The list of stand-ins is torch's own and one for all threads."""
+
+
+def _read_torch(path: Path) -> object:
+    _check_zip(path)
+    allowed: Any = [(Inert, name) for name in STAND_INS]
+    try:
+        with _reading, torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sparse tensors, which are checked and then refused
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        names = _unsafe(path)
+        found = f" It asks for {', '.join(names[:3])}." if names else f" ({_line(error)})"
+        raise CheckpointError(
+            f"The checkpoint holds more than weights and plain values, so nothing of it was read.{found} If you know "
+            f"where it comes from, {CONVERT}."
+        ) from error
+    except Exception as error:  # whatever a damaged pickle makes of itself
+        raise CheckpointError(
+            f"The checkpoint cannot be read ({_line(error)}): it is damaged or was not written by torch.save; save its "
+            "state dict again."
+        ) from error
+
+
+def _unsafe(path: Path) -> list[str]:
+    """Names in the file that are neither allowed nor stood in for, without looking any of them up."""
+    with contextlib.suppress(Exception):
+        found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        return sorted(name for name in found if name not in STAND_INS)
+    return []
+
+
+def _check_zip(path: Path) -> None:
+    """A PyTorch file is a zip archive whose entries are stored as they are; compressed ones could be of any size."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            total = sum(entry.file_size for entry in entries)
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise CheckpointError(f"The checkpoint is damaged ({_line(error)}): save it again.") from error
+    if total > MAX_BYTES:
+        raise CheckpointError(
+            f"The checkpoint would unpack to {total / 1e6:.0f} MB, and at most {MAX_BYTES / 1e6:.0f} MB are read: "
+            "bring the state dict alone, without optimizer and training data."
+        )
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise CheckpointError(
+            "The checkpoint is a compressed archive, which torch.save never writes: save it again."
+        )
+    if any(entry.file_size > MAX_PICKLE for entry in entries if entry.filename.endswith(".pkl")):
+        raise CheckpointError(
+            f"The checkpoint describes its content in more than {MAX_PICKLE / 1e6:.0f} MB: bring the state dict alone."
+        )
+
+
+def _state_dict(content: object) -> Mapping[Any, Any]:
+    """The first mapping of names to tensors: the content itself, or what it holds under one of STATE_KEYS."""
+    candidates = [content]
+    if isinstance(content, Mapping):
+        candidates += [content[key] for key in STATE_KEYS if key in content]
+    for candidate in candidates:
+        if (
+            isinstance(candidate, Mapping)
+            and candidate
+            and all(isinstance(v, Tensor) for v in candidate.values())
+        ):
+            return candidate
+    raise CheckpointError(
+        f"No state dict was found in the checkpoint: save `net.state_dict()`, alone or under one of "
+        f"{', '.join(STATE_KEYS)}."
+    )
+
+
+def _checked(state: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Plain dense finite numbers under names, all of their own, no more than the file could hold."""
+    if len(state) > MAX_TENSORS:
+        raise CheckpointError(f"The checkpoint has {len(state)} tensors, at most {MAX_TENSORS} are read.")
+    if not all(isinstance(name, str) for name in state):
+        raise CheckpointError("The names of the checkpoint's weights must be text: save `net.state_dict()`.")
+    odd = next((value.dtype for value in state.values() if value.dtype not in NUMBERS), None)
+    if odd is not None:
+        raise CheckpointError(f"The checkpoint holds {odd}, which is not read: save plain float weights.")
+    if sum(value.numel() * max(value.element_size(), 4) for value in state.values()) > MAX_BYTES:
+        raise CheckpointError(
+            f"The weights take more than {MAX_BYTES / 1e6:.0f} MB: bring a smaller network."
+        )
+    kept = {}
+    for name, value in state.items():
+        if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
+            raise CheckpointError(
+                f"{name!r} holds {value.dtype} in layout {value.layout}: save plain float weights."
+            )
+        if value.is_floating_point():
+            value = value.detach().to(torch.float32, copy=True)
+            if not bool(torch.isfinite(value).all()):
+                raise CheckpointError(
+                    f"{name!r} holds NaN or infinity: bring weights of a training that went well."
+                )
+        else:
+            value = value.detach().clone()
+        kept[name] = value
+    if kept and all(name.startswith("module.") for name in kept):
+        kept = {name.removeprefix("module."): value for name, value in kept.items()}
+    return kept
+
+
+def _first(value: object) -> object:
+    return value[0] if isinstance(value, list | tuple) and value else value
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 100_000 else None
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -1,0 +1,218 @@
+"""Images out of a file that nobody vouches for: a zip archive of class folders, or a parquet file. Nothing is unpacked
+to the disk, sizes are bounded before anything is decoded. No torch here."""
+
+from __future__ import annotations
+
+import lzma
+import stat
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from npd_core.data import parquet
+from npd_core.errors import ConfigError, StorageError
+
+MAX_DECODED = 1_500_000_000
+"""Bytes of all pictures together, at the size that the network sees."""
+MOST_DIGITS = 6
+DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, ValueError, NotImplementedError, EOFError)
+"""What reading a zip archive raises that is not as it should be."""
+MAX_FILE = 300_000_000
+"""Bytes of the file itself, and of all it unpacks to."""
+MAX_IMAGES = 20_000
+MAX_ENTRIES = 50_000
+"""Entries of an archive, folders and other files counted."""
+MAX_IMAGE = 20_000_000
+"""Bytes of one image file."""
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".gif")
+LAYOUT = "put the images of each class into a folder of its own"
+
+
+class Images(NamedTuple):
+    """Decoded images with their labels."""
+
+    images: NDArray[np.uint8]
+    """(N, 3, size, size)."""
+    labels: NDArray[np.int64]
+    """(N,), in [0, num_classes)."""
+    classes: tuple[str, ...]
+    """One name a class of the network."""
+
+
+def read_images(path: Path, size: int, num_classes: int) -> Images:
+    """Every image of the file, resized to `size`.
+
+    Folders (or class names of a parquet file) get their labels in alphabetical order, as torchvision's ImageFolder
+    gives them; folders whose names are all whole numbers are labels themselves.
+
+    Args:
+        path: a .zip or a .parquet file, told apart by its first bytes.
+        num_classes: of the network.
+    Raises:
+        ConfigError: too large, too many images, or classes that are not those of the network.
+        StorageError: damaged, or an image that cannot be decoded.
+    """
+    if path.stat().st_size > MAX_FILE:
+        raise ConfigError(
+            f"The images take more than {MAX_FILE / 1e6:.0f} MB: bring fewer, a few thousand are plenty."
+        )
+    with path.open("rb") as file:
+        start = file.read(4)
+    try:
+        if start == b"PAR1":
+            return _parquet(path, size, num_classes)
+        if start[:2] == b"PK":
+            return _zip(path, size, num_classes)
+    except MemoryError as error:
+        raise ConfigError("The images need more memory than there is: bring fewer.") from error
+    raise StorageError("The images must come as a .zip archive of class folders or as a .parquet file.")
+
+
+def _zip(path: Path, size: int, num_classes: int) -> Images:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = _entries(archive)
+            coded = [_content(archive, entry) for entry, _ in entries]
+    except DAMAGE as error:
+        raise StorageError(f"The archive is damaged ({_line(error)}): pack it again.") from error
+    _room(len(coded), size)
+    folders = [folder for _, folder in entries]
+    classes, label = _labels(sorted(set(folders)), num_classes)
+    labels = np.asarray([label[folder] for folder in folders], np.int64)
+    return Images(_decoded(coded, size, [entry.filename for entry, _ in entries]), labels, classes)
+
+
+def _entries(archive: zipfile.ZipFile) -> list[tuple[zipfile.ZipInfo, str]]:
+    """Images of the archive with the name of their folder, by path; every entry checked before any is unpacked."""
+    listed = archive.infolist()
+    if len(listed) > MAX_ENTRIES:
+        raise ConfigError(
+            f"The archive has {len(listed)} entries, at most {MAX_ENTRIES} are read: bring fewer images."
+        )
+    found = []
+    for entry in listed:
+        parts = PurePosixPath(entry.filename).parts
+        if "\\" in entry.filename or entry.filename.startswith("/") or ".." in parts or ":" in entry.filename:
+            raise ConfigError(
+                f"The archive names a place outside of itself ({entry.filename[:60]!r}): pack it again."
+            )
+        if stat.S_ISLNK(entry.external_attr >> 16):
+            raise ConfigError(
+                f"The archive holds a link ({entry.filename[:60]!r}): pack the images themselves."
+            )
+        if entry.is_dir() or any(part.startswith((".", "__MACOSX")) for part in parts):
+            continue
+        if not entry.filename.lower().endswith(ENDINGS):
+            continue
+        if entry.flag_bits & 1:
+            raise ConfigError("The archive is locked with a password: pack it without one.")
+        if entry.file_size > MAX_IMAGE:
+            raise ConfigError(
+                f"{entry.filename[:60]!r} has more than {MAX_IMAGE / 1e6:.0f} MB: bring smaller images."
+            )
+        if len(parts) < 2:
+            raise ConfigError(f"{entry.filename[:60]!r} lies in no folder: {LAYOUT}.")
+        found.append((entry, parts[-2]))
+    if not found:
+        raise ConfigError(f"The archive holds no image ({', '.join(ENDINGS)}): {LAYOUT}.")
+    if len(found) > MAX_IMAGES:
+        raise ConfigError(
+            f"The archive holds {len(found)} images, at most {MAX_IMAGES} are read: bring fewer."
+        )
+    if sum(entry.file_size for entry, _ in found) > MAX_FILE:
+        raise ConfigError(
+            f"The archive would unpack to more than {MAX_FILE / 1e6:.0f} MB: bring fewer images."
+        )
+    return sorted(found, key=lambda pair: pair[0].filename)
+
+
+def _content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """The bytes of an entry, never more than it says that it has."""
+    with archive.open(entry) as file:
+        content = file.read(entry.file_size + 1)
+    if len(content) != entry.file_size:
+        raise zipfile.BadZipFile(f"{entry.filename[:60]!r} is not as large as it says")
+    return content
+
+
+def _labels(names: Sequence[str], num_classes: int) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Class names of the network by label, and the label of each folder."""
+    if all(name.isascii() and name.isdigit() and len(name) <= MOST_DIGITS for name in names):
+        label = {name: int(name) for name in names}
+        if max(label.values()) >= num_classes:
+            raise ConfigError(
+                f"Folder {max(label.values())} is no class of the network, which has 0 to {num_classes - 1}: name the "
+                "folders by the labels that the network was trained with."
+            )
+        return tuple(f"class {k}" for k in range(num_classes)), label
+    if len(names) != num_classes:
+        raise ConfigError(
+            f"The network has {num_classes} classes and the images have {len(names)} folders: bring a folder for each "
+            f"class, or name the folders by their labels, 0 to {num_classes - 1}."
+        )
+    return tuple(name[:60] for name in names), {name: k for k, name in enumerate(names)}
+
+
+def _parquet(path: Path, size: int, num_classes: int) -> Images:
+    try:
+        about = pq.ParquetFile(path).metadata
+        unpacked = sum(about.row_group(k).total_byte_size for k in range(about.num_row_groups))
+        rows = about.num_rows
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise StorageError(f"The parquet file is damaged ({_line(error)}): export it again.") from error
+    if rows > MAX_IMAGES or unpacked > MAX_FILE:
+        raise ConfigError(
+            f"The parquet file holds {rows} images of {unpacked / 1e6:.0f} MB, at most {MAX_IMAGES} and "
+            f"{MAX_FILE / 1e6:.0f} MB are read: bring fewer."
+        )
+    if not rows:
+        raise ConfigError("The parquet file holds no image: export it again.")
+    _room(rows, size)
+    try:
+        names = parquet.class_names(path)
+        if parquet.unpacked(path) > MAX_FILE:
+            raise ConfigError(f"The images would unpack to more than {MAX_FILE / 1e6:.0f} MB: bring fewer.")
+        images, labels = parquet.read_images(path, num_classes, size)
+    except StorageError as error:
+        raise StorageError(_without(str(error), path)) from error
+    classes = names if len(names) == num_classes else tuple(f"class {k}" for k in range(num_classes))
+    return Images(images, labels, tuple(name[:60] for name in classes))
+
+
+def _room(count: int, size: int) -> None:
+    """Raises ConfigError where so many pictures of this size take too much memory."""
+    if count * 3 * size**2 > MAX_DECODED:
+        raise ConfigError(
+            f"{count} images of {size} x {size} pixels take more than {MAX_DECODED / 1e9:g} GB: bring fewer, or "
+            "ask for a smaller size."
+        )
+
+
+def _decoded(coded: Sequence[bytes], size: int, names: Sequence[str]) -> NDArray[np.uint8]:
+    out = np.empty((len(coded), 3, size, size), np.uint8)
+    for start in range(0, len(coded), parquet.CHUNK):
+        part = slice(start, start + parquet.CHUNK)
+        try:
+            out[part] = parquet.decode_images(coded[part], size, name="images", rows=range(start, len(coded)))
+        except StorageError as error:
+            row = int(str(error).split("row ")[1].split(":")[0])
+            raise StorageError(
+                f"{names[row][:80]!r} is no image that can be decoded: leave it out."
+            ) from error
+    return out
+
+
+def _without(message: str, path: Path) -> str:
+    """A message of the readers of our own data, which name the file on the server and a command to fetch it again."""
+    return message.replace(str(path), "The parquet file").replace("; fetch it again.", "; export it again.")
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

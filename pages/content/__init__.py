@@ -1,0 +1,1 @@
+"""Texts of the app: the glossary and the lessons."""

@@ -1,0 +1,201 @@
+"""The page for networks that a visitor brings."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import time
+import tomllib
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from streamlit.testing.v1 import AppTest
+
+from npd_core import paths
+from npd_core.data.load import load_dataset
+from npd_core.runs.queue import manager
+from npd_core.runs.store import RunStore
+from npd_core.uploads.entry import Settings, bring
+from npd_core.zoo.card import Card
+from npd_core.zoo.weights import load_backdoored
+
+Open = Callable[..., AppTest]
+
+
+def errors(page: AppTest) -> list[str]:
+    assert not page.exception, page.exception
+    return [element.value for element in page.error]
+
+
+@pytest.fixture
+def files(tiny_zoo: str, runs_dir: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A checkpoint and a zip archive of clean pictures."""
+    torch.save(load_backdoored(tiny_zoo).net.net.state_dict(), tmp_path / "net.pt")
+    data = load_dataset("signs", "test")
+    with zipfile.ZipFile(tmp_path / "clean.zip", "w") as archive:
+        for k in range(96):
+            file = io.BytesIO()
+            Image.fromarray(data.images[k].permute(1, 2, 0).numpy()).save(file, "PNG")
+            archive.writestr(f"{int(data.labels[k])}/{k}.png", file.getvalue())
+    return tmp_path / "net.pt", tmp_path / "clean.zip"
+
+
+@pytest.fixture
+def brought(files: tuple[Path, Path]) -> Card:
+    return bring(*files, Settings(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)))
+
+
+def upload(page: AppTest, files: tuple[Path, Path]) -> None:
+    for name, path in zip(("own_checkpoint", "own_clean"), files, strict=True):
+        page.file_uploader(key=name).upload(path.name, path.read_bytes())
+
+
+def test_the_server_takes_uploads_as_large_as_the_page_offers(
+    open_page: Open, tiny_zoo: str, runs_dir: Path
+) -> None:
+    most = tomllib.loads((paths.ROOT / ".streamlit" / "config.toml").read_text())["server"]["maxUploadSize"]
+    page = open_page("my_models").run()
+    assert errors(page) == []
+    offered = {box.key: box.proto.max_upload_size_mb for box in page.file_uploader}
+    assert offered["own_checkpoint"] >= 45, "a network of width 64"
+    assert max(offered.values()) <= most
+
+
+def test_files_are_checked_and_the_network_opens(open_page: Open, files: tuple[Path, Path]) -> None:
+    page = open_page("my_models").run()
+    assert errors(page) == []
+    assert page.button(key="own_bring").disabled
+    upload(page, files)
+    page.selectbox(key="own_normalisation").set_value("Signs")
+    page.run()
+    page.button(key="own_bring").click().run()
+    assert errors(page) == []
+    (own,) = (
+        page.query_params["own"] if isinstance(page.query_params["own"], list) else [page.query_params["own"]]
+    )
+    assert paths.own(own) is not None
+    shown = {metric.label: metric.value for metric in page.metric}
+    assert shown["Pictures to train on"] == shown["Pictures held out"] == "48"
+    assert float(shown["Clean accuracy"].rstrip("%")) > 90
+    assert page.selectbox(key="own_layer").value == "stream:layer4.0"
+
+
+def test_refusals_are_sentences_and_nothing_is_kept(open_page: Open, files: tuple[Path, Path]) -> None:
+    page = open_page("my_models").run()
+    wrong = files[1].with_name("wrong.pt")
+    wrong.write_bytes(files[1].read_bytes())
+    upload(page, (wrong, files[1]))
+    page.run()
+    page.button(key="own_bring").click().run()
+    (said,) = errors(page)
+    assert "checkpoint" in said
+    assert "own" not in page.query_params
+    assert not (paths.runs() / ".own").exists()
+
+
+def test_polarize_compare_and_remove(open_page: Open, brought: Card) -> None:
+    page = open_page("my_models", own=brought.id).run()
+    assert errors(page) == []
+    page.slider(key="own_epochs").set_value(1)
+    page.run()
+    page.button(key="own_polarize").click().run()
+    assert errors(page) == []
+    (run,) = manager().store.list()
+    assert run.request.model == brought.id
+    assert run.request.clean == 48
+    run = manager().wait(run.id, 60)
+    assert (run.state, run.message) == ("finished", "")
+    time.sleep(0.05)
+    page.run()
+    assert errors(page) == []
+    assert page.query_params["own_run"] == run.id
+    newer = RunStore(run.folder.parent).create(replace(run.request, clean=24))
+    assert [open_page("my_models", own=brought.id, **named).run().selectbox(key="own_run").value
+            for named in ({}, {"own_run": run.id})] == [newer, run.id]  # fmt: skip
+    shutil.rmtree(run.folder.parent / newer)
+    labels = [metric.label for metric in page.metric]
+    assert "ACC, held out" in labels
+    assert not any("ASR" in label for label in labels)
+    assert any("cannot be known" in info.value for info in page.info)
+    assert len(page.get("download_button")) == 4
+    page.button(key="own_resist").click().run()
+    assert errors(page) == []
+    shares = page.dataframe[-1].value["pictures that keep their class"]
+    assert len(shares) == 3
+    assert shares.between(0, 1).all()
+    page.button(key="own_remove").click().run()
+    assert errors(page) == []
+    assert not brought.folder.exists()
+    assert not {"own", "own_run"} & set(page.query_params)
+    assert page.button(key="own_bring").disabled
+
+
+def test_the_network_is_there_again_after_another_page_until_another_is_wanted(
+    open_page: Open, brought: Card
+) -> None:
+    page = open_page("my_models", own=brought.id).run()
+    page.query_params.clear()  # as the menu does
+    page.run()
+    assert errors(page) == []
+    assert page.query_params["own"] == brought.id
+    assert page.button(key="own_polarize")
+    page.button(key="own_another").click().run()
+    for _ in range(2):
+        assert errors(page) == []
+        assert "own" not in page.query_params
+        assert page.button(key="own_bring").disabled
+        page.run()
+
+
+def test_unknown_and_foreign_addresses(open_page: Open, tiny_zoo: str, runs_dir: Path) -> None:
+    page = open_page("my_models", own="own-0123456789abcdef").run()
+    assert ["bring it again" in text for text in errors(page)] == [True]
+    page.query_params.clear()
+    assert errors(page.run()) == [], "it is not come back to"
+    page = open_page("my_models", own=tiny_zoo).run()
+    assert ["model of the zoo" in text for text in errors(page)] == [True]
+
+
+def test_an_honest_network_of_the_zoo_is_not_taken_for_a_brought_one(
+    tiny_zoo_folder: Path, tiny_zoo: str, runs_dir: Path, tmp_path: Path, open_page: Open, monkeypatch
+) -> None:
+    honest = tmp_path / "zoo" / "signs-clean-preact_resnet18-w4"
+    shutil.copytree(tiny_zoo_folder / tiny_zoo, honest)
+    card = json.loads((honest / "card.json").read_text())
+    card |= {
+        "id": honest.name,
+        "attack": "clean",
+        "attack_params": {},
+        "target": "none",
+        "asr": None,
+        "ra": None,
+    }
+    (honest / "card.json").write_text(json.dumps(card))
+    monkeypatch.setenv("NPD_ZOO_DIR", str(honest.parent))
+    page = open_page("my_models", own=honest.name).run()
+    assert ["model of the zoo" in text for text in errors(page)] == [True]
+    assert page.button(key="own_bring").disabled
+
+
+def test_runs_of_brought_networks_are_not_shown_to_others(open_page: Open, brought: Card) -> None:
+    from npd_core.config.request import DefenseRequest
+    from npd_core.runs.store import RunStore
+    from npd_core.uploads.entry import suggested_config
+
+    RunStore(paths.runs()).create(
+        DefenseRequest(model=brought.id, clean=48, config=suggested_config(brought))
+    )
+    page = open_page("runs").run()
+    assert errors(page) == []
+    assert "no runs yet" in page.info[0].value
+    page = open_page("runs")
+    page.session_state["_own"] = {brought.id}
+    page.run()
+    assert errors(page) == []
+    assert list(page.dataframe[0].value["model"]) == [brought.id]

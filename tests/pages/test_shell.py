@@ -1,0 +1,146 @@
+"""What every page shares: a damaged card is told, a booth waits for its visitor's runs, links know where the app is."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+from npd_core.runs.store import Owner, Run, RunStore
+from pages.shared import lesson_view
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+OWN = "own-0123456789abcdef"
+Open = Callable[..., AppTest]
+
+
+@pytest.fixture
+def open_app() -> Open:
+    """Opens a page of the whole app, as `open_app("runs", run="...")`, or goes there from `app`; it has not run yet."""
+
+    def build(name: str, app: AppTest | None = None, **query: str) -> AppTest:
+        if app is None:
+            app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=180)
+        app.switch_page(f"pages/{name}.py")
+        app.query_params = dict(query)
+        return app
+
+    return build
+
+
+@pytest.mark.parametrize("name", ["lab", "runs"])
+def test_a_damaged_card_is_told_once_and_the_other_models_stay(
+    name: str,
+    tiny_zoo_folder: Path,
+    tiny_zoo: str,
+    runs_dir: Path,
+    tmp_path: Path,
+    open_page: Callable[..., AppTest],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    zoo = tmp_path / "zoo"
+    shutil.copytree(tiny_zoo_folder, zoo)
+    damaged = zoo / "signs-blended-preact_resnet18-w4"
+    damaged.mkdir()
+    (damaged / "card.json").write_text("{ not json")
+    monkeypatch.setenv("NPD_ZOO_DIR", str(zoo))
+    page = open_page(name).run()
+    assert not page.exception, page.exception
+    assert [damaged.name in element.value for element in page.warning] == [True]
+    assert len(page.selectbox(key="model").options) == 1
+    assert page.selectbox(key="model").value == tiny_zoo
+    (damaged / "card.json").unlink()
+    page.run()
+    assert not page.warning, "mended"
+
+
+@pytest.mark.parametrize(
+    ("address", "waits"),
+    [
+        ({"run": "{run}"}, True),
+        ({"comparison": "0123,{run}"}, True),
+        ({"own": OWN}, True),
+        ({"model": "signs-badnets_a2o-preact_resnet18-w4"}, False),
+        ({}, False),
+    ],
+)
+def test_a_run_of_the_visitor_is_named_by_the_address(
+    address: dict[str, str], waits: bool, make_run: Callable[..., Run]
+) -> None:
+    ended = make_run()
+    model = OWN if "own" in address else ended.request.model
+    active = replace(ended, state="running", request=replace(ended.request, model=model))
+    said = {name: value.format(run=active.id) for name, value in address.items()}
+    assert lesson_view.named([active], said) == ({active.id} if waits else set())
+
+
+@pytest.mark.parametrize("start", ["run", "comparison"])
+def test_a_booth_waits_for_the_run_of_its_visitor_on_every_page(
+    start: str, make_run: Callable[..., Run], runs_dir: Path, open_app: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy: list[bool] = []
+    monkeypatch.setattr(lesson_view, "countdown", lambda **said: busy.append(said["busy"]))
+    ended, store, owner = make_run(), RunStore(runs_dir), Owner(runs_dir)
+    going = store.create(replace(ended.request, clean=24), owner=owner.name)
+    others = store.create(replace(ended.request, clean=48), owner=owner.name)
+    page = open_app("runs", booth="1").run()
+    assert busy == [False], "the run of somebody else"
+    page = (
+        open_app("comparison", page, runs=f"{ended.id},{going}")
+        if start == "comparison"
+        else open_app("lab", page, run=going)
+    )
+    page.run()
+    page.selectbox(key="run").select("none").run()
+    page = open_app("glossary", page).run()
+    assert not page.exception, page.exception
+    assert "comparison" not in page.query_params
+    assert "run" not in page.query_params
+    assert busy[-1]
+    store.set_state(going, "stopped", ended=2.0)
+    page.run()
+    assert not busy[-1]
+    assert store.get(others).active
+    owner.release()
+
+
+@pytest.mark.parametrize(
+    ("url", "base", "page", "link"),
+    [
+        ("https://host/runs", "", "runs", "https://host/lab"),
+        ("https://host/npd/runs", "", "runs", "https://host/npd/lab"),
+        ("https://host/npd/runs", "npd", "runs", "https://host/npd/lab"),
+        ("https://host/lab/lab", "", "lab", "https://host/lab/lab"),
+        ("https://host/npd", "", "", "https://host/npd/lab"),
+        ("https://host/npd-", "npd-lab", "", "https://host/npd-lab/lab"),
+        ("https://host:8501/", "", "", "https://host:8501/lab"),
+        (None, "npd", "runs", "/lab"),
+    ],
+)
+def test_a_link_leads_to_where_the_app_is(
+    url: str | None, base: str, page: str, link: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(st.context), "url", url)
+    monkeypatch.setattr(st, "get_option", {"server.baseUrlPath": base}.get)
+    alone = AppTest.from_string("from pages.shared import downloads\ndownloads.share('lab', run='0123')")
+    alone.session_state["_page"] = page
+    alone.run()
+    assert not alone.exception, alone.exception
+    assert [element.value for element in alone.code] == [f"{link}?run=0123"]
+
+
+def test_a_page_knows_where_it_is(
+    make_run: Callable[..., Run], open_app: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run()
+    monkeypatch.setattr(type(st.context), "url", "https://host/npd/runs")
+    page = open_app("runs", run=run.id).run()
+    assert not page.exception, page.exception
+    assert [element.value for element in page.code] == [
+        f"https://host/npd/lab?model={run.request.model}&run={run.id}"
+    ]

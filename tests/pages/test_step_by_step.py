@@ -1,0 +1,118 @@
+"""Step by step: every scene is drawn, its numbers are those of the model, its place is in the address."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from npd_core.runs.store import Run
+
+Open = Callable[..., AppTest]
+TITLES = ["Eq. 1", "Eq. 5", "Eq. 4", "Eq. 4", "Eq. 5", "Eq. 2", "Eq. 3", "Eq. 5", "The polarizer learns"]
+
+
+def told(page: AppTest) -> str:
+    """All that a scene says in words and formulas."""
+    assert not page.exception, page.exception
+    assert [element.value for element in page.error] == []
+    return " ".join(
+        [page.subheader[0].value, *(e.value for e in page.latex), *(e.value for e in page.markdown)]
+    )
+
+
+def test_every_scene_has_its_equation_and_the_buttons_walk_through(tiny_zoo: str, open_page: Open) -> None:
+    page = open_page("step_by_step").run()
+    assert page.button(key="back").disabled
+    for number, title in enumerate(TITLES, start=1):
+        assert page.subheader[0].value.startswith(f"{number} · ")
+        assert title in told(page)
+        assert page.query_params.get("step", "1") in (str(number), [str(number)])
+        if number < len(TITLES):
+            page.button(key="next").click().run()
+    assert page.button(key="next").disabled
+    page.button(key="back").click().run()
+    assert page.subheader[0].value.startswith("8 · ")
+
+
+def test_the_numbers_are_those_of_the_model(tiny_zoo: str, open_page: Open) -> None:
+    import torch
+
+    from npd_core.data.clean import load_clean
+    from npd_core.zoo.weights import load_backdoored
+
+    clean = load_clean("signs", 360, 0)
+    net = load_backdoored(tiny_zoo).net
+    with torch.no_grad():
+        z = net(clean.images[7:8] / 255)[0].double()
+    order = [int(k) for k in z.argsort(descending=True) if int(k) != int(clean.labels[7])]
+    page = open_page("step_by_step", image="7", step="2").run()
+    said = told(page)
+    assert f"({float(z[int(clean.labels[7])]):.2f})" in said
+    assert f"largest logit, {float(z[order[0]]):.2f}" in said
+    page.pills(key="step").set_value(8).run()
+    assert not page.exception
+    table = page.table[0].value
+    loss = float(-z.log_softmax(0)[int(clean.labels[7])])
+    assert float(table["value"].iloc[0]) == pytest.approx(
+        loss, rel=0.02
+    )  # the identity start is one up to rounding
+    products = [float(value) for value in table["weight × value"].iloc[:4]]
+    assert float(table["weight × value"].iloc[4].strip("*")) == pytest.approx(sum(products), rel=2e-3)
+
+
+def test_without_weights_there_is_no_inner_level_and_the_walk_is_shorter(
+    tiny_zoo: str, open_page: Open
+) -> None:
+    page = open_page("step_by_step", lambda2="0", lambda3="0", step="3").run()
+    assert "No inner level" in told(page)
+    assert page.pills(key="step").options == ["1", "2", "3", "4", "5", "6"]
+    page = open_page("step_by_step", step="9").run()
+    assert "The polarizer learns" in told(page)
+    page.slider(key="lambda2").set_value(0.0)
+    page.slider(key="lambda3").set_value(0.0).run()
+    assert told(page).startswith("6 · The polarizer learns")
+
+
+def test_a_trained_polarizer_tells_the_readings_of_eq_4_apart(
+    make_run: Callable[..., Run], open_page: Open
+) -> None:
+    run = make_run(layer="layer4.1.conv1")
+    page = open_page("step_by_step", run=run.id, theta="trained").run()
+    assert "`layer4.1.conv1`" in told(page), "the layer is that of the run"
+    page.pills(key="step").set_value(2).run()
+    base = told(page)
+    assert "f_w(x)_k" in base
+    page.segmented_control(key="attack_on").set_value("polarized").run()
+    polarized = told(page)
+    assert r"\hat f_\theta(x)_k" in polarized
+    logits = [text.split("largest logit, ")[1][:5] for text in (base, polarized)]
+    assert logits[0] != logits[1]
+    page.segmented_control(key="theta").set_value("identity").run()
+    assert told(page).split("largest logit, ")[1][:4] == base.split("largest logit, ")[1][:4], (
+        "there f̂ is f_w"
+    )
+
+
+@pytest.mark.parametrize(
+    "query", [{"image": "999999"}, {"image": "x"}, {"step": "99"}, {"step": "x"}, {"theta": "?"}]
+)
+def test_garbage_in_the_address_falls_back(query: dict[str, str], tiny_zoo: str, open_page: Open) -> None:
+    assert told(open_page("step_by_step", **query).run()).startswith("1 · ")
+
+
+def test_refused_settings_are_one_sentence(tiny_zoo: str, open_page: Open) -> None:
+    page = open_page("step_by_step", layer="layer9").run()
+    assert not page.exception
+    assert [e.value.split(".")[0] for e in page.error] == ["Unknown layer 'layer9'"]
+
+
+def test_without_models_the_page_says_how_to_get_one(
+    open_page: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NPD_ZOO_DIR", str(tmp_path / "empty"))
+    page = open_page("step_by_step").run()
+    assert not page.exception
+    assert "npd zoo train" in page.info[0].value
