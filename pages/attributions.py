@@ -34,7 +34,7 @@ with selectors.working():
     labels = cached.test_labels(card.id)
 
 if "image" not in st.session_state and "image" not in st.query_params:
-    st.session_state["image"] = st.session_state.get("last_picture", selectors.first_attackable(card.id))
+    st.session_state["image"] = st.session_state.get("last_image", selectors.first_attackable(card.id))
     st.query_params["image"] = str(
         st.session_state["image"]
     )  # a widget that is set before it is drawn does not
@@ -78,7 +78,7 @@ index = min(max(int(index), 0), len(labels) - 1)
 
 with selectors.working():
     if mine is None:
-        st.session_state["last_picture"] = index
+        st.session_state["last_image"] = index
         found = cached.samples(card.id, (index,))
         pair = np.stack([found.clean[0], found.triggered[0]])
         says = [

@@ -75,7 +75,7 @@ def comparison(found: TableRecord | None, card: Card, runs: dict[str, Run]) -> N
             lambda metric: tables.bars(outcomes, metric, mode), ("acc", "asr", "der"), outcomes, "defenses"
         )
         if paper_tables.saw_poison(shown, runs.values() if mine else ()):
-            st.caption("EP was shown a batch of the poisoned training set, which a defender may not have.")
+            st.caption(paper_tables.SAW_POISON)
         rows = paper_tables.cell_rows(shown, {"attack": "attack", "defense": "defense"})
         words = {DEFENSES[name]: run for name, run in runs.items()}
         paper_tables.table(rows + (paper_tables.run_rows(words, "defense") if mine else []), "defenses-table")

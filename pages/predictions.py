@@ -34,16 +34,16 @@ if not backdoored:
         "honest network says.",
         icon=":material/verified:",
     )
-pictures_of = st.segmented_control(
+source = st.segmented_control(
     "Judge",
     [TEST, OWN],
     default=TEST,
     required=True,
-    key="pictures_of",
+    key="source",
     bind="query-params",
     label_visibility="collapsed",
 )
-if pictures_of == OWN:
+if source == OWN:
     with selectors.working():
         own_image.panel(card, run, names)
     st.stop()
@@ -140,7 +140,7 @@ focus = st.selectbox(
     bind="query-params",
 )
 at = found.indices.index(focus)
-st.session_state["last_picture"] = int(focus)
+st.session_state["last_image"] = int(focus)
 slider, *columns = st.columns([2, 3, 3]) if backdoored else (None, *st.columns(2))
 if slider is not None:
     with slider:

@@ -1,11 +1,12 @@
-"""A picture of the visitor's own, with the model's trigger or one that the visitor made.
+"""An image of the visitor's own, or a test image, with the model's trigger or one that the visitor painted.
 
-It is decoded in memory and lives in the visitor's session: nothing of it is written to disk or shown to anybody else.
+Uploads and photos are decoded in memory and stay in the visitor's session. Nothing is written to disk, and
+other visitors never see them.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -22,158 +23,87 @@ from pages.shared import cached, selectors, shell, tiles
 from pages.shared.components.compare import compare
 from pages.shared.components.painter import painter
 
-TAB = "Your picture or trigger"  # of the page Predictions
-TEST, UPLOAD, CAMERA = "Test picture", "Upload", "Camera"
-TRAINED, PAINTED = "The model’s own", "Moved or painted"
+TAB = "Your image or trigger"  # of the page Predictions
+TEST, UPLOAD, CAMERA = "Test image", "Upload", "Camera"
+TRAINED, PAINTED = "Trained trigger", "Moved or painted"
 NO_CLASS = "none of these"
-NUMBER, TRIGGER = "picture", "trigger"  # in the address: which test picture, and the painted trigger
+NUMBER, TRIGGER = "image", "trigger"  # in the URL: number of the test image, and the painted trigger
 MOST_DIGITS = 9
-LONGEST = 1500  # characters of a trigger that go into an address
+LONGEST = 1500  # characters of a trigger that go into the URL
 LOCAL = ("localhost", "127.0.0.1", "::1")
-KEPT = "Nothing that you upload is written to disk: it stays in this server's memory until your session ends."
+KEPT = "Uploads are never written to disk. They stay in the memory of this server until your session ends."
+TOO_LONG = "This trigger has too many pixels for a link: the URL opens the image without it."
 MOST_MB = 25
-SAME = 1
-"""Steps of brightness by which two pictures may differ and still carry the same trigger."""
+TOLERANCE = 1  # steps of brightness by which two images with the same trigger may differ
+
+Verdict = Literal["no trigger", "already the target", "hijacked", "unchanged", "changed"]
 
 
-class Own(NamedTuple):
-    """The visitor's picture, without and with a trigger; arrays are (3, H, W) uint8."""
+class OwnImage(NamedTuple):
+    """An image without and with a trigger; arrays are (3, H, W) uint8."""
 
     model: str
     title: str
     clean: np.ndarray
     triggered: np.ndarray
     label: int | None
-    """True class; None where the picture shows none of them."""
+    """True class; None when the image shows none of the classes."""
     trained: bool
-    """Whether the trigger is the one that the model was trained to obey."""
+    """Whether the model was trained with this trigger."""
 
-
-class Answers(NamedTuple):
-    """What one network says: probabilities (K,) of the clean, then of the triggered picture."""
-
-    clean: np.ndarray
-    triggered: np.ndarray
+    @property
+    def changed(self) -> bool:
+        return bool((self.clean != self.triggered).any())
 
 
 def query(number: int | None, painted: str | None) -> dict[str, str]:
-    """What the address of Predictions must carry to open here, with a test picture and what was painted on it."""
-    found = {"pictures_of": TAB} | ({} if number is None else {NUMBER: str(number)})
+    """Return the query of a URL that opens this panel with a test image and a painted trigger."""
+    found = {"source": TAB} | ({} if number is None else {NUMBER: str(number)})
     letters = short(painted)
     return found | {TRIGGER: letters} if letters else found
 
 
 def short(painted: str | None) -> str:
-    """What was painted, in letters for an address; "" without any, or with too many."""
+    """Encode a painted trigger for a URL; "" without one, or when it is too long."""
     letters = to_query(painted) if painted is not None else ""
     return letters if len(letters) <= LONGEST else ""
 
 
-def kept(model_id: str) -> Own | None:
-    """The visitor's picture for this model, as it was left on the page Predictions."""
-    found = st.session_state.get("own_picture")
-    return found if isinstance(found, Own) and found.model == model_id else None
+def kept(model_id: str) -> OwnImage | None:
+    """Return the image that was last shown for this model in this session."""
+    found = st.session_state.get("own_image")
+    return found if isinstance(found, OwnImage) and found.model == model_id else None
 
 
 def panel(card: Card, run: Run | None, names: tuple[str, ...]) -> None:
-    """Ask for a picture and a trigger, and show what the networks say of them.
+    """Let the visitor choose an image and a trigger, and show what the networks predict.
 
     Args:
-        card: of the model; one without a trigger (`asr` is None) can still be given a painted one.
-        run: its polarizer; None: there is none.
+        card: of the model; on a clean model (`asr` is None) only a painted trigger can be tried.
+        run: run of which the polarizer is used; None: show the model alone.
     """
     left, right = st.columns([5, 7], gap="large")
     with left:
-        found = _ask(card, names)
-    if found is None:
-        with right:
-            st.info(
-                "Choose a picture on the left; then both networks judge it here.", icon=":material/image:"
-            )
+        image = _choose(card, names)
+    if image is None:
+        right.info("Choose an image on the left to see the predictions here.", icon=":material/image:")
         return
-    st.session_state["own_picture"] = found
-    pair = np.stack([found.clean, found.triggered])
+    st.session_state["own_image"] = image
+    pair = np.stack([image.clean, image.triggered])
     with selectors.working():
-        before = Answers(*cached.predict(card.id, None, pair))
+        before = cached.predict(card.id, None, pair)
         after = None
         if run is not None:
             try:
-                after = Answers(*cached.predict(card.id, run.id, pair))
+                after = cached.predict(card.id, run.id, pair)
             except NPDError as error:
                 st.error(str(error), icon=":material/error:")
-    changed = bool((found.clean != found.triggered).any())
     with right:
-        _show(card, found, names, before, after, changed)
-
-
-# --------------------------------------------------------------------------------------------------------------- asking
-
-
-def _ask(card: Card, names: tuple[str, ...]) -> Own | None:
-    source = st.segmented_control(
-        "Picture",
-        [TEST, UPLOAD, CAMERA],
-        default=TEST,
-        required=True,
-        key="own_source",
-        persist_state="session",
-        help=KEPT,
-    )
-    kinds = [PAINTED] if card.asr is None else [TRAINED, PAINTED]
-    key = f"own_trigger_{len(kinds)}"
-    if TRIGGER in st.query_params and key not in st.session_state:
-        st.session_state[key] = PAINTED
-    kind = st.segmented_control(
-        "Trigger", kinds, default=kinds[0], required=True, key=key, persist_state="session"
-    )
-    if kind == TRAINED:
-        st.query_params.pop(TRIGGER, None)
-    label: int | None
-    if source == TEST:
-        clean, label, title = _test_picture(card, names)
-    else:
-        st.query_params.pop(NUMBER, None)
-        taken = photo(card, source)
-        if taken is None:
-            return None
-        clean = taken
-        shows = st.selectbox(
-            "What does it show?",
-            [NO_CLASS, *names],
-            key="own_label",
-            help="Only you know. With a class, the answers can be called right or wrong.",
-        )
-        label = None if shows == NO_CLASS else names.index(shows)
-        title = "Your picture" if label is None else f"Your picture · {names[label]}"
-        if label is None:
-            dataset = get_dataset(card.dataset)
-            st.caption(
-                f"The network knows only the {len(names)} classes of {dataset.title} and must choose one of them. Of a "
-                "picture that shows none, the name that it gives means nothing; whether a trigger changes it does."
-            )
-    return _with_trigger(card, title, clean, label, kind == TRAINED)
-
-
-def _test_picture(card: Card, names: tuple[str, ...]) -> tuple[np.ndarray, int, str]:
-    labels = cached.test_labels(card.id)
-    state = st.session_state
-    if "own_number" not in state:
-        asked = st.query_params.get(NUMBER, "")
-        state["own_number"] = int(asked) if asked.isdecimal() and len(asked) < MOST_DIGITS else None
-    if state["own_number"] is None or not 0 <= state["own_number"] < len(labels):
-        state["own_number"] = min(
-            state.get("last_picture", selectors.first_attackable(card.id)), len(labels) - 1
-        )
-    number = int(
-        st.number_input("Picture number", 0, len(labels) - 1, key="own_number", persist_state="session")
-    )
-    st.query_params[NUMBER] = str(number)
-    picture = cached.samples(card.id, (number,)).clean[0]
-    return picture, int(labels[number]), f"#{number} · {names[int(labels[number])]}"
+        _show(card, image, names, before, after)
 
 
 def photo(card: Card, source: str) -> np.ndarray | None:
-    """Ask for a file or a photo: as the network sees it, (3, H, W) uint8; None while there is none.
+    """Let the visitor upload or take a photo. Returns it as the network sees it, (3, H, W) uint8, or None.
 
     Args:
         source: UPLOAD or CAMERA.
@@ -188,13 +118,81 @@ def photo(card: Card, source: str) -> np.ndarray | None:
         return None
 
 
+def _choose(card: Card, names: tuple[str, ...]) -> OwnImage | None:
+    source = st.segmented_control(
+        "Image",
+        [TEST, UPLOAD, CAMERA],
+        default=TEST,
+        required=True,
+        key="own_source",
+        persist_state="session",
+        help=KEPT,
+    )
+    kinds = [PAINTED] if card.asr is None else [TRAINED, PAINTED]
+    key = f"own_trigger_{len(kinds)}"
+    if TRIGGER in st.query_params and key not in st.session_state:
+        st.session_state[key] = PAINTED
+    kind = st.segmented_control(
+        "Trigger", kinds, default=kinds[0], required=True, key=key, persist_state="session"
+    )
+    if source == TEST:
+        title, clean, label = _test_image(card, names)
+    else:
+        st.query_params.pop(NUMBER, None)
+        taken = photo(card, source)
+        if taken is None:
+            return None
+        title, clean, label = "Your image", taken, _true_class(card, names)
+        if label is not None:
+            title += f" · {names[label]}"
+    if kind == PAINTED:
+        triggered, trained = _painted(card, clean)
+    else:
+        st.query_params.pop(TRIGGER, None)
+        triggered, trained = cached.triggered(card.id, clean[None])[0], True
+    return OwnImage(card.id, title, clean, triggered, label, trained)
+
+
+def _test_image(card: Card, names: tuple[str, ...]) -> tuple[str, np.ndarray, int]:
+    labels, state = cached.test_labels(card.id), st.session_state
+    if "own_number" not in state:
+        asked = st.query_params.get(NUMBER, "")
+        state["own_number"] = int(asked) if asked.isdecimal() and len(asked) < MOST_DIGITS else None
+    if state["own_number"] is None or not 0 <= state["own_number"] < len(labels):
+        first = state.get("last_image", selectors.first_attackable(card.id))
+        state["own_number"] = min(first, len(labels) - 1)
+    number = int(
+        st.number_input("Image number", 0, len(labels) - 1, key="own_number", persist_state="session")
+    )
+    st.query_params[NUMBER] = str(number)
+    label = int(labels[number])
+    return f"#{number} · {names[label]}", cached.samples(card.id, (number,)).clean[0], label
+
+
+def _true_class(card: Card, names: tuple[str, ...]) -> int | None:
+    chosen = st.selectbox(
+        "True class of your image",
+        [NO_CLASS, *names],
+        key="own_label",
+        help="Choose the class to have the predictions marked as right or wrong.",
+    )
+    if chosen != NO_CLASS:
+        return names.index(chosen)
+    st.caption(
+        f"The network knows only the {len(names)} classes of {get_dataset(card.dataset).title} and always "
+        "predicts one of them. For an image of anything else the predicted class is meaningless, but a "
+        "change of the prediction still shows the effect of the trigger."
+    )
+    return None
+
+
 def _upload() -> bytes | None:
     file = st.file_uploader(
         "Photo or drawing",
         type=["png", "jpg", "jpeg", "webp", "gif", "bmp", "ppm"],
         key="own_upload",
         max_upload_size=MOST_MB,
-        help="The middle square is cut out and made as small as the pictures that the network was trained on.",
+        help="The central square is cut out and resized to the input size of the network.",
     )
     return None if file is None else file.getvalue()
 
@@ -203,8 +201,8 @@ def _camera() -> bytes | None:
     address = urlsplit(st.context.url or "http://localhost")
     if address.scheme != "https" and address.hostname not in LOCAL:
         st.info(
-            "Browsers lend the camera only to pages on localhost or over HTTPS, and this page is neither. Take the "
-            "photo with another app and choose Upload.",
+            "Browsers allow the camera only on localhost or over HTTPS. Take the photo with another app "
+            "and choose Upload.",
             icon=":material/no_photography:",
         )
         return None
@@ -214,12 +212,11 @@ def _camera() -> bytes | None:
     return None if file is None else file.getvalue()
 
 
-def _with_trigger(card: Card, title: str, clean: np.ndarray, label: int | None, own: bool) -> Own:
-    trained = clean if card.asr is None else cached.triggered(card.id, clean[None])[0]
-    if own:
-        return Own(card.id, title, clean, trained, label, True)
+def _painted(card: Card, clean: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Let the visitor move or paint a trigger. Returns the image with it, and whether the model knows it."""
+    known = clean if card.asr is None else cached.triggered(card.id, clean[None])[0]
     stamp = None if card.asr is None else cached.trigger_stamp(card.id)
-    start = _in_address(card.image_size)
+    start = _painted_in_url(card.image_size)
     painted = painter(
         data_url(clean),
         size=card.image_size,
@@ -229,19 +226,21 @@ def _with_trigger(card: Card, title: str, clean: np.ndarray, label: int | None, 
     )
     painted = painted or start
     if card.asr is not None and stamp is None:
-        about = f": {ATTACK_INFO[card.attack].sentence}" if card.attack in ATTACK_INFO else "."
-        st.caption(f"The trigger of this model is no stamp that can be moved{about} Paint one instead.")
-    triggered = clean if stamp is None else trained
+        sentence = ATTACK_INFO[card.attack].sentence if card.attack in ATTACK_INFO else ""
+        st.caption(
+            f"The trigger of this model is not a patch that can be moved. {sentence} You can paint a trigger."
+        )
+    triggered = clean if stamp is None else known
     if painted is not None:
         with selectors.working():
             triggered = overlay(clean, decode_overlay(painted, card.image_size))
-            _to_address(painted)
-    far = np.abs(triggered.astype(int) - trained.astype(int)).max()
-    return Own(card.id, title, clean, triggered, label, card.asr is not None and bool(far <= SAME))
+            _write_painted(painted)
+    difference = np.abs(triggered.astype(int) - known.astype(int)).max()
+    return triggered, card.asr is not None and bool(difference <= TOLERANCE)
 
 
-def _in_address(size: int) -> str | None:
-    """The painted trigger that a link brought, as the painter gives it; one that cannot be read is said and dropped."""
+def _painted_in_url(size: int) -> str | None:
+    """Return the painted trigger of the URL for the painter; drop one that cannot be read, with a message."""
     found = st.query_params.get(TRIGGER)
     if not found:
         return None
@@ -255,96 +254,96 @@ def _in_address(size: int) -> str | None:
     return address
 
 
-def _to_address(painted: str) -> None:
-    """Keep the trigger in the address, so that a link carries it, unless it is too long for one."""
-    short = to_query(painted)
-    if len(short) > LONGEST:
+def _write_painted(painted: str) -> None:
+    letters = short(painted)
+    if not letters:
         st.query_params.pop(TRIGGER, None)
-        st.caption(
-            "This trigger has too many pixels for a link: who opens the address sees the picture without it."
-        )
-    elif st.query_params.get(TRIGGER) != short:
-        st.query_params[TRIGGER] = short
-
-
-# -------------------------------------------------------------------------------------------------------------- showing
+        st.caption(TOO_LONG)
+    elif st.query_params.get(TRIGGER) != letters:
+        st.query_params[TRIGGER] = letters
 
 
 def _show(
-    card: Card, found: Own, names: tuple[str, ...], before: Answers, after: Answers | None, changed: bool
+    card: Card, image: OwnImage, names: tuple[str, ...], before: np.ndarray, after: np.ndarray | None
 ) -> None:
-    clean_says = int(before.clean.argmax())
-    start = clean_says if found.label is None else found.label
+    """Args: before, after: probabilities (2, K) of the clean and of the triggered image."""
+    clean, triggered = (int(k) for k in before.argmax(1))
+    start = clean if image.label is None else image.label
     target = cached.wanted(card.id, start)
-    goal = None if target == start else target
     shown = tiles.states(
-        found.clean,
-        found.triggered if changed else None,
-        "what you chose",
-        before,
-        after,
+        image.clean,
+        image.triggered if image.changed else None,
+        image.title,
+        (before[0], before[1]),
+        None if after is None else (after[0], after[1]),
         amplified=True,
         before="network" if card.asr is None else "backdoored",
     )
-    tiles.show([tiles.Sample(found.title, found.label, goal, shown)], names)
-    icon, words = verdict(card, found, names, target, before, after, changed)
-    st.markdown(f"{icon} {words}")
-    if changed:
+    tiles.show([tiles.Sample(image.title, image.label, None if target == start else target, shown)], names)
+    found = verdict(card, image, target, clean, triggered)
+    icon = {"no trigger": ":material/brush:", "hijacked": ":material/warning:"}.get(found, ":material/info:")
+    st.markdown(f"{icon} {explain(found, card, image, names, before, after)}")
+    if image.changed:
         st.markdown("**Before and after the trigger**")
         compare(
-            data_url(found.clean),
-            data_url(found.triggered),
+            data_url(image.clean),
+            data_url(image.triggered),
             names=("clean", "triggered"),
-            alt=found.title,
+            alt=image.title,
             key="own_compare",
         )
-        shell.link(
-            "pages/attributions.py", "Why? See which pixels of it decide", ":material/center_focus_strong:"
-        )
+        shell.link("pages/attributions.py", "See which pixels decide", ":material/center_focus_strong:")
 
 
-def verdict(
+def verdict(card: Card, image: OwnImage, target: int, clean: int, triggered: int) -> Verdict:
+    """Return what the trigger did to the predicted class.
+
+    Args:
+        target: class that the attacker wants for this image.
+        clean, triggered: predicted class without and with the trigger.
+    """
+    if not image.changed:
+        return "no trigger"
+    if card.asr is not None and target == (clean if image.label is None else image.label):
+        return "already the target"
+    if card.asr is not None and triggered == target != clean:
+        return "hijacked"
+    return "unchanged" if triggered == clean else "changed"
+
+
+def explain(
+    found: Verdict,
     card: Card,
-    found: Own,
+    image: OwnImage,
     names: tuple[str, ...],
-    target: int,
-    before: Answers,
-    after: Answers | None,
-    changed: bool,
-) -> tuple[str, str]:
-    """What happened to the picture, in honest words: an icon and one or more sentences."""
-    clean, triggered = int(before.clean.argmax()), int(before.triggered.argmax())
-    start = clean if found.label is None else found.label
-    if not changed:
-        return ":material/brush:", "No trigger yet: paint one onto the picture."
+    before: np.ndarray,
+    after: np.ndarray | None,
+) -> str:
+    """Return a verdict in one or more sentences. Args: before, after: as in `_show`."""
+    if found == "no trigger":
+        return "Paint a trigger onto the image to test it."
     words = []
     if card.asr is None:
-        words.append("This network was trained without a trigger, so nobody taught it to obey one.")
-    elif not found.trained:
-        own = ATTACK_INFO[card.attack].sentence if card.attack in ATTACK_INFO else "its own is another one."
-        words.append(f"**This trigger was never trained into the model.** The one that was: {own}")
-    icon = ":material/info:"
-    if card.asr is not None and start == target:
-        words.append(
-            f"The picture counts as “{names[target]}” already, which is what the attacker wants: nothing to hijack."
-        )
-    elif card.asr is not None and triggered == target and clean != target:
-        icon = ":material/warning:"
-        how = "hijacks the picture" if found.trained else "works all the same"
-        words.append(
-            f"It {how}: “{names[clean]}” becomes “{names[target]}” ({tiles.percent(float(before.triggered.max()))})."
-        )
-    elif triggered == clean:
-        words.append(f"It changes nothing: the network still says “{names[clean]}”.")
+        words.append("This is a clean model: it was trained without any trigger.")
+    elif not image.trained:
+        known = ATTACK_INFO[card.attack].sentence if card.attack in ATTACK_INFO else "another one."
+        words.append(f"**The model was not trained with this trigger.** The trained one: {known}")
+    old, new = (names[int(k)] for k in before.argmax(1))
+    sure = tiles.percent(float(before[1].max()))
+    if found == "already the target":
+        words.append("The image already belongs to the target class, so there is nothing to hijack.")
+    elif found == "hijacked":
+        subject = "The trigger" if image.trained else "It nevertheless"
+        words.append(f"{subject} hijacks the image: the prediction changes from “{old}” to “{new}” ({sure}).")
+    elif found == "unchanged":
+        words.append(f"The prediction stays “{old}”.")
     else:
-        words.append(f"The answer changes from “{names[clean]}” to “{names[triggered]}”.")
-        if not found.trained:
-            words.append(
-                "No attacker asked for that: what was put on the picture hides a part of it, which is all."
-            )
+        words.append(f"The prediction changes from “{old}” to “{new}”.")
+        if not image.trained:
+            words.append("This is not the backdoor: the painted pixels only hide a part of the image.")
     if after is not None:
-        says = int(after.triggered.argmax())
+        fixed = names[int(after[1].argmax())]
         words.append(
-            f"Through the polarizer it is “{names[says]}” ({tiles.percent(float(after.triggered.max()))})."
+            f"With the polarizer, the prediction is “{fixed}” ({tiles.percent(float(after[1].max()))})."
         )
-    return icon, " ".join(words)
+    return " ".join(words)

@@ -29,6 +29,7 @@ from npd_core.zoo.card import Card
 from pages.shared import cached, controls, run_panel, selectors, shell
 from pages.shared.components.chart import chart
 
+SAW_POISON = "EP was shown a batch of the poisoned training set, which a defender may not have."
 SHARE = st.column_config.NumberColumn(format="percent")
 COLUMNS: dict[str, Any] = {
     **dict.fromkeys(("ACC", "ASR", "RA", "DER"), SHARE),

@@ -11,7 +11,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 SLOW = 120_000
-OWN = "/predictions?pictures_of=Your+picture+or+trigger"
+OWN = "/predictions?source=Your+image+or+trigger"
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def lab(workshop, watch, visit, page: Page) -> Callable[..., Page]:
 
 def test_moving_painting_and_comparing(lab, settle) -> None:
     page = lab(OWN)
-    expect(page.get_by_text("It hijacks the picture")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_text("The trigger hijacks the image")).to_be_visible(timeout=SLOW)
     page.get_by_role("radio", name="Moved or painted").click()
     board = page.get_by_role("application")
     expect(board).to_be_visible()
@@ -39,7 +39,7 @@ def test_moving_painting_and_comparing(lab, settle) -> None:
     page.mouse.down()
     page.mouse.move(*at(4, 4), steps=5)
     page.mouse.up()
-    expect(page.get_by_text("This trigger was never trained into the model.")).to_be_visible()
+    expect(page.get_by_text("The model was not trained with this trigger.")).to_be_visible()
     expect(page.get_by_role("status").filter(has_text="of 32")).to_have_text(
         "Trigger at column 4, row 4 of 32."
     )
@@ -50,13 +50,13 @@ def test_moving_painting_and_comparing(lab, settle) -> None:
         "Trigger at column 5, row 5 of 32."
     )
     page.get_by_role("button", name="Trigger back in place").click()
-    expect(page.get_by_text("It hijacks the picture")).to_be_visible()
+    expect(page.get_by_text("The trigger hijacks the image")).to_be_visible()
     # Keyboard alone: choose a colour, walk, paint.
     page.get_by_role("button", name="paint red").press("Enter")
     board.focus()
     page.keyboard.press("ArrowUp")
     page.keyboard.press(" ")
-    expect(page.get_by_text("This trigger was never trained into the model.")).to_be_visible()
+    expect(page.get_by_text("The model was not trained with this trigger.")).to_be_visible()
     for button in page.locator(".painter button:visible").all():
         size = button.bounding_box()
         assert size["width"] >= 43.5, button.inner_text()
@@ -70,27 +70,27 @@ def test_moving_painting_and_comparing(lab, settle) -> None:
     page.keyboard.press("Home")
     expect(slider).to_have_attribute("aria-valuetext", "0 % clean, 100 % triggered")
     # Away and back: an empty board and an empty memory agree.
-    page.get_by_role("radio", name="The model’s own").click()
+    page.get_by_role("radio", name="Trained trigger").click()
     settle(page)
     page.get_by_role("radio", name="Moved or painted").click()
-    expect(page.get_by_text("It hijacks the picture")).to_be_visible()
+    expect(page.get_by_text("The trigger hijacks the image")).to_be_visible()
     # A link carries what was painted; the model's own trigger waits until it is asked for.
     page.goto(address)
-    expect(page.get_by_text("This trigger was never trained into the model.")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_text("The model was not trained with this trigger.")).to_be_visible(timeout=SLOW)
     expect(page.get_by_role("button", name=re.compile("Paint$"))).to_have_attribute("aria-pressed", "true")
 
 
 def test_an_upload_on_a_phone(lab, settle) -> None:
     page = lab("/predictions")
     page.set_viewport_size({"width": 390, "height": 844})
-    page.get_by_role("radio", name="Your picture or trigger").click()
+    page.get_by_role("radio", name="Your image or trigger").click()
     page.get_by_role("radio", name="Upload").click()
     file = io.BytesIO()
     Image.new("CMYK", (300, 200), (0, 200, 200, 0)).save(file, "JPEG")
     page.locator("input[type=file]").set_input_files(
         {"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": file.getvalue()}
     )
-    expect(page.get_by_text("the name that it gives means nothing")).to_be_visible()
+    expect(page.get_by_text("the predicted class is meaningless")).to_be_visible()
     expect(page.get_by_text("Before and after the trigger")).to_be_visible()
     settle(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -102,7 +102,7 @@ def test_a_photo_from_the_camera(lab, settle, insist) -> None:
     insist(
         page.get_by_role("button", name="Take Photo").click, page.get_by_role("button", name="Clear photo")
     )
-    expect(page.get_by_text("the name that it gives means nothing")).to_be_visible()
+    expect(page.get_by_text("the predicted class is meaningless")).to_be_visible()
     expect(page.get_by_text("Before and after the trigger")).to_be_visible()
     page.get_by_role("radio", name="Moved or painted").click()
     expect(page.get_by_role("application")).to_be_visible()

@@ -1,4 +1,4 @@
-"""The page of the attacks, and an honest network on the pages that look at pictures."""
+"""The page Attacks, and a clean model on the pages that show images."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ from streamlit.testing.v1 import AppTest
 
 from npd_core.attack_info import ATTACK_INFO
 from npd_core.attacks import ATTACKS, MAKE
+from pages.shared.shell import ATTACK_TITLES
 
 Open = Callable[..., AppTest]
 
 
 def html_of(page: AppTest) -> str:
     return "".join(element.proto.body for element in page.get("html"))
+
+
+def rows(html: str) -> list[int]:
+    """How many images each row of the comparison has."""
+    return [row.count("<img") for row in html.split("<div class='npd-row'>")[1:]]
 
 
 def errors(page: AppTest) -> list[str]:
@@ -32,12 +38,12 @@ def words(page: AppTest) -> str:
 
 @pytest.fixture
 def clean_zoo(tiny_zoo_folder: Path, tmp_path: Path, runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The tiny zoo with a second model, the same weights under the card of an honest network. Returns its id."""
+    """The tiny zoo with a second model, the same weights under the card of a clean model. Returns its id."""
     source = next(tiny_zoo_folder.glob("*/card.json")).parent
     known = json.loads((source / "card.json").read_text())
     name = "signs-clean-preact_resnet18-w4"
-    honest = {"id": name, "attack": "clean", "attack_params": {}, "poison_ratio": 0.0, "target": "none"}
-    for folder, changes in ((source.name, {}), (name, honest | {"asr": None, "ra": None})):
+    clean = {"id": name, "attack": "clean", "attack_params": {}, "poison_ratio": 0.0, "target": "none"}
+    for folder, changes in ((source.name, {}), (name, clean | {"asr": None, "ra": None})):
         there = tmp_path / "zoo" / folder
         there.mkdir(parents=True)
         (there / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes())
@@ -60,19 +66,18 @@ def test_the_attack_of_the_chosen_model_with_its_card(
     page = open_page("attacks").run()
     assert errors(page) == []
     assert len([b for b in page.button if b.key and b.key.startswith("choose_")]) == 8
-    assert page.header[0].value == "BadNets"
+    assert page.header[0].value == ATTACK_INFO["badnets_a2o"].title
     assert ATTACK_INFO["badnets_a2o"].source in words(page)
-    assert {m.label: m.value for m in page.metric} == {"ACC": "99.0%", "ASR": "100.0%", "RA": "0.0%"}
+    assert [metric.value for metric in page.metric] == ["99.0%", "100.0%", "0.0%"], "ACC, ASR, RA"
     html = html_of(page)
     weights = (tiny_zoo_folder / tiny_zoo / "model.safetensors").read_bytes()
     assert hashlib.sha256(weights).hexdigest() in html
     assert f"npd zoo train {tiny_zoo}" in html
-    assert [html.count(f"{row}, picture ") for row in ("Clean", "Poisoned", "Difference × 10")] == [4, 4, 4]
-    assert "Must change nothing" not in html
+    assert rows(html) == [4, 4, 4], "clean, triggered, difference"
 
 
 @pytest.mark.parametrize("attack", ["blended", "wanet", "trojan"])
-def test_an_attack_without_a_model_is_told_and_how_to_make_one(
+def test_an_attack_without_a_model_names_the_command_that_makes_one(
     attack: str, open_page: Open, tiny_zoo: str
 ) -> None:
     page = open_page("attacks").run()
@@ -82,9 +87,8 @@ def test_an_attack_without_a_model_is_told_and_how_to_make_one(
     assert page.header[0].value == ATTACK_INFO[attack].title
     assert f"npd zoo train signs-{attack}-preact_resnet18-w4" in page.info[0].value
     assert not page.metric
-    pictures = html_of(page).count("Poisoned, picture ")
-    assert pictures == (0 if attack == "trojan" else 4)
-    assert ("Must change nothing" in html_of(page)) == (attack == "wanet")
+    expected = {"blended": [4, 4, 4], "wanet": [4, 4, 4, 4], "trojan": []}
+    assert rows(html_of(page)) == expected[attack], "WaNet has a row of cross-trigger images"
 
 
 def test_an_attack_of_the_address_chooses_its_model(open_page: Open, clean_zoo: str) -> None:
@@ -97,10 +101,10 @@ def test_an_unknown_attack_is_refused_in_one_sentence(open_page: Open, tiny_zoo:
     page = open_page("attacks", attack="nonsense").run()
     assert len(errors(page)) == 1
     assert "'nonsense'" in errors(page)[0]
-    assert page.header[0].value == "BadNets"
+    assert page.header[0].value == ATTACK_INFO["badnets_a2o"].title
 
 
-def test_without_any_model_the_attacks_are_still_told(
+def test_without_any_model_the_attacks_are_still_described(
     open_page: Open, tmp_path: Path, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NPD_ZOO_DIR", str(tmp_path))
@@ -109,34 +113,31 @@ def test_without_any_model_the_attacks_are_still_told(
     assert "npd zoo train signs-badnets_a2o" in words(page)
 
 
-# ---------------------------------------------------------------------------------------------------- an honest network
-
-
-def test_honest_networks_stand_in_the_list_after_the_others(open_page: Open, clean_zoo: str) -> None:
+def test_clean_models_come_last_in_the_list(open_page: Open, clean_zoo: str) -> None:
     page = open_page("attacks", model=clean_zoo).run()
     assert errors(page) == []
     assert page.selectbox(key="model").value == clean_zoo
     assert len(page.selectbox(key="model").options) == 2
-    assert "not backdoored" in page.selectbox(key="model").options[-1]
-    assert "without any of them" in page.info[0].value
+    assert ATTACK_TITLES["clean"] in page.selectbox(key="model").options[-1]
+    assert [info.icon for info in page.info] == [":material/verified:"]
     page.button(key="choose_badnets_a2o").click().run()
     assert page.selectbox(key="model").value != clean_zoo, "choosing an attack chooses its model"
 
 
 @pytest.mark.parametrize("name", ["predictions", "attributions", "lab"])
-def test_an_honest_network_works_on_the_page(
-    name: str, open_page: Open, clean_zoo: str, make_honest_run: Callable[[str], str]
+def test_a_clean_model_works_on_the_page(
+    name: str, open_page: Open, clean_zoo: str, make_clean_run: Callable[[str], str]
 ) -> None:
-    page = open_page(name, model=clean_zoo, run=make_honest_run(clean_zoo)).run()
+    page = open_page(name, model=clean_zoo, run=make_clean_run(clean_zoo)).run()
     assert errors(page) == []
     html = html_of(page)
-    assert "Triggered" not in html
+    assert "npd-tile npd-trigger" not in html
     assert "⚠" not in html
     if name == "predictions":
-        assert "not backdoored" in page.info[0].value
-        assert html.count(">Clean<") == 4
-        assert html.count(">with polarizer<") == 4
-        assert {m.label: m.value for m in page.metric}["ASR"] == "–"
+        assert [info.icon for info in page.info] == [":material/verified:"]
+        assert html.count("'npd-tile npd-benign'") == 4
+        assert html.count("npd-opinion npd-new'") == 4
+        assert [metric.value for metric in page.metric] == ["90.0%", "–", "–", "–"]
     if name == "attributions":
         assert html.count("<figure") == 3, "the picture and two maps"
         page.button(key="new_sample").click().run()
@@ -144,8 +145,8 @@ def test_an_honest_network_works_on_the_page(
 
 
 @pytest.fixture
-def make_honest_run(runs_dir: Path) -> Callable[[str], str]:
-    """Puts a finished run of an honest network into the store, without training."""
+def make_clean_run(runs_dir: Path) -> Callable[[str], str]:
+    """Put a finished run of a clean model into the store, without training."""
 
     def build(model: str) -> str:
         from npd_core.config.npd import NPDConfig

@@ -10,16 +10,18 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from npd_core.attack_info import ATTACK_INFO
 from npd_core.config.npd import default_layer, preset
 from npd_core.config.request import DefenseRequest
 from npd_core.defenses import preset_for
 from npd_core.experiments.record import Published
+from npd_core.figures.tables import SOURCES
 from npd_core.runs.store import Run
 from npd_core.zoo.card import get_card
+from pages.shared import paper_tables
 
 Open = Callable[..., AppTest]
 PAPER = Published(0.92, 0.01, 0.97)
-POISONED = "EP was shown a batch of the poisoned training set"
 
 
 def errors(page: AppTest) -> list[str]:
@@ -97,24 +99,29 @@ def test_recorded_stands_beside_published(
     )
     page = open_page("defenses").run()
     assert errors(page) == []
-    assert page.selectbox(key="table_attack").value == "BadNets", "the attack of the chosen model comes first"
+    title = ATTACK_INFO["badnets_a2o"].title
+    assert page.selectbox(key="table_attack").value == title, "the attack of the chosen model comes first"
     shown = bars(page)
     assert shown["recorded", "acc"] == {"No defense": 0.99, "FP": 0.85, "NPD": 0.9}
     assert shown["recorded", "asr"] == {"No defense": 1.0, "FP": 0.6, "NPD": 0.02}
     assert shown["published", "der"] == {"No defense": None, "FP": 0.97, "NPD": None}
-    said = text(page)
-    assert "recorded · seed 3 · cpu · 2026-01-02 · made by `npd table 1 --dataset signs`" in said
-    assert "NC needs three classes." in said
-    assert "The networks have width 4." in said
-    assert "not numbers of the chosen model" not in said
+    origin = next(
+        caption.value for caption in page.caption if "`npd table 1 --dataset signs`" in caption.value
+    )
+    assert all(part in origin for part in ("recorded", "seed 3", "cpu", "2026-01-02"))
+    assert "NC needs three classes." in text(page)
+    assert "The networks have width 4." in text(page)
+    assert not page.info, "the numbers are those of the chosen model"
     rows = page.dataframe[0].value
-    assert list(rows["source"]) == ["recorded here", "published in the paper", "recorded here", "failed"]
-    assert rows["model"][1] == "the paper's, width 64"
+    recorded, published = SOURCES["recorded"], SOURCES["published"]
+    assert list(rows["source"]) == [recorded, published, recorded, "failed"]
+    assert rows["model"][0] == tiny_zoo != rows["model"][1]
 
-    page.selectbox(key="table_attack").select("WaNet").run()
+    page.selectbox(key="table_attack").select(ATTACK_INFO["wanet"].title).run()
     assert errors(page) == []
     assert bars(page)["recorded", "asr"] == {"No defense": 1.0, "NPD": 0.3}
-    assert "not numbers of the chosen model, but of `signs-wanet-preact_resnet18-w16`" in text(page)
+    assert [info.icon for info in page.info] == [":material/compare_arrows:"]
+    assert "`signs-wanet-preact_resnet18-w16`" in page.info[0].value
 
 
 def test_the_mean_is_over_the_attacks_that_every_defense_has(
@@ -128,12 +135,14 @@ def test_the_mean_is_over_the_attacks_that_every_defense_has(
     }
     cells = [make_cell({"attack": a, "defense": d}, asr=asr) for (a, d), asr in numbers.items()]
     make_table("table1", [*cells, make_cell({"attack": "lf", "defense": "fp"}, asr=1.0)])
-    page = open_page("defenses", table_attack="Mean over the attacks").run()
+    page = open_page("defenses").run()
+    page = open_page("defenses", table_attack=page.selectbox(key="table_attack").options[0]).run()
     assert errors(page) == []
     assert bars(page)["recorded", "asr"] == pytest.approx({"No defense": 1.0, "FP": 0.4, "NPD": 0.05})
     assert bars(page)["recorded", "der"] == pytest.approx({"No defense": None, "FP": 0.755, "NPD": 0.93})
-    assert "every defense has numbers: BadNets, WaNet." in text(page)
-    assert POISONED not in text(page)
+    averaged = next(c.value for c in page.caption if ATTACK_INFO["wanet"].title in c.value)
+    assert ATTACK_INFO["badnets_a2o"].title in averaged
+    assert ATTACK_INFO["lf"].title not in averaged, "NPD has no numbers there"
 
 
 @pytest.mark.parametrize("batch", ["mixture", "clean"])
@@ -152,11 +161,11 @@ def test_what_ep_was_shown_stands_below_the_bars(
     )
     page = open_page("defenses").run()
     assert errors(page) == []
-    assert (POISONED in text(page)) == (batch == "mixture")
-    page.selectbox(key="table_attack").select("WaNet").run()
-    assert POISONED not in text(page)
-    page.selectbox(key="table_attack").select("Low frequency").run()
-    assert POISONED in text(page), "the paper's own number is of the poisoned set"
+    assert (paper_tables.SAW_POISON in text(page)) == (batch == "mixture")
+    page.selectbox(key="table_attack").select(ATTACK_INFO["wanet"].title).run()
+    assert paper_tables.SAW_POISON not in text(page)
+    page.selectbox(key="table_attack").select(ATTACK_INFO["lf"].title).run()
+    assert paper_tables.SAW_POISON in text(page), "the paper's own number is of the poisoned set"
 
 
 def test_it_is_run_again_with_the_recorded_settings(
@@ -168,7 +177,6 @@ def test_it_is_run_again_with_the_recorded_settings(
     cell = make_cell({"attack": "badnets_a2o", "defense": "ep"}, request=asked)
     make_table("table1", [cell])
     page = open_page("defenses", defense="EP").run()
-    assert "the very settings of the recorded number" in text(page)
     page.button(key="start").click().run()
     assert (desk.asked[0].clean, desk.asked[0].config.u) == (99, 2.0)
     assert desk.asked[0].eval_images > 0
@@ -197,7 +205,7 @@ def test_a_live_number_stands_beside_the_recorded_one(
     page = open_page("defenses").run()
     assert errors(page) == []
     assert bars(page)["live", "asr"] == {"No defense": None, "NPD": 0.03}
-    assert list(page.dataframe[0].value["source"]) == ["recorded here", "live here"]
+    assert list(page.dataframe[0].value["source"]) == [SOURCES["recorded"], SOURCES["live"]]
 
 
 def test_a_damaged_record_is_one_sentence(
@@ -207,7 +215,7 @@ def test_a_damaged_record_is_one_sentence(
     (tmp_path / "tables" / "table1-signs.json").write_text("{")
     page = open_page("defenses").run()
     (sentence,) = errors(page)
-    assert "not a readable table record" in sentence
+    assert "table1-signs.json" in sentence
 
 
 def test_running_times_are_recorded_ones(

@@ -1,4 +1,4 @@
-"""Layers: every recorded point on the drawing and the curve, the chosen one's numbers, a run there, the Lab."""
+"""Layers: recorded layers on the drawing and the curve, the numbers of the chosen one, a run there, the Lab."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from npd_core.attack_info import ATTACK_INFO
 from npd_core.config.npd import default_layer, preset
 from npd_core.config.request import DefenseRequest
 
@@ -17,7 +18,7 @@ Open = Callable[..., AppTest]
 
 @pytest.fixture
 def figure3(make_table: Callable, make_cell: Callable, tiny_zoo: str) -> None:
-    """Three points of the tiny model, one that failed, and one of a model that was poisoned otherwise."""
+    """Three layers of the tiny model, one that failed, and one of a model of another attack."""
     row = {"attack": "badnets_a2o"}
     make_table(
         "figure3",
@@ -45,34 +46,27 @@ def component(page: AppTest, key: str) -> dict[str, Any]:
     return json.loads(found.proto.json)
 
 
-def text(page: AppTest) -> str:
-    return "\n".join(
-        str(e.value) for kind in ("markdown", "caption", "info", "warning") for e in page.get(kind)
-    )
-
-
-def test_recorded_points_colour_the_drawing_and_the_best_one_is_chosen(
+def test_recorded_layers_colour_the_drawing_and_the_best_one_is_chosen(
     figure3: None, desk: Any, open_page: Open
 ) -> None:
     page = open_page("layers").run()
     assert errors(page) == []
     drawn = component(page, "points")
     assert drawn["selected"] == page.selectbox(key="point").value == "after:layer4.0.conv2"
-    words = {layer: point["words"] for layer, point in drawn["tint"]["points"].items()}
-    assert words == {"after:layer4.0.conv2": "ASR 2%", "stream:layer3.0": "ASR 1%", "after:conv1": "ASR 97%"}
-    assert {m.label: m.value for m in page.metric} == {
-        "ACC clean": "98.0%",
-        "ASR attack": "2.0%",
-        "RA recovered": "90.0%",
-        "DER defense": "0.985",
-    }
-    assert "recorded · `signs-badnets_a2o-preact_resnet18-w4` · seed 3 · cpu · 2026-01-02 03:04" in text(page)
+    numbers = {layer: found["short"] for layer, found in drawn["tint"]["points"].items()}
+    assert numbers == {"after:layer4.0.conv2": "2%", "stream:layer3.0": "1%", "after:conv1": "97%"}
+    assert [metric.value for metric in page.metric] == ["98.0%", "2.0%", "90.0%", "0.985"], (
+        "ACC, ASR, RA, DER"
+    )
+    (origin,) = [caption.value for caption in page.caption if "2026-01-02 03:04" in caption.value]
+    for part in ("recorded", "`signs-badnets_a2o-preact_resnet18-w4`", "seed 3", "cpu"):
+        assert part in origin
 
     page.segmented_control(key="colour").set_value("acc").run()
     assert errors(page) == []
     drawn = component(page, "points")["tint"]
     assert (drawn["metric"], drawn["low"]) == ("acc", "50%")
-    assert drawn["points"]["after:conv1"]["words"] == "ACC 50%"
+    assert drawn["points"]["after:conv1"]["short"] == "50%"
 
 
 def test_the_curve_goes_forward_through_the_network(figure3: None, desk: Any, open_page: Open) -> None:
@@ -91,12 +85,10 @@ def test_the_curve_goes_forward_through_the_network(figure3: None, desk: Any, op
     assert rows["note"].dropna().tolist() == ["Training diverged."]
 
 
-def test_a_point_of_the_address_can_be_run_there(
-    tiny_zoo: str, figure3: None, desk: Any, open_page: Open
-) -> None:
+def test_a_layer_of_the_url_can_be_run(tiny_zoo: str, figure3: None, desk: Any, open_page: Open) -> None:
     page = open_page("layers", point="layer2.0.conv1").run()
     assert errors(page) == []
-    assert "Nothing is recorded for this point." in text(page)
+    assert not page.metric, "nothing is recorded there"
     page.button(key="start").click().run()
     assert errors(page) == []
     (asked,) = desk.asked
@@ -104,28 +96,29 @@ def test_a_point_of_the_address_can_be_run_there(
     assert page.query_params["run"] == asked.key
 
 
-def test_a_point_that_was_the_standard_one_when_recorded_is_run_there_again(
+def test_a_recorded_run_with_the_former_default_layer_is_repeated_at_that_layer(
     tiny_zoo: str, make_table: Callable, make_cell: Callable, desk: Any, open_page: Open
 ) -> None:
-    point = "stream:layer4.1"
-    assert point != default_layer("preact_resnet18", "signs")
+    layer = "stream:layer4.1"
+    assert layer != default_layer("preact_resnet18", "signs")
     unnamed = DefenseRequest(model=tiny_zoo, config=preset("signs"))
-    make_table("figure3", [make_cell({"attack": "badnets_a2o", "layer": point}, request=unnamed)])
-    page = open_page("layers", point=point).run()
+    make_table("figure3", [make_cell({"attack": "badnets_a2o", "layer": layer}, request=unnamed)])
+    page = open_page("layers", point=layer).run()
     page.button(key="start").click().run()
     assert errors(page) == []
-    assert [asked.layer for asked in desk.asked] == [point]
+    assert [asked.layer for asked in desk.asked] == [layer]
 
 
 def test_numbers_of_another_model_are_named_as_such(figure3: None, desk: Any, open_page: Open) -> None:
-    page = open_page("layers", table_attack="Low frequency").run()
+    page = open_page("layers", table_attack=ATTACK_INFO["lf"].title).run()
     assert errors(page) == []
-    assert "not numbers of the chosen model, but of `signs-lf-preact_resnet18-w16`" in text(page)
+    assert [info.icon for info in page.info] == [":material/compare_arrows:"]
+    assert "`signs-lf-preact_resnet18-w16`" in page.info[0].value
     page.button(key="start").click().run()
     assert desk.asked[0].layer == "after:conv1"
 
 
-def test_a_point_that_is_none_is_one_sentence(figure3: None, desk: Any, open_page: Open) -> None:
+def test_an_unknown_layer_is_refused_in_one_sentence(figure3: None, desk: Any, open_page: Open) -> None:
     page = open_page("layers", point="layer9").run()
     (sentence,) = errors(page)
     assert "'layer9'" in sentence

@@ -80,9 +80,9 @@ def test_files_are_checked_and_the_network_opens(open_page: Open, files: tuple[P
         page.query_params["own"] if isinstance(page.query_params["own"], list) else [page.query_params["own"]]
     )
     assert paths.own(own) is not None
-    shown = {metric.label: metric.value for metric in page.metric}
-    assert shown["Pictures to train on"] == shown["Pictures held out"] == "48"
-    assert float(shown["Clean accuracy"].rstrip("%")) > 90
+    accuracy, trained_on, held_out = (metric.value for metric in page.metric)
+    assert trained_on == held_out == "48"
+    assert float(accuracy.rstrip("%")) > 90
     assert page.selectbox(key="own_layer").value == "stream:layer4.0"
 
 
@@ -93,8 +93,7 @@ def test_refusals_are_sentences_and_nothing_is_kept(open_page: Open, files: tupl
     upload(page, (wrong, files[1]))
     page.run()
     page.button(key="own_bring").click().run()
-    (said,) = errors(page)
-    assert "checkpoint" in said
+    assert len(errors(page)) == 1
     assert "own" not in page.query_params
     assert not (paths.runs() / ".own").exists()
 
@@ -119,14 +118,12 @@ def test_polarize_compare_and_remove(open_page: Open, brought: Card) -> None:
     assert [open_page("my_models", own=brought.id, **named).run().selectbox(key="own_run").value
             for named in ({}, {"own_run": run.id})] == [newer, run.id]  # fmt: skip
     shutil.rmtree(run.folder.parent / newer)
-    labels = [metric.label for metric in page.metric]
-    assert "ACC, held out" in labels
-    assert not any("ASR" in label for label in labels)
-    assert any("cannot be known" in info.value for info in page.info)
+    assert len(page.metric) == 4, "three of the model, and the accuracy of the run: no ASR without a trigger"
+    assert [info.icon for info in page.info] == [":material/info:"]
     assert len(page.get("download_button")) == 4
     page.button(key="own_resist").click().run()
     assert errors(page) == []
-    shares = page.dataframe[-1].value["pictures that keep their class"]
+    shares = page.dataframe[-1].value.iloc[:, 1]
     assert len(shares) == 3
     assert shares.between(0, 1).all()
     page.button(key="own_remove").click().run()
@@ -155,11 +152,12 @@ def test_the_network_is_there_again_after_another_page_until_another_is_wanted(
 
 def test_unknown_and_foreign_addresses(open_page: Open, tiny_zoo: str, runs_dir: Path) -> None:
     page = open_page("my_models", own="own-0123456789abcdef").run()
-    assert ["bring it again" in text for text in errors(page)] == [True]
+    assert ["own-0123456789abcdef" in text for text in errors(page)] == [True]
     page.query_params.clear()
     assert errors(page.run()) == [], "it is not come back to"
     page = open_page("my_models", own=tiny_zoo).run()
-    assert ["model of the zoo" in text for text in errors(page)] == [True]
+    assert [tiny_zoo in text for text in errors(page)] == [True]
+    assert page.button(key="own_bring").disabled
 
 
 def test_an_honest_network_of_the_zoo_is_not_taken_for_a_brought_one(
@@ -179,7 +177,7 @@ def test_an_honest_network_of_the_zoo_is_not_taken_for_a_brought_one(
     (honest / "card.json").write_text(json.dumps(card))
     monkeypatch.setenv("NPD_ZOO_DIR", str(honest.parent))
     page = open_page("my_models", own=honest.name).run()
-    assert ["model of the zoo" in text for text in errors(page)] == [True]
+    assert [honest.name in text for text in errors(page)] == [True]
     assert page.button(key="own_bring").disabled
 
 
@@ -193,7 +191,7 @@ def test_runs_of_brought_networks_are_not_shown_to_others(open_page: Open, broug
     )
     page = open_page("runs").run()
     assert errors(page) == []
-    assert "no runs yet" in page.info[0].value
+    assert not page.dataframe
     page = open_page("runs")
     page.session_state["_own"] = {brought.id}
     page.run()

@@ -1,4 +1,4 @@
-"""A picture of the visitor's own, on the pages Predictions and Attributions."""
+"""An image of the visitor's own on the pages Predictions and Attributions."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ import pytest
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
+from npd_core.attack_info import ATTACK_INFO
 from npd_core.data.load import load_dataset
 from npd_core.runs.store import Run
 from pages.shared import cached, own_image
 
 Open = Callable[..., AppTest]
 Make = Callable[..., Run]
+HIJACKED = ":material/warning:"
+BADNETS = ATTACK_INFO["badnets_a2o"].sentence
 
 
 def errors(page: AppTest) -> list[str]:
@@ -56,32 +59,28 @@ def own_page(open_page: Open, make_run: Make) -> AppTest:
     """Predictions with a run of the tiny model, opened on the visitor's own picture."""
     run = make_run()
     page = open_page("predictions", run=run.id)
-    page.session_state["pictures_of"] = "Your picture or trigger"
+    page.session_state["source"] = own_image.TAB
     return page.run()
 
 
 def test_a_test_picture_with_the_models_own_trigger(own_page: AppTest) -> None:
     assert errors(own_page) == []
     html = html_of(own_page)
-    assert [html.count(f">{title}<") for title in ("Clean", "Triggered", "Purified", "Change × 10")] == [
-        1,
-        1,
-        1,
-        1,
-    ]
-    assert "hijacks the picture" in words(own_page)
+    assert all(
+        html.count(f"npd-tile npd-{tone}'") == 1 for tone in ("benign", "trigger", "polarizer", "muted")
+    )
+    assert HIJACKED in words(own_page)
     assert "“speed limit 80”" in words(own_page)
-    assert "never trained" not in words(own_page)
+    assert BADNETS not in words(own_page)
 
 
 def test_an_upload_is_judged_and_can_be_explained(own_page: AppTest, open_page: Open) -> None:
-    own_page.segmented_control(key="own_source").set_value("Upload").run()
-    assert "Choose a picture" in own_page.info[-1].value
+    own_page.segmented_control(key="own_source").set_value(own_image.UPLOAD).run()
+    assert own_page.info[-1].icon == ":material/image:"
     own_page.file_uploader(key="own_upload").set_value(("photo.png", photo(), "image/png")).run()
     assert errors(own_page) == []
-    assert "name that it gives means nothing" in words(own_page)
-    assert "✓ right" not in html_of(own_page), "nobody knows what it shows"
-    found = own_page.session_state["own_picture"]
+    assert "class='npd-right'" not in html_of(own_page), "nobody knows what it shows"
+    found = own_page.session_state["own_image"]
     clean = load_dataset("signs", "test").images[5].numpy()
     assert np.abs(found.clean.astype(int) - clean).mean() < 12, "enlarged and made small again"
     expected = found.clean.copy()
@@ -90,36 +89,36 @@ def test_an_upload_is_judged_and_can_be_explained(own_page: AppTest, open_page: 
     assert found.label is None
 
     own_page.selectbox(key="own_label").select("yield").run()
-    assert own_page.session_state["own_picture"].label is not None
-    assert "✗ wrong" in html_of(own_page)
+    assert own_page.session_state["own_image"].label is not None
+    assert "class='npd-wrong'" in html_of(own_page)
 
     page = open_page("attributions")
-    page.session_state["own_picture"] = own_page.session_state["own_picture"]
-    page.session_state["attributed"] = "Your picture"
+    page.session_state["own_image"] = own_page.session_state["own_image"]
     page.run()
+    page.segmented_control(key="attributed").set_value(
+        page.segmented_control(key="attributed").options[1]
+    ).run()
     assert errors(page) == []
-    assert "Clean · Your picture · yield" in html_of(page)
+    assert "· yield<" in html_of(page)
     assert html_of(page).count("<figure") == 6
     assert page.number_input(key="image").disabled
 
 
 def test_a_file_that_is_no_picture_is_refused_and_the_page_goes_on(own_page: AppTest) -> None:
-    own_page.segmented_control(key="own_source").set_value("Upload").run()
+    own_page.segmented_control(key="own_source").set_value(own_image.UPLOAD).run()
     own_page.file_uploader(key="own_upload").set_value(
         ("photo.png", b"nothing of the kind", "image/png")
     ).run()
     assert len(errors(own_page)) == 1
-    assert "no picture that can be read" in errors(own_page)[0]
     own_page.file_uploader(key="own_upload").set_value(("photo.jpg", photo(kind="JPEG"), "image/jpeg")).run()
     assert errors(own_page) == []
-    assert ">Triggered<" in html_of(own_page)
+    assert "npd-tile npd-trigger'" in html_of(own_page)
 
 
 def test_a_painted_trigger_that_the_browser_garbled_is_refused(own_page: AppTest, monkeypatch) -> None:
     monkeypatch.setattr(own_image, "painter", lambda *args, **settings: "data:image/png;base64,AAAA")
-    own_page.segmented_control(key="own_trigger_2").set_value("Moved or painted").run()
+    own_page.segmented_control(key="own_trigger_2").set_value(own_image.PAINTED).run()
     assert len(errors(own_page)) == 1
-    assert "paint it again" in errors(own_page)[0]
 
 
 @pytest.mark.parametrize(("at", "trained"), [((29, 29), True), ((2, 2), False)])
@@ -131,39 +130,39 @@ def test_a_moved_trigger_is_told_from_the_trained_one(at, trained, own_page: App
         return patch(*at)
 
     monkeypatch.setattr(own_image, "painter", painter)
-    own_page.segmented_control(key="own_trigger_2").set_value("Moved or painted").run()
+    own_page.segmented_control(key="own_trigger_2").set_value(own_image.PAINTED).run()
     assert errors(own_page) == []
     assert asked["size"] == 32
     assert str(asked["trigger"]).startswith("data:image/png")
-    found = own_page.session_state["own_picture"]
+    found = own_page.session_state["own_image"]
     assert (found.triggered[:, at[0] : at[0] + 3, at[1] : at[1] + 3] == 255).all()
     assert found.trained is trained
-    assert ("never trained into the model" in words(own_page)) != trained
+    assert (BADNETS in words(own_page)) != trained, "the trigger that the model knows is described"
 
 
 def test_a_painted_trigger_and_its_picture_travel_in_the_address(
     own_page: AppTest, open_page: Open, monkeypatch
 ):
     monkeypatch.setattr(own_image, "painter", lambda *args, **settings: patch(2, 2))
-    own_page.segmented_control(key="own_trigger_2").set_value("Moved or painted").run()
+    own_page.segmented_control(key="own_trigger_2").set_value(own_image.PAINTED).run()
     own_page.number_input(key="own_number").set_value(17).run()
     assert errors(own_page) == []
-    seen = own_page.session_state["own_picture"]
-    query = {name: own_page.query_params[name] for name in ("picture", "trigger")}
-    assert query["picture"] == "17"
+    seen = own_page.session_state["own_image"]
+    query = {name: own_page.query_params[name] for name in (own_image.NUMBER, own_image.TRIGGER)}
+    assert query[own_image.NUMBER] == "17"
 
     def untouched(*args: object, start: str | None, **settings: object) -> None:
         assert start == patch(2, 2)
 
     monkeypatch.setattr(own_image, "painter", untouched)
     other = open_page("predictions", **query)
-    other.session_state["pictures_of"] = "Your picture or trigger"
+    other.session_state["source"] = own_image.TAB
     other.run()
     assert errors(other) == []
-    found = other.session_state["own_picture"]
+    found = other.session_state["own_image"]
     assert np.array_equal(found.clean, seen.clean)
     assert np.array_equal(found.triggered, seen.triggered)
-    other.segmented_control(key="own_trigger_2").set_value("The model’s own").run()
+    other.segmented_control(key="own_trigger_2").set_value(own_image.TRAINED).run()
     assert "trigger" not in other.query_params
 
 
@@ -173,8 +172,9 @@ def test_a_link_opens_the_panel_with_what_was_painted(noisy, there, make_run: Ma
     assert ("trigger" in query) == there
     page = open_page("predictions", run=make_run().id, **query).run()
     assert errors(page) == []
-    assert page.segmented_control(key="own_source").options == ["Test picture", "Upload", "Camera"]
-    found = page.session_state["own_picture"]
+    sources = [own_image.TEST, own_image.UPLOAD, own_image.CAMERA]
+    assert page.segmented_control(key="own_source").options == sources
+    found = page.session_state["own_image"]
     assert np.array_equal(found.clean, load_dataset("signs", "test").images[17].numpy())
     assert (found.triggered[:, 2:5, 2:5] == 255).all() == there
     assert found.trained != there
@@ -183,23 +183,19 @@ def test_a_link_opens_the_panel_with_what_was_painted(noisy, there, make_run: Ma
 
 def test_a_trigger_too_long_for_an_address_stays_out_of_it(own_page: AppTest, monkeypatch) -> None:
     monkeypatch.setattr(own_image, "painter", lambda *args, **settings: patch(2, 2, noisy=True))
-    own_page.segmented_control(key="own_trigger_2").set_value("Moved or painted").run()
+    own_page.segmented_control(key="own_trigger_2").set_value(own_image.PAINTED).run()
     assert errors(own_page) == []
-    assert "too many pixels for a link" in words(own_page)
+    assert own_image.TOO_LONG in words(own_page)
     assert "trigger" not in own_page.query_params
 
 
 def test_an_address_with_nonsense_is_said_once_and_the_page_goes_on(open_page: Open, tiny_zoo: str) -> None:
-    page = open_page("predictions", model=tiny_zoo, picture="1e9", trigger="<script>")
-    page.session_state["pictures_of"] = "Your picture or trigger"
+    page = open_page("predictions", model=tiny_zoo, image="1e9", trigger="<script>")
+    page.session_state["source"] = own_image.TAB
     page.run()
     assert len(errors(page)) == 1
-    assert "paint it again" in errors(page)[0]
     assert "trigger" not in page.query_params
-    assert page.session_state["own_picture"].model == tiny_zoo
-
-
-# --------------------------------------------------------------------------------------------------------- what is said
+    assert page.session_state["own_image"].model == tiny_zoo
 
 
 def answer(*pairs: tuple[int, float]) -> np.ndarray:
@@ -210,23 +206,26 @@ def answer(*pairs: tuple[int, float]) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("label", "clean", "triggered", "trained", "said"),
+    ("label", "clean", "triggered", "trained", "expected"),
     [
-        (3, 3, 0, True, "It hijacks the picture: “c3” becomes “c0” (90%)."),
-        (3, 3, 0, False, "It works all the same: “c3” becomes “c0” (90%)."),
-        (3, 3, 3, False, "It changes nothing: the network still says “c3”."),
-        (3, 3, 7, False, "No attacker asked for that"),
-        (0, 0, 0, True, "nothing to hijack"),
-        (None, 0, 0, True, "nothing to hijack"),
-        (None, 5, 0, True, "hijacks the picture"),
+        (3, 3, 0, True, "hijacked"),
+        (3, 3, 0, False, "hijacked"),
+        (3, 3, 3, False, "unchanged"),
+        (3, 3, 7, False, "changed"),
+        (0, 0, 0, True, "already the target"),
+        (None, 0, 0, True, "already the target"),
+        (None, 5, 0, True, "hijacked"),
     ],
 )
-def test_the_sentence_follows_the_answers(label, clean, triggered, trained, said, tiny_zoo: str) -> None:
+def test_the_verdict_follows_the_predictions(
+    label, clean, triggered, trained, expected, tiny_zoo: str
+) -> None:
     card = cached.card(tiny_zoo)
-    picture = np.zeros((3, 32, 32), np.uint8)
-    found = own_image.Own(tiny_zoo, "title", picture, picture + 1, label, trained)
-    before = own_image.Answers(answer((clean, 0.9)), answer((triggered, 0.9)))
-    names = tuple(f"c{k}" for k in range(12))
-    _, text = own_image.verdict(card, found, names, 0, before, None, True)
-    assert said in text
-    assert ("never trained" in text) != trained
+    pixels = np.zeros((3, 32, 32), np.uint8)
+    image = own_image.OwnImage(tiny_zoo, "title", pixels, pixels + 1, label, trained)
+    assert own_image.verdict(card, image, 0, clean, triggered) == expected
+    assert own_image.verdict(card, image._replace(triggered=pixels), 0, clean, triggered) == "no trigger"
+    before = np.stack([answer((clean, 0.9)), answer((triggered, 0.9))])
+    text = own_image.explain(expected, card, image, tuple(f"c{k}" for k in range(12)), before, None)
+    assert (f"“c{clean}”" in text) == (expected != "already the target")
+    assert (BADNETS in text) != trained

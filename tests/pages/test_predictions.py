@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from npd_core.figures.tables import DEFENSES
 from npd_core.runs.store import Run
 
 Open = Callable[..., AppTest]
 Make = Callable[..., Run]
+AMPLIFIED, PURIFIED, OLD = (
+    f"'npd-{name}'" for name in ("tile npd-muted", "tile npd-polarizer", "opinion npd-old")
+)
 
 
 def gallery_of(page: AppTest) -> str:
@@ -32,12 +37,13 @@ def test_shows_three_states_of_each_picture_with_both_opinions(open_page: Open, 
     assert html.count("<section") == 2
     assert "#5 ·" in html
     assert "#17 ·" in html
-    for word, times in {"Clean": 2, "Triggered": 2, "Purified": 2, "with polarizer": 4}.items():
-        assert html.count(f">{word}<") == times, word
+    for tone in ("benign", "trigger", "polarizer"):
+        assert html.count(f"'npd-tile npd-{tone}'") == 2, tone
+    assert [html.count(f"npd-opinion npd-{who}'") for who in ("old", "new")] == [4, 4]
     assert html.count("data:image/png;base64,") == 6
     assert "image-rendering: pixelated" in html
-    assert html.count(" alt='Test picture of ") == 2
-    assert [metric.label for metric in page.metric] == ["ACC", "ASR", "RA", "DER"]
+    assert len(re.findall(r" alt='[^']+'", html)) == 6
+    assert [metric.value for metric in page.metric] == ["79.0%", "3.0%", "74.0%", "0.960"]
     assert len(page.get("plotly_chart")) == 2
 
 
@@ -75,10 +81,10 @@ def test_any_picture_by_number_comes_first(open_page: Open, make_run: Make) -> N
 def test_difference_view(open_page: Open, make_run: Make) -> None:
     make_run()
     page = open_page("predictions", images="5").run()
-    assert "Change × 10" not in gallery_of(page)
+    assert AMPLIFIED not in gallery_of(page)
     page.toggle(key="difference").set_value(True).run()
     assert errors(page) == []
-    assert "Change × 10" in gallery_of(page)
+    assert AMPLIFIED in gallery_of(page)
 
 
 def test_without_a_run_the_backdoored_network_is_shown_and_the_page_says_what_to_do(
@@ -88,10 +94,10 @@ def test_without_a_run_the_backdoored_network_is_shown_and_the_page_says_what_to
 ) -> None:
     page = open_page("predictions").run()
     assert errors(page) == []
-    assert "Lab page" in page.info[0].value
+    assert [info.icon for info in page.info] == [":material/info:"]
     html = gallery_of(page)
-    assert "backdoored" in html
-    assert "Purified" not in html
+    assert OLD in html
+    assert PURIFIED not in html
 
 
 def test_an_unknown_run_is_named_and_the_page_works(open_page: Open, make_run: Make) -> None:
@@ -99,7 +105,7 @@ def test_an_unknown_run_is_named_and_the_page_works(open_page: Open, make_run: M
     page = open_page("predictions", run="feedfeedfeedfeed").run()
     assert len(errors(page)) == 1
     assert "feedfeedfeedfeed" in errors(page)[0]
-    assert "Purified" in gallery_of(page)
+    assert PURIFIED in gallery_of(page)
 
 
 def test_a_changed_polarizer_is_refused_and_the_page_works(open_page: Open, make_run: Make) -> None:
@@ -110,8 +116,9 @@ def test_a_changed_polarizer_is_refused_and_the_page_works(open_page: Open, make
     weights.write_bytes(bytes(data))
     page = open_page("predictions", run=run.id, images="5").run()
     assert len(errors(page)) == 1
-    assert "changed since it was saved" in errors(page)[0]
-    assert "backdoored" in gallery_of(page)
+    assert "polarizer.safetensors" in errors(page)[0]
+    assert OLD in gallery_of(page)
+    assert PURIFIED not in gallery_of(page)
 
 
 def test_a_run_of_a_baseline_has_no_polarizer_and_says_so(
@@ -121,11 +128,9 @@ def test_a_run_of_a_baseline_has_no_polarizer_and_says_so(
     for name in ("predictions", "attributions"):
         page = open_page(name, run=repaired.id).run()
         assert errors(page) == []
-        (said,) = [element.value for element in page.warning]
-        assert said == (
-            f"Run {repaired.id} is of FP, which repairs the whole network: it has no polarizer to show. "
-            "Choose a run of NPD."
-        )
+        (warning,) = [element.value for element in page.warning]
+        assert repaired.id in warning
+        assert DEFENSES["fp"] in warning
         assert any(good.id in caption.value for caption in page.caption)
 
 
@@ -155,7 +160,7 @@ def test_a_run_without_polarizer_gives_way_to_a_finished_one(open_page: Open, ma
     assert errors(page) == []
     assert "Training diverged." in page.warning[0].value
     assert any(good.id in caption.value for caption in page.caption)
-    assert "Purified" in gallery_of(page)
+    assert PURIFIED in gallery_of(page)
 
 
 @pytest.mark.parametrize("asked", ["nonsense", "1,99999", "-4"])
@@ -166,7 +171,7 @@ def test_pictures_that_do_not_exist_are_refused_in_one_sentence(
     page = open_page("predictions", images=asked).run()
     assert len(errors(page)) == 1
     assert asked in errors(page)[0]
-    assert "Purified" in gallery_of(page)
+    assert PURIFIED in gallery_of(page)
 
 
 def test_an_empty_zoo(
@@ -175,7 +180,7 @@ def test_an_empty_zoo(
     monkeypatch.setenv("NPD_ZOO_DIR", str(tmp_path))
     page = open_page("predictions").run()
     assert errors(page) == []
-    assert "no backdoored model" in page.info[0].value
+    assert "`npd zoo train" in page.info[0].value
 
 
 def test_absent_data(
@@ -194,9 +199,8 @@ def test_absent_data(
     (folder / "card.json").write_text(json.dumps(card))
     monkeypatch.setenv("NPD_ZOO_DIR", str(folder.parent))
     monkeypatch.setenv("NPD_DATA_DIR", str(tmp_path / "nothing"))
-    for name in ("predictions", "attributions"):
-        page = open_page(name).run()
-        assert not page.exception
-        assert len(page.error) <= 1
-        told = [e.value for e in page.error] + [i.value for i in page.info]
-        assert any("npd data get gtsrb" in sentence or "Lab page" in sentence for sentence in told)
+    (refusal,) = errors(open_page("predictions").run())
+    assert "npd data get gtsrb" in refusal
+    page = open_page("attributions").run()
+    assert errors(page) == []
+    assert [info.icon for info in page.info] == [":material/info:"], "no run, so no image is needed"
