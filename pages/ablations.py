@@ -1,27 +1,34 @@
-"""What the parts of NPD are for: terms of the loss, targets, poison ratio, number of clean images (Tables 3 to 6)."""
+"""Effect of the parts of NPD: loss terms, targets, poison ratio, number of clean images (Tables 3 to 6)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import streamlit as st
 
 from npd_core.config.npd import NPDConfig
 from npd_core.config.request import DefenseRequest
-from npd_core.errors import NPDError
 from npd_core.experiments.plan import TABLES
 from npd_core.experiments.published import TERMS
-from npd_core.experiments.record import Cell, TableRecord
+from npd_core.experiments.record import Cell
 from npd_core.experiments.tables import only
 from npd_core.figures import tables
 from npd_core.figures.tables import DEFENSES, Outcome
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import paper_tables, run_panel, selectors, shell, tiles
+from pages.shared import paper_tables, run_panel, selectors, shell, table_runs, tiles
 
-# Words of a choice -> its label on the axis, its line, and what it asks for.
-Requests = dict[str, tuple[str, str, DefenseRequest]]
+
+class Variant(NamedTuple):
+    """One row of a table that can be run for the chosen model."""
+
+    label: str
+    """Its place on the axis of the chart."""
+    line: str
+    """The curve it belongs to; "" for bars."""
+    request: DefenseRequest
 
 
 @dataclass(frozen=True)
@@ -33,15 +40,14 @@ class Question:
     axes: dict[str, str]
     """Axis of a cell -> title of its column in the table."""
     label: Callable[[Cell], str]
-    """Its place on the axis of the chart."""
-    choices: Callable[[Card, list[Cell]], Requests]
-    """What can be run of the chosen model."""
+    """Place of a cell on the axis of the chart."""
+    variants: Callable[[Card, list[Cell]], dict[str, Variant]]
+    """What can be run, by title."""
     axis: str = ""
-    """Title of the axis where the values are numbers, drawn as curves; empty: bars."""
+    """Title of a numeric axis, drawn as curves; empty: bars."""
 
 
 def terms(words: str) -> str:
-    """ "bn+bce1" as people read it."""
     return " + ".join(words.split("+"))
 
 
@@ -49,141 +55,114 @@ def targeted(defense: str) -> str:
     return f"{DEFENSES[defense]}, {'targeted' if defense == 'npd' else 'untargeted'}"
 
 
-def of_terms(card: Card, cells: list[Cell]) -> Requests:
-    found: Requests = {}
+def term_variants(card: Card, cells: list[Cell]) -> dict[str, Variant]:
+    default = table_runs.default_request(card, "npd")
+    assert isinstance(default.config, NPDConfig)
+    found = {}
     for words in TERMS:
-        asked = paper_tables.same_request([cell for cell in cells if cell.row["terms"] == words], card)
-        if asked is None:
-            preset = paper_tables.default_request(card, "npd")
-            assert isinstance(preset.config, NPDConfig)
-            asked = replace(preset, config=only(preset.config, words))
-        found[terms(words)] = (terms(words), "", asked)
+        recorded = table_runs.recorded_request([c for c in cells if c.row["terms"] == words], card)
+        request = recorded or replace(default, config=only(default.config, words))
+        found[terms(words)] = Variant(terms(words), "", request)
     return found
 
 
-def of_targets(card: Card, cells: list[Cell]) -> Requests:
-    found: Requests = {}
+def target_variants(card: Card, cells: list[Cell]) -> dict[str, Variant]:
+    found = {}
     for name in TABLES["table4"].defenses:
-        asked = paper_tables.same_request([cell for cell in cells if cell.defense == name], card)
-        found[targeted(name)] = (targeted(name), "", asked or paper_tables.default_request(card, name))
+        recorded = table_runs.recorded_request([c for c in cells if c.defense == name], card)
+        found[targeted(name)] = Variant(
+            targeted(name), "", recorded or table_runs.default_request(card, name)
+        )
     return found
 
 
-def of_ratio(card: Card, cells: list[Cell]) -> Requests:
+def ratio_variants(card: Card, cells: list[Cell]) -> dict[str, Variant]:
     label = f"{card.poison_ratio:.0%}"
-    asked = paper_tables.same_request([cell for cell in cells if cell.defense == "npd"], card)
-    return {
-        f"NPD, at this model's ratio of {label}": (
-            label,
-            "NPD",
-            asked or paper_tables.default_request(card, "npd"),
-        )
-    }
+    recorded = table_runs.recorded_request([c for c in cells if c.defense == "npd"], card)
+    request = recorded or table_runs.default_request(card, "npd")
+    return {f"NPD, poison ratio {label} of the chosen model": Variant(label, "NPD", request)}
 
 
-def of_clean(card: Card, cells: list[Cell]) -> Requests:
-    found: Requests = {}
+def clean_variants(card: Card, cells: list[Cell]) -> dict[str, Variant]:
+    found = {}
     for count in sorted(TABLES["table6"].values[0]):
         for name in reversed(TABLES["table6"].defenses):
-            mine = [cell for cell in cells if cell.defense == name and cell.row["clean"] == count]
-            asked = paper_tables.same_request(mine, card)
-            if asked is None:
-                asked = replace(paper_tables.default_request(card, name), clean=count)
-            found[f"{DEFENSES[name]}, {count} clean images"] = (str(count), DEFENSES[name], asked)
+            same = [c for c in cells if c.defense == name and c.row["clean"] == count]
+            request = table_runs.recorded_request(same, card)
+            request = request or replace(table_runs.default_request(card, name), clean=count)
+            found[f"{DEFENSES[name]}, {count} clean images"] = Variant(str(count), DEFENSES[name], request)
     return found
 
 
 QUESTIONS = {
     "Loss terms": Question(
         "table3",
-        "Which terms of the loss does NPD need? Each row keeps only the terms that it names: **bn** on clean images, "
-        "**asr** away from the attacker's class (Eq. 2), **bce1** and **bce2** back to the true class (Eq. 3).",
+        "Which loss terms does NPD need? Each row keeps only the terms it names: **bn** on clean images, "
+        "**asr** away from the target class (Eq. 2), **bce1** and **bce2** back to the true class (Eq. 3).",
         {"attack": "attack", "terms": "terms"},
         lambda cell: terms(cell.row["terms"]),
-        of_terms,
+        term_variants,
     ),
     "Targeted or not": Question(
         "table4",
-        "NPD imagines a trigger that pulls each image to a class, its strongest wrong one. Untargeted variants imagine "
-        "one that only pushes it off its own class: **NPD-UP** for each image, **NPD-UU** one for all.",
+        "NPD's adversarial perturbation pushes each image toward one class, its strongest wrong one. The "
+        "untargeted variants only push images out of their true class: **NPD-UP** with one perturbation "
+        "per image, **NPD-UU** with one for all images.",
         {"attack": "attack", "targeted": "targeted", "defense": "defense"},
         lambda cell: targeted(cell.defense),
-        of_targets,
+        target_variants,
     ),
     "Poison ratio": Question(
         "table5",
-        "How much of the training set the attacker poisoned. The defender does not know it.",
+        "Which share of the training set is poisoned. The defender does not know this ratio.",
         {"attack": "attack", "poison_ratio": "poison ratio", "defense": "defense"},
         lambda cell: f"{cell.row['poison_ratio']:.0%}",
-        of_ratio,
+        ratio_variants,
         "poisoned share of the training set",
     ),
     "Clean images": Question(
         "table6",
-        "How many clean images the defender has. NPD learns one thin layer, which takes few.",
+        "How many clean images the defender has. NPD trains one thin layer, so it needs few.",
         {"attack": "attack", "clean": "clean images", "defense": "defense"},
         lambda cell: str(cell.row["clean"]),
-        of_clean,
+        clean_variants,
         "clean images",
     ),
 }
 
 
-def as_bars(question: Question, cells: list[Cell], mine: dict[str, Run]) -> None:
-    """A row for each value."""
-    outcomes = paper_tables.undefended(cells)
-    for cell in cells:
-        outcomes += paper_tables.recorded(cell, question.label(cell))
-    outcomes += [paper_tables.of_run(run, label) for label, run in mine.items()]
-    if not outcomes:
-        return
-    metrics = [name for name in ("acc", "asr", "der") if any(getattr(o, name) is not None for o in outcomes)]
-    mode = tiles.mode()
-    paper_tables.panels(lambda metric: tables.bars(outcomes, metric, mode), metrics, outcomes, "ablation")
-
-
-def as_curves(question: Question, cells: list[Cell], mine: dict[tuple[str, str], Run]) -> None:
-    """A line for each defense over the values."""
+def curves(question: Question, cells: list[Cell], runs: list[tuple[Variant, Run]]) -> None:
+    """Show a curve for each defense over a numeric axis."""
     series: dict[str, list[Outcome]] = {}
     axis = next(name for name in question.axes if name in ("poison_ratio", "clean"))
     places = {question.label(cell): cell.row[axis] for cell in cells}
     for cell in cells:
-        series.setdefault(DEFENSES[cell.defense], []).extend(
-            paper_tables.recorded(cell, question.label(cell))
-        )
-        if question.table == "table5" and cell.before is not None:
-            bare = Outcome(question.label(cell), "recorded", *cell.before)
-            series.setdefault(DEFENSES["none"], []).append(bare)
-    for (label, line), run in mine.items():
-        series.setdefault(line, []).append(paper_tables.of_run(run, label))
+        label = question.label(cell)
+        series.setdefault(DEFENSES[cell.defense], []).extend(paper_tables.recorded(cell, label))
+        if axis == "poison_ratio" and cell.before is not None:
+            series.setdefault(DEFENSES["none"], []).append(Outcome(label, "recorded", *cell.before))
+    for variant, run in runs:
+        label = variant.label
+        series.setdefault(variant.line, []).append(paper_tables.of_run(run, label))
         places.setdefault(label, float(label.rstrip("%")) / (100 if label.endswith("%") else 1))
     if not series:
         return
     names = list(DEFENSES.values())[::-1]
     lines = dict(sorted(series.items(), key=lambda item: names.index(item[0])))
     order, mode = sorted(places, key=lambda label: places[label]), tiles.mode()
+    shown = [o._replace(label=f"{line}, {o.label}") for line, found in lines.items() for o in found]
     paper_tables.panels(
         lambda metric: tables.curves(lines, metric, order, question.axis, mode),
         ("acc", "asr", "der"),
-        [
-            outcome._replace(label=f"{line}, {outcome.label}")
-            for line, found in lines.items()
-            for outcome in found
-        ],
+        shown,
         "ablation",
     )
-
-
-def recorded_cells(found: TableRecord | None, attack: str) -> list[Cell]:
-    return [cell for cell in found.cells if cell.row["attack"] == attack] if found is not None else []
 
 
 st.title("Ablations")
 selection = shell.selection()
 card, run = selectors.model(selection), selection.run
-st.write(
-    "The paper's Tables 3 to 6: what happens when a part of NPD is taken away, or when there is less to go by."
-)
+st.write("The paper's Tables 3 to 6: what happens when a part of NPD or a condition changes.")
 name = st.segmented_control(
     "Question",
     list(QUESTIONS),
@@ -195,37 +174,33 @@ name = st.segmented_control(
 )
 question = QUESTIONS[name]
 st.markdown(question.text)
-found = paper_tables.record((question.table,), question.table.removeprefix("table"), card)
-attack = paper_tables.attack(found, card)
-cells = recorded_cells(found, attack)
-mine = recorded_cells(found, card.attack) if found is not None and found.dataset == card.dataset else []
-try:
-    asked = question.choices(card, mine)
-except NPDError as error:
-    st.error(str(error), icon=":material/error:")
-    st.stop()
-done = paper_tables.runs_of({words: request for words, (_, _, request) in asked.items()}, run)
-own = attack == card.attack and (found is None or found.dataset == card.dataset)
-beside = {asked[words][:2]: run for words, run in done.items()} if own else {}
+view = paper_tables.choose((question.table,), card)
+with selectors.working():
+    variants = question.variants(card, [] if view.record is None else list(view.record.cells))
+finished = table_runs.finished({title: variant.request for title, variant in variants.items()}, run)
+if not view.comparable:
+    finished = {}
+runs = [(variants[title], run) for title, run in finished.items()]
 if question.axis:
-    as_curves(question, cells, beside)
+    curves(question, view.cells, runs)
 else:
-    as_bars(question, cells, {label: run for (label, _), run in beside.items()})
-if cells or beside:
+    outcomes = paper_tables.outcomes(view.cells, question.label)
+    outcomes += [paper_tables.of_run(run, variant.label) for variant, run in runs]
+    if outcomes:
+        paper_tables.bars(outcomes, "ablation")
+if view.cells or runs:
     column = next(title for axis, title in question.axes.items() if axis != "attack")
-    rows = paper_tables.cell_rows(cells, question.axes)
-    paper_tables.table(rows + (paper_tables.run_rows(done, column) if own else []), f"{question.table}-table")
-if found is not None:
-    paper_tables.whose(found, cells, card)
+    paper_tables.number_table(view.cells, question.axes, f"{question.table}-table", finished, column)
+paper_tables.origin(view.record, view.cells, card)
 
-st.subheader("Run one live")
+st.subheader("Run a variant")
 choice = st.selectbox(
-    "Row",
-    list(asked),
+    "Variant",
+    list(variants),
     key=f"row-{question.table}",
-    index=0 if question.axis else len(asked) - 1,
+    index=0 if question.axis else len(variants) - 1,
     bind="query-params",
 )
-st.caption(f"Of the chosen model, {shell.model_title(card)}.")
-paper_tables.run_live(asked[choice][2], card, run)
+st.caption(f"Runs on the chosen model, {shell.model_title(card)}.")
+table_runs.start(variants[choice].request, card, run)
 run_panel.warm()

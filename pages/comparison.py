@@ -19,7 +19,17 @@ from npd_core.figures.tables import DEFENSES
 from npd_core.runs import queue
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import cached, controls, lesson_view, paper_tables, run_panel, selectors, shell, tiles
+from pages.shared import (
+    cached,
+    controls,
+    lesson_view,
+    paper_tables,
+    run_panel,
+    selectors,
+    shell,
+    table_runs,
+    tiles,
+)
 from pages.shared.components.chart import chart
 
 MOST = 3  # settings that a name can tell
@@ -50,7 +60,7 @@ def runners() -> dict[str, tuple[str, Runner]]:
         return replace(scene("recommended")(card), layer=PAPER_LAYERS[card.arch])
 
     def other(name: str) -> Runner:
-        return lambda card: paper_tables.default_request(card, name)
+        return lambda card: table_runs.default_request(card, name)
 
     found = {name: (f"NPD · {scene_.title.lower()}", scene(name)) for name, scene_ in presets.SCENES.items()}
     found["paper_layer"] = ("NPD · our settings at the paper's layer", at_paper_layer)

@@ -1,4 +1,4 @@
-"""Where the polarizer is put: ACC, ASR and RA of every insertion point on the network itself (Figure 3)."""
+"""ACC, ASR and RA of a polarizer at every insertion layer, on the drawing of the network (Figure 3)."""
 
 from __future__ import annotations
 
@@ -9,94 +9,104 @@ from streamlit.errors import StreamlitAPIException
 
 from npd_core.config.npd import PAPER_LAYERS, default_layer
 from npd_core.config.request import DefenseRequest
-from npd_core.errors import NPDError, UnknownNameError
+from npd_core.errors import UnknownNameError
 from npd_core.experiments.record import Cell
 from npd_core.figures import network as drawing
 from npd_core.figures import tables
-from npd_core.figures.network import describe
 from npd_core.figures.tables import METRICS
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import controls, paper_tables, run_panel, selectors, shell, tiles
+from pages.shared import controls, paper_tables, run_panel, selectors, shell, table_runs, tiles
 from pages.shared.components.chart import chart
 from pages.shared.components.network import network
 
 
 def picked() -> None:
-    """The drawing was clicked: the list follows."""
-    layer = st.session_state["points"].get("layer")
+    """A layer of the drawing was clicked: select it in the list."""
+    layer = st.session_state["layer_drawing"].get("layer")
     if layer:
-        st.session_state["point"] = layer
+        st.session_state["insertion_layer"] = layer
 
 
-def first_point(cells: dict[str, Cell], card: Card) -> str:
-    """The recorded point of Figure 3 with the best DER; without a record the default of the model."""
-    after = [cell for layer, cell in cells.items() if layer.startswith("after:") and cell.der is not None]
-    return (
-        max(after, key=lambda cell: cell.der or 0).row["layer"]
-        if after
-        else default_layer(card.arch, card.dataset)
-    )
+def best_layer(cells: dict[str, Cell], card: Card) -> str:
+    """Return the recorded layer of Figure 3 with the highest DER; without a record the default layer."""
+    der = {
+        layer: cell.der
+        for layer, cell in cells.items()
+        if layer.startswith("after:") and cell.der is not None
+    }
+    return max(der, key=lambda layer: der[layer]) if der else default_layer(card.arch, card.dataset)
 
 
-def point_select(options: list[str], first: str) -> str:
-    """The insertion point as a list; the drawing shows and sets the same choice."""
-    asked = st.query_params.get("point")
-    if asked and asked not in options and "point" not in st.session_state:
-        st.error(f"The address asks for the point {asked[:40]!r}, which this network does not have.",
-                 icon=":material/error:")  # fmt: skip
-    if st.session_state.get("point", first) not in options:
-        st.session_state.pop("point", None)
+def layer_select(options: list[str], first: str) -> str:
+    asked = st.query_params.get("insertion_layer")
+    if asked and asked not in options and "insertion_layer" not in st.session_state:
+        st.error(
+            f"The URL names the layer {asked[:40]!r}, which this network does not have.",
+            icon=":material/error:",
+        )
+    if st.session_state.get("insertion_layer", first) not in options:
+        st.session_state.pop("insertion_layer", None)
     return st.selectbox(
-        "Insertion point",
+        "Insertion layer",
         options,
         index=options.index(first) if first in options else 0,
-        key="point",
+        key="insertion_layer",
         bind="query-params",
-        help="In the order of the forward pass. The drawing shows and sets the same choice.",
+        help="In the order of the forward pass. You can also click the layer in the drawing.",
     )
 
 
-def request(card: Card, cells: dict[str, Cell], point: str) -> DefenseRequest:
-    """A run at a point: as it was recorded for this model, otherwise the app's preset."""
-    recorded = paper_tables.same_request([cells[point]] if point in cells else [], card)
-    return recorded or replace(paper_tables.default_request(card, "npd"), layer=point)
+def requests(card: Card, cells: list[Cell], layers: list[str]) -> dict[str, DefenseRequest]:
+    """Return the request for each layer: as recorded for this model, otherwise the default at that layer."""
+    default = table_runs.default_request(card, "npd")
+    found = {}
+    for layer in layers:
+        recorded = table_runs.recorded_request([cell for cell in cells if cell.row["layer"] == layer], card)
+        found[layer] = recorded or replace(default, layer=layer)
+    return found
 
 
-def to_the_lab(point: str) -> None:
-    """Leave for the Lab with this layer chosen there; says how to get there when the page runs alone."""
-    try:
-        shell.open_page("lab", {"layer": point})
-    except StreamlitAPIException:
-        st.info(f"In the app, open lab?layer={point}.", icon=":material/link:")
-
-
-def recorded_there(cells: dict[str, Cell], point: str) -> None:
-    """The recorded numbers of one point."""
-    cell = cells.get(point)
+def recorded_numbers(cell: Cell | None) -> None:
     if cell is None or cell.after is None:
-        why = cell.failed if cell is not None and cell.failed else "Nothing is recorded for this point."
-        st.caption(f"{why} It can be run live.")
+        reason = cell.failed if cell is not None and cell.failed else "Nothing is recorded for this layer."
+        st.caption(f"{reason} You can run it live.")
         return
     run_panel.tiles(cell.before._asdict() if cell.before else {}, cell.after._asdict(), cell.der)
+    seconds = f"{cell.seconds.train:.0f} s of training" if cell.seconds else "training time not recorded"
     st.caption(
         f"recorded · `{cell.model}` · seed {cell.seed} · {cell.device} · {shell.local_time(cell.date)} · "
-        f"{cell.seconds.train:.0f} s of training" if cell.seconds else "recorded"
-    )  # fmt: skip
+        f"{seconds}"
+    )
 
 
-def live_there(card: Card, cells: dict[str, Cell], options: list[str], run: Run | None) -> dict[str, Run]:
-    """Finished runs of this model, by point, asked for as this page would ask."""
-    return paper_tables.runs_of({point: request(card, cells, point) for point in options}, run)
+def curve(view: paper_tables.View, options: list[str], layer: str, finished: dict[str, Run]) -> None:
+    """Show ACC, ASR and RA over the insertion layers, as a chart and as a table."""
+    shown = [o for cell in view.cells for o in paper_tables.recorded(cell, cell.row["layer"])]
+    shown = [outcome for outcome in shown if outcome.label in options]
+    shown += [paper_tables.of_run(run, place) for place, run in finished.items()]
+    if not shown:
+        return
+    shown.sort(key=lambda outcome: options.index(outcome.label))
+    st.subheader("All insertion layers, from input to output")
+    best = max((o for o in shown if o.der is not None), key=lambda o: o.der or 0.0, default=None)
+    summary = f"; the best DER is {best.der:.3f}, at {best.label}" if best is not None else ""
+    chart(
+        tables.along_layers(shown, layer, tiles.mode()),
+        key="layers",
+        alt=f"ACC, ASR and RA by insertion layer{summary}.",
+    )
+    st.caption(
+        "Lines join the layers after a convolution. Hollow marks are other insertion layers, stars are "
+        "live runs."
+    )
+    paper_tables.number_table(view.cells, {"layer": "layer"}, "layers-table", finished, "layer")
 
 
 st.title("Layers")
 selection = shell.selection()
 card, run = selectors.model(selection), selection.run
-st.write(
-    "The paper's Figure 3: one polarizer, put at each place of the network in turn. Which place it is decides how much "
-    "of the trigger can be told apart there, and how much accuracy the filter costs."
-)
+st.write("The paper's Figure 3: how well one polarizer works at each insertion layer of the network.")
 plan: drawing.Plan | None = None
 try:
     plan = drawing.plan(card.arch, card.width, card.image_size, card.num_classes)
@@ -104,82 +114,54 @@ try:
 except UnknownNameError:
     options = controls.layers(card)
 
-found = paper_tables.record(("figure3",), "figure3", card)
 left, right = st.columns([3, 4], vertical_alignment="bottom")
 with left:
-    attack = paper_tables.attack(found, card)
-with right:
-    metric = st.segmented_control(
-        "Colour by",
-        list(METRICS),
-        default="asr",
-        required=True,
-        key="colour",
-        bind="query-params",
-        format_func=str.upper,
-        help="Which recorded number colours the drawing and stands on it.",
-    )
-cells = (
-    {cell.row["layer"]: cell for cell in found.cells if cell.row["attack"] == attack}
-    if found is not None
-    else {}
+    view = paper_tables.choose(("figure3",), card)
+metric = right.segmented_control(
+    "Color by",
+    list(METRICS),
+    default="asr",
+    required=True,
+    key="color",
+    bind="query-params",
+    format_func=str.upper,
+    help="The recorded number that colors the drawing and is written on it.",
 )
-own = {layer: cell for layer, cell in cells.items() if paper_tables.is_of(cell, card)}
-point = point_select(options, first_point(cells, card))
+cells = {cell.row["layer"]: cell for cell in view.cells}
+layer = layer_select(options, best_layer(cells, card))
 values = {
-    layer: float(value)
-    for layer, cell in cells.items()
+    place: float(value)
+    for place, cell in cells.items()
     if cell.after is not None
-    and layer in options
+    and place in options
     and (value := cell.der if metric == "der" else getattr(cell.after, metric)) is not None
 }
 if plan is not None:
     network(
         plan,
-        selected=point,
+        selected=layer,
         default=default_layer(card.arch, card.dataset),
         paper=PAPER_LAYERS.get(card.arch, ""),
-        key="points",
+        key="layer_drawing",
         on_pick=picked,
         tint=drawing.tint(metric, values),
     )
 else:
-    st.caption("This architecture has no drawing; choose its point in the list.")
-if found is not None:
-    paper_tables.whose(found, list(cells.values()), card)
-    if cells and not values:
-        st.caption("The record is of another architecture, whose points are not those of this network.")
+    st.caption("There is no drawing of this architecture; choose the layer in the list.")
+paper_tables.origin(view.record, view.cells, card)
+if cells and not values:
+    st.caption("The record is of another architecture, which has other insertion layers.")
 
-try:
-    asked = request(card, own, point)
-    done = live_there(card, own, options, run)
-except NPDError as error:
-    st.error(str(error), icon=":material/error:")
-    st.stop()
-st.subheader(f"Polarizer: {describe(point)}")
-recorded_there(cells, point)
+with selectors.working():
+    asked = requests(card, [] if view.record is None else list(view.record.cells), options)
+finished = table_runs.finished(asked, run) if view.comparable else {}
+st.subheader(f"Polarizer: {drawing.describe(layer)}")
+recorded_numbers(cells.get(layer))
 if st.button("Use this layer in the Lab", icon=":material/science:", key="lab"):
-    to_the_lab(point)
-paper_tables.run_live(asked, card, run, "Run it live here")
-
-mine = attack == card.attack and (found is None or found.dataset == card.dataset)
-shown = [(layer, outcome) for layer, cell in cells.items() if layer in options
-         for outcome in paper_tables.recorded(cell, layer)]  # fmt: skip
-shown += [(layer, paper_tables.of_run(run, layer)) for layer, run in done.items()] if mine else []
-if shown:
-    shown.sort(key=lambda item: options.index(item[0]))
-    outcomes = [outcome for _, outcome in shown]
-    st.subheader("From the first layer to the last")
-    best = max((o for o in outcomes if o.der is not None), key=lambda o: o.der or 0.0, default=None)
-    chart(
-        tables.along_layers(outcomes, point, tiles.mode()),
-        key="layers",
-        alt="ACC, ASR and RA by insertion point"
-        + (f"; the best DER is at {best.label}, {best.der:.3f}." if best is not None else "."),
-    )
-    st.caption(
-        "The lines join the points after a convolution; hollow marks are other points, stars were run live."
-    )
-    rows = paper_tables.cell_rows(list(cells.values()), {"layer": "layer"})
-    paper_tables.table(rows + (paper_tables.run_rows(done, "layer") if mine else []), "layers-table")
+    try:
+        shell.open_page("lab", {"layer": layer})
+    except StreamlitAPIException:  # the page runs alone
+        st.info(f"In the app, open lab?layer={layer}.", icon=":material/link:")
+table_runs.start(asked[layer], card, run)
+curve(view, options, layer, finished)
 run_panel.warm()

@@ -135,6 +135,7 @@ def _choose(card: Card, names: tuple[str, ...]) -> OwnImage | None:
     kind = st.segmented_control(
         "Trigger", kinds, default=kinds[0], required=True, key=key, persist_state="session"
     )
+    label: int | None
     if source == TEST:
         title, clean, label = _test_image(card, names)
     else:

@@ -77,7 +77,7 @@ def test_layers_are_coloured_picked_and_taken_to_the_lab(app, settle) -> None:
     expect(page.get_by_text("ASR attack, recorded: 0%")).to_be_visible()
 
     bad.click()
-    page.wait_for_url(re.compile(r"point=after(%3A|:)conv1"), timeout=SLOW)
+    page.wait_for_url(re.compile(r"insertion_layer=after(%3A|:)conv1"), timeout=SLOW)
     settle(page)
     expect(page.get_by_test_id("stMetricValue").filter(has_text="97.0%")).to_be_visible(timeout=SLOW)
     page.get_by_role("radio", name="ACC", exact=True).click()
@@ -94,7 +94,7 @@ def test_a_live_defense_joins_the_recorded_ones(app, settle) -> None:
     page = app("/defenses?defense=EP")
     chart = page.get_by_role("img", name=re.compile("ASR attack: No defense 100%, FP 40%, EP 60%"))
     expect(chart).to_be_visible(timeout=SLOW)
-    page.get_by_role("button", name="Run it live").click()
+    page.get_by_role("button", name="Start run").click()
     page.wait_for_url(re.compile(r"run=[0-9a-f]{16}"), timeout=SLOW)
     expect(page.get_by_text(re.compile(r"Finished"))).to_be_visible(timeout=SLOW)
     joined = page.get_by_role(

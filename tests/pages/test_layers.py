@@ -51,8 +51,8 @@ def test_recorded_layers_colour_the_drawing_and_the_best_one_is_chosen(
 ) -> None:
     page = open_page("layers").run()
     assert errors(page) == []
-    drawn = component(page, "points")
-    assert drawn["selected"] == page.selectbox(key="point").value == "after:layer4.0.conv2"
+    drawn = component(page, "layer_drawing")
+    assert drawn["selected"] == page.selectbox(key="insertion_layer").value == "after:layer4.0.conv2"
     numbers = {layer: found["short"] for layer, found in drawn["tint"]["points"].items()}
     assert numbers == {"after:layer4.0.conv2": "2%", "stream:layer3.0": "1%", "after:conv1": "97%"}
     assert [metric.value for metric in page.metric] == ["98.0%", "2.0%", "90.0%", "0.985"], (
@@ -62,9 +62,9 @@ def test_recorded_layers_colour_the_drawing_and_the_best_one_is_chosen(
     for part in ("recorded", "`signs-badnets_a2o-preact_resnet18-w4`", "seed 3", "cpu"):
         assert part in origin
 
-    page.segmented_control(key="colour").set_value("acc").run()
+    page.segmented_control(key="color").set_value("acc").run()
     assert errors(page) == []
-    drawn = component(page, "points")["tint"]
+    drawn = component(page, "layer_drawing")["tint"]
     assert (drawn["metric"], drawn["low"]) == ("acc", "50%")
     assert drawn["points"]["after:conv1"]["short"] == "50%"
 
@@ -86,7 +86,7 @@ def test_the_curve_goes_forward_through_the_network(figure3: None, desk: Any, op
 
 
 def test_a_layer_of_the_url_can_be_run(tiny_zoo: str, figure3: None, desk: Any, open_page: Open) -> None:
-    page = open_page("layers", point="layer2.0.conv1").run()
+    page = open_page("layers", insertion_layer="layer2.0.conv1").run()
     assert errors(page) == []
     assert not page.metric, "nothing is recorded there"
     page.button(key="start").click().run()
@@ -103,7 +103,7 @@ def test_a_recorded_run_with_the_former_default_layer_is_repeated_at_that_layer(
     assert layer != default_layer("preact_resnet18", "signs")
     unnamed = DefenseRequest(model=tiny_zoo, config=preset("signs"))
     make_table("figure3", [make_cell({"attack": "badnets_a2o", "layer": layer}, request=unnamed)])
-    page = open_page("layers", point=layer).run()
+    page = open_page("layers", insertion_layer=layer).run()
     page.button(key="start").click().run()
     assert errors(page) == []
     assert [asked.layer for asked in desk.asked] == [layer]
@@ -119,10 +119,10 @@ def test_numbers_of_another_model_are_named_as_such(figure3: None, desk: Any, op
 
 
 def test_an_unknown_layer_is_refused_in_one_sentence(figure3: None, desk: Any, open_page: Open) -> None:
-    page = open_page("layers", point="layer9").run()
+    page = open_page("layers", insertion_layer="layer9").run()
     (sentence,) = errors(page)
     assert "'layer9'" in sentence
-    assert page.selectbox(key="point").value == "after:layer4.0.conv2"
+    assert page.selectbox(key="insertion_layer").value == "after:layer4.0.conv2"
 
 
 def test_without_a_record_the_drawing_has_no_colours(
@@ -131,7 +131,7 @@ def test_without_a_record_the_drawing_has_no_colours(
     page = open_page("layers").run()
     assert errors(page) == []
     assert "`npd table figure3 --quick --dataset signs`" in page.info[0].value
-    drawn = component(page, "points")
+    drawn = component(page, "layer_drawing")
     assert (drawn["tint"], drawn["selected"]) == (None, default_layer("preact_resnet18", "signs"))
 
 
