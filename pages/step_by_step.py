@@ -1,4 +1,4 @@
-"""One step of Algorithm 1 on one clean image, in slow motion: each formula beside the numbers that it gives here."""
+"""One step of Algorithm 1 on one clean image: each formula beside the numbers that it gives here."""
 
 from __future__ import annotations
 
@@ -11,53 +11,44 @@ from npd_core.runs.store import Run
 from pages.shared import cached, controls, selectors, shell, step_view
 
 SETTINGS = (
-    "lambda1", "lambda2", "lambda3", "lambda4", "rho", "norm", "inner_steps", "inner_lr", "inner_step", "early_stop",
-    "lr", "bn_mode", "log_form", "bce1_label", "clean", "seed",
+    "lambda1", "lambda2", "lambda3", "lambda4", "rho", "norm", "inner_steps", "inner_lr", "inner_step",
+    "early_stop", "lr", "bn_mode", "log_form", "bce1_label", "clean", "seed",
 )  # fmt: skip
 
 
-def move(to: int) -> None:
-    """To this scene; for a button's `on_click`."""
-    st.session_state["step"] = to
+def put(key: str, value: int) -> None:
+    """Set a widget; for `on_click`."""
+    st.session_state[key] = value
 
 
-def another(count: int) -> None:
-    """Another clean image; for a button's `on_click`."""
-    st.session_state["image"] = int(np.random.default_rng().integers(count))
+def random_image(count: int) -> None:
+    put("image", int(np.random.default_rng().integers(count)))
 
 
-def trained_run(selection: shell.Selection) -> Run | None:
-    """The chosen run where its polarizer can be started from."""
-    run = selection.run
-    usable = run is not None and not run.active and has_polarizer(run.folder)
-    return run if usable else None
-
-
-def walk(scenes: list[step_view.Scene]) -> None:
-    """The scene that the address names, with the way on and back."""
-    numbers = list(range(1, len(scenes) + 1))
-    if st.session_state.get("step", 1) not in numbers:  # there are fewer scenes than a moment ago
-        st.session_state["step"] = numbers[-1]
+def walk(parts: list[step_view.Part]) -> None:
+    """Show the part that the URL names, with buttons to the previous and the next one."""
+    last = len(parts)
+    if st.session_state.get("step", 1) not in range(1, last + 1):  # other settings may have fewer parts
+        put("step", last)
     with st.container(horizontal=True, vertical_alignment="center", key="walk"):
-        back, on, list_ = (st.container(width="content") for _ in range(3))
-    with list_:
-        step = st.pills(
-            "Part of the step",
-            numbers,
-            default=1,
-            required=True,
-            key="step",
-            bind="query-params",
-            label_visibility="collapsed",
-        )
+        back, on, numbers = (st.container(width="content") for _ in range(3))
+    step = numbers.pills(
+        "Part of the step",
+        list(range(1, last + 1)),
+        default=1,
+        required=True,
+        key="step",
+        bind="query-params",
+        label_visibility="collapsed",
+    )
     here = int(step or 1)
     back.button(
         "Back",
         key="back",
         icon=":material/arrow_back:",
         shortcut="Left",
-        on_click=move,
-        args=(here - 1,),
+        on_click=put,
+        args=("step", here - 1),
         disabled=here == 1,
     )
     on.button(
@@ -66,51 +57,56 @@ def walk(scenes: list[step_view.Scene]) -> None:
         icon=":material/arrow_forward:",
         shortcut="Right",
         type="primary",
-        on_click=move,
-        args=(here + 1,),
-        disabled=here == numbers[-1],
+        on_click=put,
+        args=("step", here + 1),
+        disabled=here == last,
     )
-    scene = scenes[here - 1]
-    st.subheader(f"{here} · {scene.title}")
+    part = parts[here - 1]
+    st.subheader(f"{here} · {part.title}")
     left, right = st.columns([5, 6], gap="large")
     with left:
-        for formula in scene.formulas:
+        for formula in part.formulas:
             st.latex(formula)
-        st.markdown(scene.words)
+        st.markdown(part.text)
     with right:
-        scene.show()
+        part.show()
+
+
+def trained_run(run: Run | None) -> Run | None:
+    """Return the chosen run if the step can start from its polarizer."""
+    return run if run is not None and not run.active and has_polarizer(run.folder) else None
 
 
 selection = shell.selection()
 st.title("Step by step")
 st.write(
-    "How the polarizer learns: one step of Algorithm 1 on one clean image, taken by the trainer itself, each formula "
-    "of the paper beside the numbers that it gives here. The arrow keys go on and back."
+    "One training step of the polarizer (Algorithm 1) on one clean image, with the numbers behind each "
+    "formula. Use the left and right arrow keys to move."
 )
 card = selectors.model(selection)
-run = trained_run(selection)
+run = trained_run(selection.run)
 values = controls.start_values(card)
 stage = st.container()
-st.subheader("What the step is taken with")
+st.subheader("Settings of the step")
 first, second, third, fourth = st.columns([3, 3, 2, 2], vertical_alignment="bottom")
 with first:
     layer = controls.layer_select(card)
-reading = controls.ALL["attack_on"]
+attack_on = controls.ALL["attack_on"]
 values["attack_on"] = second.segmented_control(
-    "Network that Eq. 4 perturbs",
-    reading.choices,
+    "Network attacked in the inner level",
+    attack_on.choices,
     default=values["attack_on"],
     required=True,
     key="attack_on",
     bind="query-params",
-    help=reading.help,
+    help=attack_on.help,
 )
 controls.show_problems()
 with st.expander("Losses, inner level and training", key="view-settings", icon=":material/tune:"):
     controls.draw(SETTINGS, values)
     with st.container(horizontal=True):
         st.button(
-            "Back to the preset",
+            "Reset to defaults",
             icon=":material/restart_alt:",
             on_click=controls.reset,
             args=(card,),
@@ -124,16 +120,18 @@ with st.expander("Losses, inner level and training", key="view-settings", icon="
                 on_click=controls.adopt,
                 args=(run.request,),
             )
-asked = controls.ask(card, layer, values)
-if asked is None:
+request = controls.ask(card, layer, values)
+if request is None:
     st.stop()
 with selectors.working():
     names = cached.class_names(card.dataset)
-    count = len(cached.clean_images(card.dataset, asked.clean, asked.config.seed).labels)
+    count = len(cached.clean_images(card.dataset, request.clean, request.config.seed).labels)
     if not 0 <= st.session_state.get("image", 0) < count:
-        st.session_state["image"] = 0
+        put("image", 0)
     number = int(third.number_input("Clean image", 0, count - 1, 0, key="image", bind="query-params"))
-    fourth.button("Another image", icon=":material/casino:", on_click=another, args=(count,), width="stretch")
+    fourth.button(
+        "Random image", icon=":material/casino:", on_click=random_image, args=(count,), width="stretch"
+    )
     start = None
     if run is not None:
         theta = st.segmented_control(
@@ -143,17 +141,17 @@ with selectors.working():
             required=True,
             key="theta",
             bind="query-params",
-            help="The identity, as before training; or the polarizer of the run above, at that run's layer. At the "
-            "identity f̂ is f_w, so both readings of Eq. 4 perturb the same network.",
+            help="The identity, as before training, or the polarizer of the chosen run, at the layer of "
+            "that run. At the identity f̂ equals f_w, so Eq. 4 perturbs the same network with either "
+            "choice above.",
         )
         if theta == "trained":
             start = run
             st.caption(f"Polarizer of run `{run.id}` · {shell.provenance(run)}")
-    trace = cached.trace(asked, number, start.id if start else None)
-cfg = asked.config
-assert isinstance(cfg, NPDConfig)
+    trace = cached.trace(request, number, start.id if start else None)
+assert isinstance(request.config, NPDConfig)
 with stage:
-    walk(step_view.Told(trace, cfg, names, number).scenes())
+    walk(step_view.StepView(trace, request.config, names, number).parts())
 st.caption(
-    f"Computed now, on clean image {number} of {count}. Left out: the warm-up, and the other images of a batch."
+    f"Computed live on clean image {number} of {count}, without the warm-up and with a batch of one image."
 )

@@ -1,4 +1,4 @@
-"""The first step on one clean image, told scene by scene: formula, words, and what the formula gives here."""
+"""The parts of one training step on one clean image: formulas, text, and their numbers."""
 
 from __future__ import annotations
 
@@ -11,228 +11,192 @@ import streamlit as st
 from npd_core.config.npd import NPDConfig
 from npd_core.figures.predictions import png
 from npd_core.figures.steps import logit_bars, logit_figure, picture, probability, rest, signed_picture, tex
-from npd_core.polarizer.trace import Inner, Trace
+from npd_core.polarizer.trace import Trace
 from pages.shared import tiles
 from pages.shared.components.chart import chart
 
-PIXELS = 160
-"""Width of a picture on the page."""
+PIXELS = 160  # width of an image on the page
 NORMS = {"l2": "2", "l1": "1", "linf": r"\infty"}
-TERMS = {
-    "bn": r"$\mathcal{L}_{bn}$",
-    "asr": r"$\mathcal{L}_{asr}$",
-    "bce1": r"$\mathcal{L}_{bce1}$",
-    "bce2": r"$\mathcal{L}_{bce2}$",
-}
+DIRECTIONS = {"sign": r"\mathrm{sign}(g)", "l2": r"g / \lVert g \rVert_2", "raw": "g"}
+TERMS = {name: rf"$\mathcal{{L}}_{{{name}}}$" for name in ("bn", "asr", "bce1", "bce2")}
+PARAMETERS = {"conv.weight": "1×1 convolution", "bn.weight": "BatchNorm γ", "bn.bias": "BatchNorm β"}
 
 
-class Scene(NamedTuple):
-    """One stop on the way through the step."""
+class Part(NamedTuple):
+    """One part of the step."""
 
     title: str
     """With the equation of the paper that it is about."""
     formulas: list[str]
-    words: str
+    text: str
     show: Callable[[], None]
 
 
-class Told:
-    """The trace with the words around it, as scenes."""
+class StepView:
+    """A traced step as a sequence of parts."""
 
-    def __init__(self, trace: Trace, cfg: NPDConfig, names: Sequence[str], place: int) -> None:
-        self.trace, self.cfg, self.names, self.place = trace, cfg, names, place
+    def __init__(self, trace: Trace, cfg: NPDConfig, names: Sequence[str], number: int) -> None:
+        self.trace, self.cfg, self.names, self.number = trace, cfg, names, number
         self.y, self.target = names[trace.label], names[trace.target]
         self.base = cfg.attack_on == "base"
         self.f = r"f_w" if self.base else r"\hat f_\theta"
-        self.who = (
-            r"the backdoored network $f_w$"
-            if self.base
-            else r"the network with the polarizer $\hat f_\theta$"
-        )
+        network = "backdoored network" if self.base else "network with the polarizer"
+        self.attacked = f"the {network} ${self.f}$"
         self.scale = max((float(np.abs(i.delta).max()) for i in trace.inner), default=0.0) or 1.0
 
-    def scenes(self) -> list[Scene]:
-        """All of them, in the order of the algorithm."""
+    def parts(self) -> list[Part]:
+        """Return all parts, in the order of the algorithm."""
         inner = [self.inner(k) for k in range(1, len(self.trace.inner))] or [self.no_inner()]
-        losses = [self.clean_loss()]
-        if self.trace.inner:
-            losses += [self.asr_loss(), self.bce_loss()]
-        return [self.network(), self.surrogate(), *inner, *losses, self.sum(), self.update()]
+        losses = [self.asr_loss(), self.bce_loss()] if self.trace.inner else []
+        return [
+            self.network(),
+            self.surrogate(),
+            *inner,
+            self.clean_loss(),
+            *losses,
+            self.sum(),
+            self.update(),
+        ]
 
-    # --- scenes
-
-    def network(self) -> Scene:
+    def network(self) -> Part:
         channels = next(part.numbers for part in self.trace.parts if part.name == "bn.weight")
 
         def show() -> None:
-            self.pictures(("clean image", picture(self.trace.image)))
+            self.show_clean()
             self.logits({"f̂ on the clean image": self.trace.before.clean})
 
-        return Scene(
-            "The network and the polarizer in it · Eq. 1",
+        return Part(
+            "The network with the polarizer · Eq. 1",
             [
                 r"f = f^{(L)} \circ \cdots \circ f^{(1)}",
                 r"\hat f_\theta = \cdots \circ f^{(l)} \circ g_\theta \circ f^{(l-1)} \circ \cdots",
                 r"g_\theta(h) = \mathrm{BN}(\mathrm{Conv}_{1\times1}(h))",
             ],
-            f"Clean image number {self.place} is a **{self.y}**. The network is frozen; the polarizer stands at "
-            f"`{self.trace.layer}`, where the features have {channels} channels. Its "
-            f"{channels}² + 2 · {channels} = **{channels * channels + 2 * channels:,}** numbers are θ, all that is "
-            "trained.",
+            f"Clean image {self.number} is a **{self.y}**. The network is frozen. The polarizer is inserted "
+            f"at `{self.trace.layer}`, where the features have {channels} channels. Only its {channels}² + "
+            f"2 · {channels} = **{channels * channels + 2 * channels:,}** parameters θ are trained.",
             show,
         )
 
-    def surrogate(self) -> Scene:
+    def surrogate(self) -> Part:
         z = self.trace.attacked
-
-        def show() -> None:
-            self.logits({f"{'f_w' if self.base else 'f̂'} on the clean image": z}, top=24)
-
-        return Scene(
+        return Part(
             "The surrogate target y′ · Eq. 5",
             [rf"y' = \underset{{k \neq y}}{{\arg\max}}\; {self.f}(x)_k"],
-            "The defender does not know which class the attacker wants. The strongest wrong class stands in for it: "
-            f"beside **{self.y}** ({z[self.trace.label]:.2f}), {self.who} gives **{self.target}** the largest logit, "
-            f"{z[self.trace.target]:.2f}. So y′ = **{self.target}**.",
-            show,
+            "The defender does not know the target class, so the strongest wrong class stands in for it. "
+            f"Apart from **{self.y}** ({z[self.trace.label]:.2f}), {self.attacked} gives **{self.target}** "
+            f"the largest logit, {z[self.trace.target]:.2f}. So y′ = **{self.target}**.",
+            lambda: self.logits({f"{'f_w' if self.base else 'f̂'} on the clean image": z}, top=24),
         )
 
-    def inner(self, k: int) -> Scene:
+    def inner(self, k: int) -> Part:
         cfg, before, now = self.cfg, self.trace.inner[k - 1], self.trace.inner[k]
         assert before.gradient is not None
         assert before.unprojected is not None
-        gradient = before.gradient
-        p = NORMS[cfg.norm]
-        way = {
-            "sign": r"\mathrm{sign}(g)",
-            "l2": r"g / \lVert g \rVert_2",
-            "raw": "g",
-        }[cfg.inner_step]
-        norm = before.unprojected
-        over = " It is too long a step: the loss rises again." if now.loss > before.loss else ""
-        cut = (
-            f"The step makes δ {norm:.2f} long, more than ρ = {cfg.rho:g} allows, so it is brought back to "
-            f"**{now.norm:.2f}**."
-            if norm > now.norm * (1 + 1e-6)
-            else f"After the step δ is **{now.norm:.2f}** long, which ρ = {cfg.rho:g} allows."
-        )
+        gradient, norm = before.gradient, before.unprojected
+        if norm > now.norm * (1 + 1e-6):
+            length = (
+                f"It makes δ {norm:.2f} long; as ρ = {cfg.rho:g}, δ is projected back to **{now.norm:.2f}**."
+            )
+        else:
+            length = f"It makes δ **{now.norm:.2f}** long, within ρ = {cfg.rho:g}."
         end = ""
         if k == len(self.trace.inner) - 1:
             if self.trace.stopped_early(cfg.inner_steps):
-                end = f" y′ is reached, so the loop **ends early**, after {k} of {cfg.inner_steps} steps."
+                end = f" y′ is reached, so the loop **stops early**, after {k} of {cfg.inner_steps} steps."
             elif self.base and cfg.early_stop is not None and k > 1:
-                end = " $f_w$ never changes, so δ* is found once per image and the early stop does not apply."
+                end = " $f_w$ never changes, so δ* is computed once per image, without the early stop."
 
         def show() -> None:
             steepest = float(np.abs(gradient).max()) or 1.0
-            self.pictures(
+            self.images(
                 (f"gradient g, ± {steepest:.1g}", signed_picture(gradient, steepest)),
                 (f"δ, amplified ×{0.5 / self.scale:.0f}", signed_picture(now.delta, self.scale)),
                 ("x + δ, clipped", picture(self.trace.at(k))),
             )
             self.logits({"before this step": before.logits, "after it": now.logits}, top=6)
 
-        return Scene(
-            f"Inner step {k} of {cfg.inner_steps}: imagine a trigger · Eq. 4",
+        return Part(
+            f"Adversarial perturbation, inner step {k} of {cfg.inner_steps} · Eq. 4",
             [
-                rf"\delta^* = \underset{{\lVert\delta\rVert_{{{p}}} \leq \rho}}{{\arg\min}}\; "
+                rf"\delta^* = \underset{{\lVert\delta\rVert_{{{NORMS[cfg.norm]}}} \leq \rho}}{{\arg\min}}\; "
                 rf"\mathcal{{L}}_{{CE}}({self.f}(x+\delta),\, y')",
                 rf"g = \nabla_\delta \mathcal{{L}}_{{CE}},\quad "
-                rf"\delta \leftarrow \Pi_\rho(\delta - {cfg.inner_lr:g}\, {way})",
+                rf"\delta \leftarrow \Pi_\rho(\delta - {cfg.inner_lr:g}\, {DIRECTIONS[cfg.inner_step]})",
             ],
-            f"A small change that makes {self.who} say **{self.target}**. The loss toward y′ goes from "
-            f"{before.loss:.3g} to **{now.loss:.3g}**.{over} {cut} Now it says {self.says(now)}.{end}",
+            f"A small perturbation δ makes {self.attacked} predict **{self.target}**. This step changes the "
+            f"loss toward y′ from {before.loss:.3g} to "
+            f"**{now.loss:.3g}**{': the step was too long' if now.loss > before.loss else ''}. {length} The "
+            f"prediction is now {self.predicted(now.logits)}.{end}",
             show,
         )
 
-    def no_inner(self) -> Scene:
-        return Scene(
+    def no_inner(self) -> Part:
+        return Part(
             "No inner level",
             [r"\lambda_2 = \lambda_3 = \lambda_4 = 0"],
-            "No term looks at perturbed images, so the trainer imagines no trigger. Only the loss on clean images is "
-            "left. Give λ₂ or λ₃ a weight to see the inner steps.",
-            lambda: self.pictures(("clean image", picture(self.trace.image))),
+            "The terms on perturbed images have no weight, so no perturbation is computed and only the "
+            "loss on clean images remains. Raise λ₂ or λ₃ to see the inner steps.",
+            self.show_clean,
         )
 
-    def clean_loss(self) -> Scene:
+    def clean_loss(self) -> Part:
         z, y = self.trace.before.clean, self.trace.label
 
         def show() -> None:
-            self.pictures(("clean image x", picture(self.trace.image)))
+            self.show_clean()
             self.logits({"f̂ on x": z}, top=6)
 
-        return Scene(
+        return Part(
             "Loss on the clean image · Eq. 5",
             [
                 r"\mathcal{L}_{bn} = \mathcal{L}_{CE}(\hat f_\theta(x), y) = -\log s_y(x)",
                 rf"= -\log {tex(probability(z, y))} = {tex(self.trace.before.losses['bn'])}",
             ],
-            r"What keeps clean accuracy: $\hat f_\theta$ should "
-            f"go on saying **{self.y}**. It does so with "
-            f"{probability(z, y):.1%}, so this term {self.pull('bn')}.",
+            rf"This term preserves clean accuracy: $\hat f_\theta$ should keep predicting **{self.y}**. It "
+            f"gives this class {probability(z, y):.1%}, so {self.size('bn')}.",
             show,
         )
 
-    def asr_loss(self) -> Scene:
+    def asr_loss(self) -> Part:
         z, k = self.trace.before.perturbed, self.trace.target
-        return Scene(
-            "Loss of leaving y′ · Eq. 2",
-            [
-                r"\mathcal{L}_{asr} = -\log(1 - s_{y'}(x + \delta^*))",
-                *self.filled("asr", rest(z, k)),
-            ],
-            r"On the perturbed image $\hat f_\theta$ "
-            f"gives y′ = **{self.target}** {probability(z, k):.1%}. It should not fall for "
-            f"the imagined trigger; this term {self.pull('asr')}.",
+        return Part(
+            "Loss for leaving y′ · Eq. 2",
+            [r"\mathcal{L}_{asr} = -\log(1 - s_{y'}(x + \delta^*))", self.filled("asr", rest(z, k))],
+            r"The perturbation should not change the prediction to y′. On the perturbed image $\hat "
+            rf"f_\theta$ gives y′ = **{self.target}** {probability(z, k):.1%}, so {self.size('asr')}.",
             self.show_perturbed,
         )
 
-    def bce_loss(self) -> Scene:
+    def bce_loss(self) -> Part:
         z, y = self.trace.before.perturbed, self.trace.label
         strongest = max((k for k in range(len(z)) if k != y), key=lambda k: float(z[k]))
-        one = "y"
+        same = r", which is y′, so $\mathcal{L}_{bce2}$ equals $\mathcal{L}_{asr}$"
+        symbol = "y"
         if self.cfg.bce1_label == "pred":
-            y, one = int(self.trace.before.clean.argmax()), r"{\hat y}"
-        return Scene(
-            "Loss of returning to y · Eq. 3",
+            y, symbol = int(self.trace.before.clean.argmax()), r"{\hat y}"
+        return Part(
+            "Loss for returning to y · Eq. 3",
             [
                 r"\mathcal{L}_{bce} = \mathcal{L}_{bce1} + \mathcal{L}_{bce2}",
-                rf"\mathcal{{L}}_{{bce1}} = -\log s_{one}(x + \delta^*)",
+                rf"\mathcal{{L}}_{{bce1}} = -\log s_{symbol}(x + \delta^*)",
                 rf"= -\log {tex(probability(z, y))} = {tex(self.trace.before.losses['bce1'])}",
                 r"\mathcal{L}_{bce2} = -\log(1 - \max_{k \neq y} s_k(x + \delta^*))",
-                *self.filled("bce2", rest(z, strongest)),
+                self.filled("bce2", rest(z, strongest)),
             ],
-            f"Not y′ is not enough: a perturbed **{self.y}** should be called **{self.y}** again. The strongest wrong "
-            f"class is **{self.names[strongest]}**"
-            + (
-                r", y′ itself, so $\mathcal{L}_{bce2}$ equals $\mathcal{L}_{asr}$."
-                if strongest == self.trace.target
-                else "."
-            ),
+            f"Leaving y′ is not enough: the perturbed image should be predicted as **{self.y}** again. The "
+            "strongest wrong class is "
+            f"**{self.names[strongest]}**{same if strongest == self.trace.target else ''}.",
             self.show_perturbed,
         )
 
-    def sum(self) -> Scene:
+    def sum(self) -> Part:
         losses, weights = self.trace.before.losses, self.trace.weights
         tied = self.cfg.lambda4 is None
         symbols = dict(zip(TERMS, ("_1", "_2", "_3", "_3" if tied else "_4"), strict=True))
-
-        def show() -> None:
-            st.table(
-                {
-                    "term": [TERMS[n] for n in TERMS if n in losses] + ["**sum**"],
-                    "value": [f"{losses[n]:.4g}" for n in TERMS if n in losses] + [""],
-                    "weight": [f"$\\lambda{symbols[n]}$ = {weights[n]:g}" for n in TERMS if n in losses]
-                    + [""],
-                    "weight × value": [f"{weights[n] * losses[n]:.4g}" for n in TERMS if n in losses]
-                    + [f"**{losses['total']:.4g}**"],
-                },
-                border="horizontal",
-                hide_index=True,
-            )
-
-        biggest = max((n for n in TERMS if n in losses), key=lambda n: weights[n] * losses[n])
-        return Scene(
+        terms = [name for name in TERMS if name in losses]
+        products = {name: weights[name] * losses[name] for name in terms}
+        return Part(
             "Both levels in one objective · Eq. 5",
             [
                 r"\min_\theta\; \lambda_1 \mathcal{L}_{bn} + \lambda_2 \mathcal{L}_{asr} + \lambda_3 "
@@ -241,98 +205,103 @@ class Told:
                 rf"\mathcal{{L}}_{{CE}}({self.f}(x+\delta), y')",
                 rf"y' = \underset{{k \neq y}}{{\arg\max}}\; {self.f}(x)_k",
             ],
-            f"The weighted terms add up to **{losses['total']:.4g}**. {TERMS[biggest]} has the largest share here. "
-            "The trainer takes the mean of this over a batch; here the batch is one image.",
-            show,
+            f"The weighted terms add up to **{losses['total']:.4g}**. "
+            f"{TERMS[max(terms, key=lambda name: products[name])]} contributes most. Training averages this "
+            "sum over a batch; here the batch is one image.",
+            lambda: _table(
+                {
+                    "term": [TERMS[name] for name in terms] + ["**sum**"],
+                    "value": [f"{losses[name]:.4g}" for name in terms] + [""],
+                    "weight": [f"$\\lambda{symbols[name]}$ = {weights[name]:g}" for name in terms] + [""],
+                    "weight × value": [f"{products[name]:.4g}" for name in terms]
+                    + [f"**{losses['total']:.4g}**"],
+                }
+            ),
         )
 
-    def update(self) -> Scene:
+    def update(self) -> Part:
         trace, cfg = self.trace, self.cfg
         before, after = trace.before, trace.after
-        total = float(np.sqrt(sum(part.gradient**2 for part in trace.parts)))
-        words = {"conv.weight": "1×1 convolution", "bn.weight": "BatchNorm γ", "bn.bias": "BatchNorm β"}
-        k, y = trace.target, trace.label
+        norm = float(np.sqrt(sum(part.gradient**2 for part in trace.parts)))
+        terms = [name for name in (*TERMS, "total") if name in before.losses]
+        effect = ""
+        if trace.inner:
+            (old_t, new_t), (old_y, new_y) = (
+                (probability(z.perturbed, k) for z in (before, after)) for k in (trace.target, trace.label)
+            )
+            effect = (
+                f" On the same perturbed image the probability of {self.target} goes from {old_t:.1%} to "
+                f"**{new_t:.1%}**, that of {self.y} from {old_y:.1%} to **{new_y:.1%}**."
+            )
 
         def show() -> None:
-            st.table(
+            _table(
                 {
-                    "part of θ": [words[p.name] for p in trace.parts],
-                    "numbers": [f"{p.numbers:,}" for p in trace.parts],
-                    "norm of its gradient": [f"{p.gradient:.3g}" for p in trace.parts],
-                    "norm": [f"{p.before:.4g}" for p in trace.parts],
-                    "changed by": [f"{p.change:.3g}" for p in trace.parts],
-                },
-                border="horizontal",
-                hide_index=True,
+                    "part of θ": [PARAMETERS[part.name] for part in trace.parts],
+                    "parameters": [f"{part.numbers:,}" for part in trace.parts],
+                    "norm of the gradient": [f"{part.gradient:.3g}" for part in trace.parts],
+                    "norm": [f"{part.before:.4g}" for part in trace.parts],
+                    "norm of the change": [f"{part.change:.3g}" for part in trace.parts],
+                }
             )
-            terms = [n for n in (*TERMS, "total") if n in before.losses]
-            st.table(
+            _table(
                 {
-                    "loss": [TERMS.get(n, "**sum**") for n in terms],
-                    "before the step": [f"{before.losses[n]:.4g}" for n in terms],
-                    "after it": [f"{after.losses[n]:.4g}" for n in terms],
-                },
-                border="horizontal",
-                hide_index=True,
+                    "loss": [TERMS.get(name, "**sum**") for name in terms],
+                    "before the step": [f"{before.losses[name]:.4g}" for name in terms],
+                    "after it": [f"{after.losses[name]:.4g}" for name in terms],
+                }
             )
             if trace.inner:
-                self.logits(
-                    {"f̂ on x + δ*, before": before.perturbed, "after the step": after.perturbed}, top=6
-                )
+                rows = {"f̂ on x + δ*, before": before.perturbed, "after the step": after.perturbed}
+                self.logits(rows, top=6)
 
-        effect = (
-            f"On the same perturbed image {self.target} goes from {probability(before.perturbed, k):.1%} to "
-            f"**{probability(after.perturbed, k):.1%}**, {self.y} from {probability(before.perturbed, y):.1%} to "
-            f"**{probability(after.perturbed, y):.1%}**. "
-            if trace.inner
-            else ""
-        )
-        return Scene(
-            "The polarizer learns",
+        return Part(
+            "Update of the polarizer",
             [
                 rf"\theta \leftarrow \theta - {trace.lr:g}\, (\nabla_\theta \mathcal{{L}} "
                 rf"+ {0 if cfg.decay_to_identity else cfg.weight_decay:g}\, \theta)"
             ],
-            f"One step of SGD on θ alone; the gradient is {total:.3g} long. {effect}A training takes many such steps, "
-            "each with other images, and momentum carries each into the next.",
+            f"One step of SGD on θ alone; the norm of the gradient is {norm:.3g}.{effect} Training takes "
+            "many such steps on other images, with momentum.",
             show,
         )
 
-    # --- pieces
+    def show_clean(self) -> None:
+        self.images(("clean image x", picture(self.trace.image)))
 
     def show_perturbed(self) -> None:
-        self.pictures(("perturbed image x + δ*", picture(self.trace.perturbed)))
+        self.images(("perturbed image x + δ*", picture(self.trace.perturbed)))
         self.logits({"f̂ on x + δ*": self.trace.before.perturbed}, top=6)
 
-    def filled(self, term: str, rest_: float) -> list[str]:
-        """The formula -log(1 - s) with its numbers."""
-        value = tex(self.trace.before.losses[term])
-        if self.cfg.log_form == "mart":
-            return [rf"= -\log({tex(rest_)} + 10^{{-4}}) = {value}"]
-        return [rf"= -\log {tex(rest_)} = {value}"]
+    def filled(self, term: str, remainder: float) -> str:
+        """Return the formula -log(1 - s) with its numbers."""
+        inside = tex(remainder) if self.cfg.log_form != "mart" else rf"({tex(remainder)} + 10^{{-4}})"
+        return rf"= -\log {inside} = {tex(self.trace.before.losses[term])}"
 
-    def pull(self, term: str) -> str:
+    def size(self, term: str) -> str:
         value = self.trace.before.losses[term]
-        return "asks for little" if value < 0.1 else "asks for something" if value < 1 else "asks for much"
+        return f"this term is {'small' if value < 0.1 else 'moderate' if value < 1 else 'large'}"
 
-    def says(self, inner: Inner) -> str:
-        k = int(inner.logits.argmax())
-        mark = (
-            "y′" if k == self.trace.target else "the true class" if k == self.trace.label else "another class"
-        )
-        return f"**{self.names[k]}** ({mark}, {probability(inner.logits, k):.1%})"
+    def predicted(self, logits: np.ndarray) -> str:
+        k = int(logits.argmax())
+        kind = {self.trace.target: "y′", self.trace.label: "the true class"}.get(k, "another class")
+        return f"**{self.names[k]}** ({kind}, {probability(logits, k):.1%})"
 
-    def pictures(self, *found: tuple[str, np.ndarray]) -> None:
+    def images(self, *found: tuple[str, np.ndarray]) -> None:
         with st.container(horizontal=True, gap="medium"):
             for caption, image in found:
-                st.image(
-                    png(image, max(1, PIXELS // image.shape[-1])),
-                    caption,
-                    width=PIXELS,
-                    alt=f"{caption}: {self.y}",
-                )
+                pixels = png(image, max(1, PIXELS // image.shape[-1]))
+                st.image(pixels, caption, width=PIXELS, alt=f"{caption}: {self.y}")
 
     def logits(self, rows: dict[str, np.ndarray], top: int = 12) -> None:
         bars = logit_bars(rows, self.names, self.trace.label, self.trace.target, top)
-        said = "; ".join(f"{who}: {self.names[int(z.argmax())]} is the largest" for who, z in rows.items())
-        chart(logit_figure(bars, tiles.mode()), key=f"logits-{len(rows)}", alt=f"Logits. {said}.")
+        largest = "; ".join(f"{row}: {self.names[int(z.argmax())]}" for row, z in rows.items())
+        chart(
+            logit_figure(bars, tiles.mode()),
+            key=f"logits-{len(rows)}",
+            alt=f"Logits, the largest: {largest}.",
+        )
+
+
+def _table(columns: dict[str, list[str]]) -> None:
+    st.table(columns, border="horizontal", hide_index=True)

@@ -1,4 +1,4 @@
-"""Step by step: every scene is drawn, its numbers are those of the model, its place is in the address."""
+"""Step by step: every part is drawn, its numbers are those of the model, its place is in the URL."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ UPDATE = r"\theta \leftarrow \theta"
 TITLES = ["Eq. 1", "Eq. 5", "Eq. 4", "Eq. 4", "Eq. 5", "Eq. 2", "Eq. 3", "Eq. 5", UPDATE]
 
 
-def told(page: AppTest) -> str:
-    """All that a scene says in words and formulas."""
+def shown(page: AppTest) -> str:
+    """The text and formulas of the part on show."""
     assert not page.exception, page.exception
     assert [element.value for element in page.error] == []
     return " ".join(
@@ -26,16 +26,16 @@ def told(page: AppTest) -> str:
 
 
 def numbers(page: AppTest) -> list[str]:
-    """Every number in the words of a scene, as it is printed."""
+    """Every number in the text of a part, as it is printed."""
     return re.findall(r"\d+\.\d\d", " ".join(element.value for element in page.markdown))
 
 
-def test_every_scene_has_its_equation_and_the_buttons_walk_through(tiny_zoo: str, open_page: Open) -> None:
+def test_every_part_has_its_equation_and_the_buttons_walk_through(tiny_zoo: str, open_page: Open) -> None:
     page = open_page("step_by_step").run()
     assert page.button(key="back").disabled
     for number, title in enumerate(TITLES, start=1):
         assert page.subheader[0].value.startswith(f"{number} · ")
-        assert title in told(page)
+        assert title in shown(page)
         assert page.query_params.get("step", "1") in (str(number), [str(number)])
         if number < len(TITLES):
             page.button(key="next").click().run()
@@ -56,7 +56,7 @@ def test_the_numbers_are_those_of_the_model(tiny_zoo: str, open_page: Open) -> N
         z = net(clean.images[7:8] / 255)[0].double()
     order = [int(k) for k in z.argsort(descending=True) if int(k) != int(clean.labels[7])]
     page = open_page("step_by_step", image="7", step="2").run()
-    assert told(page)
+    assert shown(page)
     assert {f"{float(z[k]):.2f}" for k in (int(clean.labels[7]), order[0])} <= set(numbers(page))
     page.pills(key="step").set_value(8).run()
     assert not page.exception
@@ -72,30 +72,30 @@ def test_without_weights_there_is_no_inner_level_and_the_walk_is_shorter(
     tiny_zoo: str, open_page: Open
 ) -> None:
     page = open_page("step_by_step", lambda2="0", lambda3="0", step="3").run()
-    assert r"\lambda_2 = \lambda_3 = \lambda_4 = 0" in told(page)
+    assert r"\lambda_2 = \lambda_3 = \lambda_4 = 0" in shown(page)
     assert page.pills(key="step").options == ["1", "2", "3", "4", "5", "6"]
     page = open_page("step_by_step", step="9").run()
-    assert UPDATE in told(page)
+    assert UPDATE in shown(page)
     page.slider(key="lambda2").set_value(0.0)
     page.slider(key="lambda3").set_value(0.0).run()
-    assert told(page).startswith("6 · ")
-    assert UPDATE in told(page)
+    assert shown(page).startswith("6 · ")
+    assert UPDATE in shown(page)
 
 
-def test_a_trained_polarizer_tells_the_readings_of_eq_4_apart(
+def test_with_a_trained_polarizer_the_attacked_network_matters(
     make_run: Callable[..., Run], open_page: Open
 ) -> None:
     run = make_run(layer="layer4.1.conv1")
     page = open_page("step_by_step", run=run.id, theta="trained").run()
-    assert "`layer4.1.conv1`" in told(page), "the layer is that of the run"
+    assert "`layer4.1.conv1`" in shown(page), "the layer is that of the run"
     page.pills(key="step").set_value(2).run()
-    assert "f_w(x)_k" in told(page)
+    assert "f_w(x)_k" in shown(page)
     base = numbers(page)
     page.segmented_control(key="attack_on").set_value("polarized").run()
-    assert r"\hat f_\theta(x)_k" in told(page)
+    assert r"\hat f_\theta(x)_k" in shown(page)
     assert numbers(page) != base
     page.segmented_control(key="theta").set_value("identity").run()
-    assert told(page)
+    assert shown(page)
     assert [float(number) for number in numbers(page)] == pytest.approx(
         [float(number) for number in base], abs=0.02
     ), "at the identity f̂ is f_w"
@@ -104,8 +104,8 @@ def test_a_trained_polarizer_tells_the_readings_of_eq_4_apart(
 @pytest.mark.parametrize(
     "query", [{"image": "999999"}, {"image": "x"}, {"step": "99"}, {"step": "x"}, {"theta": "?"}]
 )
-def test_garbage_in_the_address_falls_back(query: dict[str, str], tiny_zoo: str, open_page: Open) -> None:
-    assert told(open_page("step_by_step", **query).run()).startswith("1 · ")
+def test_garbage_in_the_url_falls_back(query: dict[str, str], tiny_zoo: str, open_page: Open) -> None:
+    assert shown(open_page("step_by_step", **query).run()).startswith("1 · ")
 
 
 def test_refused_settings_are_one_sentence(tiny_zoo: str, open_page: Open) -> None:
