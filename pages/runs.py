@@ -63,7 +63,7 @@ def short(run: Run) -> str:
 
 def visible() -> list[Run]:
     """Every run, but for those of networks that somebody else brought: these show where their own page was opened."""
-    known = st.session_state.get("_own", set())
+    known = st.session_state.get("_uploaded", set())
     return [
         run for run in cached.all_runs() if paths.own(run.request.model) is None or run.request.model in known
     ]
@@ -107,7 +107,7 @@ def details(run: Run) -> None:
     what = "settings, curves and result" if controls.adoptable(run.request) else "curves and result"
     if own:
         with first:
-            query = {"own": run.request.model, "own_run": run.id}
+            query = {"uploaded": run.request.model, "uploaded_run": run.id}
             shell.link("pages/my_models.py", "Your model", ":material/upload_file:", query)
     elif first.button(
         "Open in the Lab",
@@ -165,7 +165,7 @@ def details(run: Run) -> None:
     with st.expander("Share", icon=":material/qr_code_2:"):
         if own:
             st.write("This link opens the network that you brought, with this run.")
-            downloads.share("my_models", own=run.request.model, own_run=run.id)
+            downloads.share("my_models", uploaded=run.request.model, uploaded_run=run.id)
         else:
             st.write(f"This link opens the run in the Lab, with its model, {what}.")
             downloads.share("lab", model=run.request.model, run=run.id)

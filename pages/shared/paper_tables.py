@@ -152,7 +152,7 @@ def origin(found: TableRecord | None, cells: Sequence[Cell], card: Card) -> None
 
 
 def layer_tint(card: Card, metric: str = "asr") -> Tint | None:
-    """Return the colors of a network drawing by the Figure 3 of this model; None without a record."""
+    """Return the colours of a network drawing by the Figure 3 of this model; None without a record."""
     try:
         found = cached.table("figure3", card.dataset)
     except NPDError as error:

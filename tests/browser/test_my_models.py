@@ -1,4 +1,4 @@
-"""A visitor brings a network, polarizes it, and takes it home, in a real browser."""
+"""A visitor imports a model, trains a polarizer for it and exports it, in a real browser."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OWN_PROBES = r"_stcore/(health|host-config)"  # Streamlit looks for its own addr
 
 
 def files(folder: Path, model: str) -> tuple[Path, Path]:
-    """A checkpoint in the layout of BackdoorBench, and a zip archive of clean pictures."""
+    """A checkpoint in the layout of BackdoorBench, and a zip archive of clean images."""
     torch.save(
         {"model": load_backdoored(model).net.net.state_dict(), "num_classes": 12}, folder / "attack_result.pt"
     )
@@ -33,36 +33,36 @@ def files(folder: Path, model: str) -> tuple[Path, Path]:
     return folder / "attack_result.pt", folder / "clean.zip"
 
 
-def test_bring_polarize_and_take_home(
+def test_import_train_and_export(
     workshop, visit, watch, page: Page, insist, tiny_zoo: str, tmp_path: Path
 ) -> None:
     watch.allow(OWN_PROBES)
     visit("/my_models", base=workshop.url)
-    page.get_by_role("button", name="Check and open").wait_for()  # it stands below the places for files
+    page.get_by_role("button", name="Import").wait_for()  # it stands below the places for files
     for place, path in zip(page.locator("input[type=file]").all(), files(tmp_path, tiny_zoo), strict=False):
         place.set_input_files(path)
-    expect(page.get_by_role("button", name="Check and open")).to_be_enabled()
+    expect(page.get_by_role("button", name="Import")).to_be_enabled()
     page.get_by_role("combobox", name="Normalisation").click()
     page.get_by_role("option", name="Signs").click()
-    page.get_by_role("button", name="Check and open").click()
-    expect(page).to_have_url(re.compile("own=own-[0-9a-f]{16}"), timeout=30_000)
-    page.get_by_text("Weights of the loss").wait_for()
+    page.get_by_role("button", name="Import").click()
+    expect(page).to_have_url(re.compile("uploaded=own-[0-9a-f]{16}"), timeout=30_000)
+    page.get_by_text("Loss weights").wait_for()
     page.get_by_role("slider").press("Home")
     expect(page.get_by_role("slider")).to_have_value("1")
-    page.get_by_role("button", name="Polarize", exact=True).click()
-    page.get_by_text("cannot be known").wait_for()
+    page.get_by_role("button", name="Train polarizer").click()
+    page.get_by_text("cannot be measured").wait_for()
     with page.expect_download() as waiting:
         page.get_by_role("button", name="Weights (.safetensors)").click()
     with zipfile.ZipFile(waiting.value.path()) as packed:
-        packed.extractall(tmp_path / "home")
-    home = runpy.run_path(str(tmp_path / "home" / "use.py"))
-    assert home["logits"](torch.rand(2, 3, 32, 32)).shape == (2, 12)
-    about = json.loads((tmp_path / "home" / "about.json").read_text())
+        packed.extractall(tmp_path / "export")
+    exported = runpy.run_path(str(tmp_path / "export" / "use.py"))
+    assert exported["logits"](torch.rand(2, 3, 32, 32)).shape == (2, 12)
+    about = json.loads((tmp_path / "export" / "about.json").read_text())
     assert about["after"]["asr"] is None
     page.get_by_text("Share or remove").click()
     code = page.get_by_role("img", name="QR code")
     expect(code).to_be_visible()
     assert code.evaluate("image => image.naturalWidth") > 0
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
-    remove = page.get_by_role("button", name="Remove the network")
-    insist(lambda: remove.count() and remove.click(), page.get_by_text("are removed from this machine"))
+    remove = page.get_by_role("button", name="Remove the model")
+    insist(lambda: remove.count() and remove.click(), page.get_by_text("were removed from this server"))

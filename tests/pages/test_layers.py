@@ -62,7 +62,7 @@ def test_recorded_layers_colour_the_drawing_and_the_best_one_is_chosen(
     for part in ("recorded", "`signs-badnets_a2o-preact_resnet18-w4`", "seed 3", "cpu"):
         assert part in origin
 
-    page.segmented_control(key="color").set_value("acc").run()
+    page.segmented_control(key="colour").set_value("acc").run()
     assert errors(page) == []
     drawn = component(page, "layer_drawing")["tint"]
     assert (drawn["metric"], drawn["low"]) == ("acc", "50%")

@@ -1,4 +1,4 @@
-"""The page for networks that a visitor brings."""
+"""The page for models that a visitor imports."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def errors(page: AppTest) -> list[str]:
 
 @pytest.fixture
 def files(tiny_zoo: str, runs_dir: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """A checkpoint and a zip archive of clean pictures."""
+    """A checkpoint and a zip archive of clean images."""
     torch.save(load_backdoored(tiny_zoo).net.net.state_dict(), tmp_path / "net.pt")
     data = load_dataset("signs", "test")
     with zipfile.ZipFile(tmp_path / "clean.zip", "w") as archive:
@@ -47,12 +47,12 @@ def files(tiny_zoo: str, runs_dir: Path, tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def brought(files: tuple[Path, Path]) -> Card:
+def imported(files: tuple[Path, Path]) -> Card:
     return bring(*files, Settings(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)))
 
 
 def upload(page: AppTest, files: tuple[Path, Path]) -> None:
-    for name, path in zip(("own_checkpoint", "own_clean"), files, strict=True):
+    for name, path in zip(("upload_checkpoint", "upload_clean"), files, strict=True):
         page.file_uploader(key=name).upload(path.name, path.read_bytes())
 
 
@@ -63,137 +63,139 @@ def test_the_server_takes_uploads_as_large_as_the_page_offers(
     page = open_page("my_models").run()
     assert errors(page) == []
     offered = {box.key: box.proto.max_upload_size_mb for box in page.file_uploader}
-    assert offered["own_checkpoint"] >= 45, "a network of width 64"
+    assert offered["upload_checkpoint"] >= 45, "a network of width 64"
     assert max(offered.values()) <= most
 
 
-def test_files_are_checked_and_the_network_opens(open_page: Open, files: tuple[Path, Path]) -> None:
+def test_files_are_checked_and_the_model_opens(open_page: Open, files: tuple[Path, Path]) -> None:
     page = open_page("my_models").run()
     assert errors(page) == []
-    assert page.button(key="own_bring").disabled
+    assert page.button(key="upload_import").disabled
     upload(page, files)
-    page.selectbox(key="own_normalisation").set_value("Signs")
+    page.selectbox(key="upload_normalisation").set_value("Signs")
     page.run()
-    page.button(key="own_bring").click().run()
+    page.button(key="upload_import").click().run()
     assert errors(page) == []
-    (own,) = (
-        page.query_params["own"] if isinstance(page.query_params["own"], list) else [page.query_params["own"]]
+    (uploaded,) = (
+        page.query_params["uploaded"]
+        if isinstance(page.query_params["uploaded"], list)
+        else [page.query_params["uploaded"]]
     )
-    assert paths.own(own) is not None
+    assert paths.own(uploaded) is not None
     accuracy, trained_on, held_out = (metric.value for metric in page.metric)
     assert trained_on == held_out == "48"
     assert float(accuracy.rstrip("%")) > 90
-    assert page.selectbox(key="own_layer").value == "stream:layer4.0"
+    assert page.selectbox(key="uploaded_layer").value == "stream:layer4.0"
 
 
-def test_refusals_are_sentences_and_nothing_is_kept(open_page: Open, files: tuple[Path, Path]) -> None:
+def test_refused_files_are_one_message_and_nothing_is_kept(open_page: Open, files: tuple[Path, Path]) -> None:
     page = open_page("my_models").run()
     wrong = files[1].with_name("wrong.pt")
     wrong.write_bytes(files[1].read_bytes())
     upload(page, (wrong, files[1]))
     page.run()
-    page.button(key="own_bring").click().run()
+    page.button(key="upload_import").click().run()
     assert len(errors(page)) == 1
-    assert "own" not in page.query_params
+    assert "uploaded" not in page.query_params
     assert not (paths.runs() / ".own").exists()
 
 
-def test_polarize_compare_and_remove(open_page: Open, brought: Card) -> None:
-    page = open_page("my_models", own=brought.id).run()
+def test_train_compare_and_remove(open_page: Open, imported: Card) -> None:
+    page = open_page("my_models", uploaded=imported.id).run()
     assert errors(page) == []
-    page.slider(key="own_epochs").set_value(1)
+    page.slider(key="uploaded_epochs").set_value(1)
     page.run()
-    page.button(key="own_polarize").click().run()
+    page.button(key="uploaded_start").click().run()
     assert errors(page) == []
     (run,) = manager().store.list()
-    assert run.request.model == brought.id
+    assert run.request.model == imported.id
     assert run.request.clean == 48
     run = manager().wait(run.id, 60)
     assert (run.state, run.message) == ("finished", "")
     time.sleep(0.05)
     page.run()
     assert errors(page) == []
-    assert page.query_params["own_run"] == run.id
+    assert page.query_params["uploaded_run"] == run.id
     newer = RunStore(run.folder.parent).create(replace(run.request, clean=24))
-    assert [open_page("my_models", own=brought.id, **named).run().selectbox(key="own_run").value
-            for named in ({}, {"own_run": run.id})] == [newer, run.id]  # fmt: skip
+    assert [open_page("my_models", uploaded=imported.id, **named).run().selectbox(key="uploaded_run").value
+            for named in ({}, {"uploaded_run": run.id})] == [newer, run.id]  # fmt: skip
     shutil.rmtree(run.folder.parent / newer)
     assert len(page.metric) == 4, "three of the model, and the accuracy of the run: no ASR without a trigger"
     assert [info.icon for info in page.info] == [":material/info:"]
     assert len(page.get("download_button")) == 4
-    page.button(key="own_resist").click().run()
+    page.button(key="uploaded_resistance").click().run()
     assert errors(page) == []
     shares = page.dataframe[-1].value.iloc[:, 1]
     assert len(shares) == 3
     assert shares.between(0, 1).all()
-    page.button(key="own_remove").click().run()
+    page.button(key="uploaded_remove").click().run()
     assert errors(page) == []
-    assert not brought.folder.exists()
-    assert not {"own", "own_run"} & set(page.query_params)
-    assert page.button(key="own_bring").disabled
+    assert not imported.folder.exists()
+    assert not {"uploaded", "uploaded_run"} & set(page.query_params)
+    assert page.button(key="upload_import").disabled
 
 
-def test_the_network_is_there_again_after_another_page_until_another_is_wanted(
-    open_page: Open, brought: Card
+def test_the_model_is_shown_again_after_another_page_until_another_is_imported(
+    open_page: Open, imported: Card
 ) -> None:
-    page = open_page("my_models", own=brought.id).run()
+    page = open_page("my_models", uploaded=imported.id).run()
     page.query_params.clear()  # as the menu does
     page.run()
     assert errors(page) == []
-    assert page.query_params["own"] == brought.id
-    assert page.button(key="own_polarize")
-    page.button(key="own_another").click().run()
+    assert page.query_params["uploaded"] == imported.id
+    assert page.button(key="uploaded_start")
+    page.button(key="uploaded_another").click().run()
     for _ in range(2):
         assert errors(page) == []
-        assert "own" not in page.query_params
-        assert page.button(key="own_bring").disabled
+        assert "uploaded" not in page.query_params
+        assert page.button(key="upload_import").disabled
         page.run()
 
 
-def test_unknown_and_foreign_addresses(open_page: Open, tiny_zoo: str, runs_dir: Path) -> None:
-    page = open_page("my_models", own="own-0123456789abcdef").run()
+def test_unknown_and_foreign_ids(open_page: Open, tiny_zoo: str, runs_dir: Path) -> None:
+    page = open_page("my_models", uploaded="own-0123456789abcdef").run()
     assert ["own-0123456789abcdef" in text for text in errors(page)] == [True]
     page.query_params.clear()
-    assert errors(page.run()) == [], "it is not come back to"
-    page = open_page("my_models", own=tiny_zoo).run()
+    assert errors(page.run()) == [], "it is forgotten"
+    page = open_page("my_models", uploaded=tiny_zoo).run()
     assert [tiny_zoo in text for text in errors(page)] == [True]
-    assert page.button(key="own_bring").disabled
+    assert page.button(key="upload_import").disabled
 
 
-def test_an_honest_network_of_the_zoo_is_not_taken_for_a_brought_one(
+def test_a_clean_model_of_the_zoo_is_not_taken_for_an_imported_one(
     tiny_zoo_folder: Path, tiny_zoo: str, runs_dir: Path, tmp_path: Path, open_page: Open, monkeypatch
 ) -> None:
-    honest = tmp_path / "zoo" / "signs-clean-preact_resnet18-w4"
-    shutil.copytree(tiny_zoo_folder / tiny_zoo, honest)
-    card = json.loads((honest / "card.json").read_text())
+    clean_model = tmp_path / "zoo" / "signs-clean-preact_resnet18-w4"
+    shutil.copytree(tiny_zoo_folder / tiny_zoo, clean_model)
+    card = json.loads((clean_model / "card.json").read_text())
     card |= {
-        "id": honest.name,
+        "id": clean_model.name,
         "attack": "clean",
         "attack_params": {},
         "target": "none",
         "asr": None,
         "ra": None,
     }
-    (honest / "card.json").write_text(json.dumps(card))
-    monkeypatch.setenv("NPD_ZOO_DIR", str(honest.parent))
-    page = open_page("my_models", own=honest.name).run()
-    assert [honest.name in text for text in errors(page)] == [True]
-    assert page.button(key="own_bring").disabled
+    (clean_model / "card.json").write_text(json.dumps(card))
+    monkeypatch.setenv("NPD_ZOO_DIR", str(clean_model.parent))
+    page = open_page("my_models", uploaded=clean_model.name).run()
+    assert [clean_model.name in text for text in errors(page)] == [True]
+    assert page.button(key="upload_import").disabled
 
 
-def test_runs_of_brought_networks_are_not_shown_to_others(open_page: Open, brought: Card) -> None:
+def test_runs_of_imported_models_are_not_shown_to_others(open_page: Open, imported: Card) -> None:
     from npd_core.config.request import DefenseRequest
     from npd_core.runs.store import RunStore
     from npd_core.uploads.entry import suggested_config
 
     RunStore(paths.runs()).create(
-        DefenseRequest(model=brought.id, clean=48, config=suggested_config(brought))
+        DefenseRequest(model=imported.id, clean=48, config=suggested_config(imported))
     )
     page = open_page("runs").run()
     assert errors(page) == []
     assert not page.dataframe
     page = open_page("runs")
-    page.session_state["_own"] = {brought.id}
+    page.session_state["_uploaded"] = {imported.id}
     page.run()
     assert errors(page) == []
-    assert list(page.dataframe[0].value["model"]) == [brought.id]
+    assert list(page.dataframe[0].value["model"]) == [imported.id]
