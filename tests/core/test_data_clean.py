@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from npd_core.data import load
 from npd_core.data.clean import clean_counts, clean_indices, clean_subset, hold_out, load_clean
-from npd_core.data.load import ImageSet, clean_source, load_dataset
+from npd_core.data.load import FILES, ImageSet, clean_source, load_dataset
+from npd_core.data.parquet import write_images
 from npd_core.data.spec import DATASETS
 from npd_core.errors import ConfigError, DataMissingError
 
@@ -131,13 +135,33 @@ def test_gtsrb(real_data):
     assert torch.bincount(load_clean("gtsrb", 0.05, 0).labels).tolist() == [45] * 43
 
 
-def test_tiny_imagenet_from_the_part_that_came_alone(real_data):
+def coded(colour):
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_tiny_imagenet_from_the_part_that_came_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("NPD_DATA_DIR", str(tmp_path))
+    (tmp_path / "tiny_imagenet").mkdir()
+    images = [coded((k, 0, 0)) for k in range(200)]
+    labels = balanced(200, 25).tolist()
+    rows = ((f"{i}.png", images[label], label) for i, label in enumerate(labels))
+    names = [f"thing {k}" for k in range(200)]
+    write_images(tmp_path / "tiny_imagenet" / FILES["clean"], rows, names)
     clean = load_clean("tiny_imagenet", 0.05, 0)  # 5% of 100,000, which is the whole part
     assert torch.bincount(clean.labels).tolist() == [25] * 200
     assert clean.indices.tolist() == list(range(5000))
     few = load_clean("tiny_imagenet", 400, 0)
     assert torch.bincount(few.labels).tolist() == [2] * 200
+    assert few.images[:, 0, 5, 5].tolist() == few.labels.tolist()
     assert torch.equal(few.images, clean_source("tiny_imagenet").images[few.indices])
+
+
+def test_tiny_imagenet(real_data):
+    clean = load_clean("tiny_imagenet", 0.05, 0)
+    assert clean.images.shape == (5000, 3, 64, 64)
+    assert torch.bincount(clean.labels).tolist() == [25] * 200
 
 
 def test_a_share_is_of_the_full_training_set_where_only_a_part_of_it_is_here(monkeypatch):
