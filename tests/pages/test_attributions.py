@@ -87,9 +87,9 @@ def test_clean_picture_for_the_channels(open_page: Open, make_run: Make) -> None
     run = make_run()
     page = open_page("attributions", run=run.id, image="3").run()
     triggered = chart(page, 0)
-    page.radio(key="channel_picture").set_value("clean").run()
+    page.radio(key="channel_image").set_value("clean").run()
     assert errors(page) == []
-    linked = open_page("attributions", run=run.id, image="3", channel_picture="clean").run()
+    linked = open_page("attributions", run=run.id, image="3", channel_image="clean").run()
     assert chart(linked, 0)["data"] == chart(page, 0)["data"]
     values = [np.asarray(c["data"][0]["customdata"], dtype=object) for c in (triggered, chart(page, 0))]
     assert values[0].tolist() != values[1].tolist()
