@@ -163,16 +163,7 @@ st.title("Ablations")
 selection = shell.selection()
 card, run = selectors.model(selection), selection.run
 st.write("The paper's Tables 3 to 6: what happens when a part of NPD or a condition changes.")
-name = st.segmented_control(
-    "Question",
-    list(QUESTIONS),
-    default="Loss terms",
-    required=True,
-    key="question",
-    bind="query-params",
-    label_visibility="collapsed",
-)
-question = QUESTIONS[name]
+question = QUESTIONS[selectors.switch("Question", list(QUESTIONS), "question", label_visibility="collapsed")]
 st.markdown(question.text)
 view = paper_tables.choose((question.table,), card)
 with selectors.working():

@@ -54,7 +54,7 @@ def show_maps(
         if image.number is not None:
             found = cached.maps(card.id, run.id, image.number, method, target)
         else:
-            found = cached.own_maps(card.id, run.id, *image.pair, method, target)
+            found = cached.own_maps(card.id, run.id, image.pair[0], image.pair[1], method, target)
     rows = slice(2 if card.asr is not None or image.number is None else 1)
     notes = [
         [f"predicts {names[int(p[row].argmax())]}, {p[row].max():.0%}" for p in image.predictions]
@@ -96,8 +96,7 @@ def show_channels(card: Card, run: Run, names: tuple[str, ...], image: Explained
         f"that lost most; they make up {bars.share:.0%} of all losses."
     )
     if bars.channels:
-        figure = channel_figure(bars, tiles.mode())
-        st.plotly_chart(figure, key="channels", theme=None, config={"displayModeBar": False})
+        selectors.show_figure(channel_figure(bars, tiles.mode()), "channels")
     else:
         st.info(
             "The polarizer lowered the contribution of no channel for this image and class.",
@@ -138,8 +137,7 @@ if run is None:
 backdoored = card.asr is not None
 own = own_image.kept(card.id)
 if own is not None:
-    source = st.segmented_control("Image", [TEST, OWN], default=TEST, required=True, key="attributed")
-    own = own if source == OWN else None
+    own = own if selectors.switch("Image", [TEST, OWN], "attributed", bind=None) == OWN else None
 with selectors.working():
     names = cached.class_names(card.dataset)
     labels = cached.test_labels(card.id)

@@ -72,15 +72,7 @@ def comparison(view: paper_tables.View, card: Card, finished: dict[str, Run]) ->
 def overview(found: TableRecord) -> None:
     """Show one metric for every pair of attack and defense."""
     st.subheader("All attacks and defenses")
-    metric = st.segmented_control(
-        "Metric",
-        list(METRICS),
-        default="der",
-        required=True,
-        key="metric",
-        bind="query-params",
-        format_func=str.upper,
-    )
+    metric = selectors.switch("Metric", list(METRICS), "metric", default="der", format_func=str.upper)
     for source in ["recorded", *(["published"] if any(cell.published for cell in found.cells) else [])]:
         rows: dict[str, dict[str, float | None]] = {}
         for cell in found.cells:

@@ -117,13 +117,12 @@ except UnknownNameError:
 left, right = st.columns([3, 4], vertical_alignment="bottom")
 with left:
     view = paper_tables.choose(("figure3",), card)
-metric = right.segmented_control(
+metric = selectors.switch(
     "Colour by",
     list(METRICS),
+    "colour",
+    place=right,
     default="asr",
-    required=True,
-    key="colour",
-    bind="query-params",
     format_func=str.upper,
     help="The recorded number that colours the drawing and is written on it.",
 )

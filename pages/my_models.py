@@ -12,7 +12,6 @@ import streamlit as st
 from npd_core import paths
 from npd_core.config.request import DefenseRequest
 from npd_core.data.spec import NORMALISATIONS, get_dataset
-from npd_core.errors import NPDError
 from npd_core.figures import curves
 from npd_core.runs import queue
 from npd_core.runs.store import Run
@@ -38,13 +37,11 @@ def model_in_url() -> Card | None:
     model = lesson_view.carried("uploaded")
     if not model:
         return None
-    try:
+    with selectors.working(stop=False):
         card = get_card(model)
         if paths.own(card.id) is not None:
             return card
         st.error(f"{model[:60]} is a model of the zoo: choose it in the Lab.", icon=":material/error:")
-    except NPDError as error:
-        st.error(str(error), icon=":material/error:")
     lesson_view.forget("uploaded")
     return None
 
@@ -168,11 +165,10 @@ def import_files(uploads: dict[str, Any], settings: dict[str, Any]) -> Card | No
                 return None
             files[name] = Path(folder) / name
             files[name].write_bytes(upload.getbuffer())
-        try:
-            return bring(files["checkpoint"], files["clean"], Settings(**settings), files.get("triggered"))
-        except NPDError as error:
-            st.error(str(error), icon=":material/error:")
-            return None
+        card = None
+        with selectors.working(stop=False):
+            card = bring(files["checkpoint"], files["clean"], Settings(**settings), files.get("triggered"))
+        return card
 
 
 def workbench(card: Card) -> None:
@@ -280,12 +276,11 @@ def run_settings(card: Card, images: int) -> DefenseRequest | None:
         lambda2 = first.number_input("λ₂", 0.0, 10.0, suggested.lambda2, step=0.05, key="uploaded_lambda2")
         lambda3 = second.number_input("λ₃", 0.0, 10.0, suggested.lambda3, step=0.05, key="uploaded_lambda3")
         rho = third.number_input("ρ", 0.1, 50.0, suggested.rho, step=0.5, key="uploaded_rho")
-    try:
+    request = None
+    with selectors.working(stop=False):
         config = replace(suggested, epochs=epochs, lambda2=lambda2, lambda3=lambda3, rho=rho)
-        return DefenseRequest(model=card.id, layer=chosen, clean=images, config=config, eval_images=200)
-    except NPDError as error:
-        st.error(str(error), icon=":material/error:")
-        return None
+        request = DefenseRequest(model=card.id, layer=chosen, clean=images, config=config, eval_images=200)
+    return request
 
 
 def follow(run_id: str) -> None:

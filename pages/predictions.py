@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import streamlit as st
 
-from npd_core.errors import NPDError
 from npd_core.figures.predictions import data_url, probability_bars, probability_figure, tally
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
@@ -98,12 +97,8 @@ def one_image(
             before[row][at], None if after is None else after[row][at], names, label, target, top=8
         )
         columns[row].markdown(f"**{('Clean', 'Triggered')[row]}**")
-        columns[row].plotly_chart(
-            probability_figure(bars, tiles.mode(), "backdoored" if backdoored else "network"),
-            key=f"bars_{row}",
-            theme=None,
-            config={"displayModeBar": False},
-        )
+        figure = probability_figure(bars, tiles.mode(), "backdoored" if backdoored else "network")
+        selectors.show_figure(figure, f"bars_{row}", columns[row])
 
 
 selection = shell.selection()
@@ -125,15 +120,7 @@ if not backdoored:
         "predictions.",
         icon=":material/verified:",
     )
-source = st.segmented_control(
-    "Images",
-    [TEST, own_image.TAB],
-    default=TEST,
-    required=True,
-    key="source",
-    bind="query-params",
-    label_visibility="collapsed",
-)
+source = selectors.switch("Images", [TEST, own_image.TAB], "source", label_visibility="collapsed")
 if source == own_image.TAB:
     with selectors.working():
         own_image.panel(card, run, names)
@@ -150,10 +137,8 @@ with selectors.working():
     found = cached.samples(card.id, shown)
     before, after = predict(card, None, shown), None
     if run is not None:
-        try:
+        with selectors.working(stop=False):
             after = predict(card, run, shown)
-        except NPDError as error:
-            st.error(str(error), icon=":material/error:")
 if backdoored and after is not None and found.eligible.any():
     summary(found, before, after)
 tiles.show(

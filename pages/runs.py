@@ -101,7 +101,7 @@ def details(run: Run) -> None:
         + (f" · {run_panel.ahead(run)}" if run.state == "queued" else "")
     )
     if run.result:
-        selectors.outcome(run)
+        run_panel.tiles(run.result.get("before") or {}, run.result.get("after") or {}, run.result.get("der"))
     first, second, third = st.columns(3)
     own = paths.own(run.request.model) is not None
     what = "settings, curves and result" if controls.adoptable(run.request) else "curves and result"

@@ -92,13 +92,12 @@ first, second, third, fourth = st.columns([3, 3, 2, 2], vertical_alignment="bott
 with first:
     layer = controls.layer_select(card)
 attack_on = controls.ALL["attack_on"]
-values["attack_on"] = second.segmented_control(
+values["attack_on"] = selectors.switch(
     "Network attacked in the inner level",
     attack_on.choices,
+    "attack_on",
+    place=second,
     default=values["attack_on"],
-    required=True,
-    key="attack_on",
-    bind="query-params",
     help=attack_on.help,
 )
 controls.show_problems()
@@ -134,13 +133,10 @@ with selectors.working():
     )
     start = None
     if run is not None:
-        theta = st.segmented_control(
+        theta = selectors.switch(
             "θ before the step",
             ("identity", "trained"),
-            default="identity",
-            required=True,
-            key="theta",
-            bind="query-params",
+            "theta",
             help="The identity, as before training, or the polarizer of the chosen run, at the layer of "
             "that run. At the identity f̂ equals f_w, so Eq. 4 perturbs the same network with either "
             "choice above.",

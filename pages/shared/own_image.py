@@ -94,10 +94,8 @@ def panel(card: Card, run: Run | None, names: tuple[str, ...]) -> None:
         before = cached.predict(card.id, None, pair)
         after = None
         if run is not None:
-            try:
+            with selectors.working(stop=False):
                 after = cached.predict(card.id, run.id, pair)
-            except NPDError as error:
-                st.error(str(error), icon=":material/error:")
     with right:
         _show(card, image, names, before, after)
 
@@ -109,32 +107,20 @@ def photo(card: Card, source: str) -> np.ndarray | None:
         source: UPLOAD or CAMERA.
     """
     data = _upload() if source == UPLOAD else _camera()
-    if data is None:
-        return None
-    try:
-        return decode_picture(data, card.image_size)
-    except NPDError as error:
-        st.error(str(error), icon=":material/error:")
-        return None
+    if data is not None:
+        with selectors.working(stop=False):
+            return decode_picture(data, card.image_size)
+    return None
 
 
 def _choose(card: Card, names: tuple[str, ...]) -> OwnImage | None:
-    source = st.segmented_control(
-        "Image",
-        [TEST, UPLOAD, CAMERA],
-        default=TEST,
-        required=True,
-        key="own_source",
-        persist_state="session",
-        help=KEPT,
-    )
+    session = {"bind": None, "persist_state": "session"}
+    source = selectors.switch("Image", [TEST, UPLOAD, CAMERA], "own_source", help=KEPT, **session)
     kinds = [PAINTED] if card.asr is None else [TRAINED, PAINTED]
     key = f"own_trigger_{len(kinds)}"
     if TRIGGER in st.query_params and key not in st.session_state:
         st.session_state[key] = PAINTED
-    kind = st.segmented_control(
-        "Trigger", kinds, default=kinds[0], required=True, key=key, persist_state="session"
-    )
+    kind = selectors.switch("Trigger", kinds, key, **session)
     label: int | None
     if source == TEST:
         title, clean, label = _test_image(card, names)

@@ -13,7 +13,6 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from npd_core.data.spec import get_dataset
-from npd_core.errors import NPDError
 from npd_core.experiments.record import Cell, TableRecord
 from npd_core.figures import tables
 from npd_core.figures.curves import MetricCurves
@@ -76,14 +75,8 @@ def _record(names: Sequence[str], card: Card) -> TableRecord | None:
     title = own
     if list(titles) != [own]:
         _forget_unless("table_dataset", titles)
-        title = st.segmented_control(
-            "Data set of the record",
-            list(titles),
-            default=own if own in titles else next(iter(titles)),
-            required=True,
-            key="table_dataset",
-            bind="query-params",
-        )
+        default = own if own in titles else next(iter(titles))
+        title = selectors.switch("Data set of the record", list(titles), "table_dataset", default=default)
     with selectors.working():
         return cached.table(there[titles[title]], titles[title])
 
@@ -153,11 +146,9 @@ def origin(found: TableRecord | None, cells: Sequence[Cell], card: Card) -> None
 
 def layer_tint(card: Card, metric: str = "asr") -> Tint | None:
     """Return the colours of a network drawing by the Figure 3 of this model; None without a record."""
-    try:
+    found = None
+    with selectors.working(stop=False):
         found = cached.table("figure3", card.dataset)
-    except NPDError as error:
-        st.error(str(error), icon=":material/error:")
-        return None
     cells = [cell for cell in found.cells if is_of(cell, card)] if found is not None else []
     return tint(metric, {c.row["layer"]: getattr(c.after, metric) for c in cells if c.after is not None})
 

@@ -5,10 +5,12 @@ Where something is missing, one sentence says what and what to do, and the page 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
+import plotly.graph_objects as graph
 import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
@@ -23,13 +25,25 @@ MOST = 12
 
 
 @contextmanager
-def working() -> Iterator[None]:
-    """Inside, what the core refuses is shown as its own sentence and the page ends there."""
+def working(stop: bool = True) -> Iterator[None]:
+    """Show the message of an NPDError that is raised inside, then end the page or go on after the block."""
     try:
         yield
     except NPDError as error:
         st.error(str(error), icon=":material/error:")
-        st.stop()
+        if stop:
+            st.stop()
+
+
+def switch(label: str, options: Sequence[str], key: str, *, place: Any = st, **settings: Any) -> str:
+    """Show a segmented control that is kept in the URL, the first option chosen. Args: place: as a column."""
+    settings = {"default": options[0], "required": True, "bind": "query-params"} | settings
+    return str(place.segmented_control(label, options, key=key, **settings))
+
+
+def show_figure(figure: graph.Figure, key: str, place: Any = st) -> None:
+    """Show a static figure in our own theme, without Plotly's buttons."""
+    place.plotly_chart(figure, key=key, theme=None, config={"displayModeBar": False})
 
 
 def model(selection: shell.Selection) -> Card:
@@ -116,35 +130,6 @@ def put_first(widget: str) -> None:
     shown = (int(number), *(k for k in shown if k != number))[: max(1, len(shown))]
     st.session_state["_pictures"] = (model_id, key, shown)
     _remember(shown)
-
-
-def outcome(run: Run) -> None:
-    """ACC, ASR, RA and DER of a run, before and after, with where the numbers come from."""
-    result = run.result or {}
-    before, after = result.get("before") or {}, result.get("after") or {}
-    words = {
-        "acc": ("ACC", "Clean test pictures that get their true label."),
-        "asr": ("ASR", "Triggered pictures that the attacker gets as wanted. Lower is better."),
-        "ra": ("RA", "Triggered pictures that get their true label again. Another mistake is no repair."),
-    }
-    columns = st.columns(4)
-    for column, (name, (title, help_text)) in zip(columns, words.items(), strict=False):
-        if after.get(name) is None:
-            column.metric(title, "–", help=help_text)
-            continue
-        change = f"{100 * (after[name] - before[name]):+.1f} points" if before.get(name) is not None else None
-        column.metric(
-            title,
-            f"{after[name]:.1%}",
-            change,
-            delta_color="inverse" if name == "asr" else "normal",
-            help=help_text,
-        )
-    columns[3].metric(
-        "DER",
-        f"{result['der']:.3f}" if result.get("der") is not None else "–",
-        help="Defense effectiveness rating of the paper: 1 is a full repair, 0.5 is nothing done.",
-    )
 
 
 def _remember(numbers: tuple[int, ...]) -> None:

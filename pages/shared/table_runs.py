@@ -11,14 +11,13 @@ from npd_core.config.npd import VARIANTS, default_layer
 from npd_core.config.request import DefenseRequest
 from npd_core.data.load import availability
 from npd_core.data.spec import get_dataset
-from npd_core.errors import NPDError
 from npd_core.experiments.grid import config_for
 from npd_core.experiments.record import Cell
 from npd_core.figures.tables import DEFENSES
 from npd_core.runs import queue
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import cached, controls, paper_tables, run_panel, shell
+from pages.shared import cached, controls, paper_tables, run_panel, selectors, shell
 
 
 def default_request(card: Card, defense: str) -> DefenseRequest:
@@ -64,7 +63,7 @@ def finished(requests: Mapping[str, DefenseRequest], chosen: Run | None) -> dict
 def start(request: DefenseRequest, card: Card, run: Run | None) -> None:
     """Show the buttons that start and stop a run, and the run of the URL."""
     running = run is not None and run.active
-    try:
+    with selectors.working(stop=False):
         data = availability(card.dataset)
         if not data.available:
             st.warning(data.reason, icon=":material/folder_off:")
@@ -88,8 +87,6 @@ def start(request: DefenseRequest, card: Card, run: Run | None) -> None:
                 assert run is not None
                 queue.manager().cancel(run.id)
                 st.toast("Stopping after this step …", icon=":material/stop:")
-    except NPDError as error:
-        st.error(str(error), icon=":material/error:")
     if run is not None:
         layer = (run.result or {}).get("layer") or run.request.layer
         name = DEFENSES.get(run.request.defense, run.request.defense)
