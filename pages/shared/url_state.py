@@ -1,0 +1,191 @@
+"""A value that lives in the URL and survives a switch of pages.
+
+    STEP = url_state.integer("step", 1, 6, default=1)
+    step = STEP.get()  # of the URL, else kept by this session, else the default
+    url_state.show_notices(STEP)  # one sentence where the text in the URL did not fit
+    st.button("Next", on_click=STEP.set, args=(step + 1,))
+    st.button("Start over", on_click=STEP.clear)
+
+A switch of pages empties the URL; `get` puts the value back. A default leaves the URL clean. Text that does
+not fit is taken out of the URL. Widgets with `bind="query-params"` keep their own value: ask `problem` before
+they are drawn. A value may be built anew in every script run, as when its range depends on the model: what is
+kept belongs to the name.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
+
+import streamlit as st
+
+from npd_core.errors import ConfigError, NPDError, unknown_name
+from pages.shared import text
+
+T = TypeVar("T")
+LONGEST_QUOTE = 60
+
+
+class _Kept(NamedTuple):
+    text: str | None
+    notice: str = ""
+    page: str | None = None
+    """Page on which the notice arose: it is not shown on others."""
+
+
+@dataclass(frozen=True)
+class UrlValue(Generic[T]):
+    """One value of the URL."""
+
+    name: str
+    parse: Callable[[str], T]
+    """Raises NPDError, with a sentence that says what the value must be."""
+    default: T
+    write: Callable[[T], str] = str
+
+    def get(self) -> T:
+        """Return the value. The URL comes first; text that does not fit gives the default and a notice."""
+        kept, asked = _memory().get(self.name), st.query_params.get(self.name)
+        found = asked if asked is not None else (kept.text if kept else None)
+        if found is None:
+            return self.default
+        try:
+            value = self.parse(found)
+        except NPDError as error:
+            self.reject(found, error)
+            return self.default
+        unchanged = kept is not None and kept.text == found
+        self._keep(value, notice=kept.notice if kept is not None and unchanged else "")
+        return value
+
+    def set(self, value: T) -> None:
+        """Put the value into the URL and keep it; the default leaves the URL clean. Also for callbacks."""
+        self._keep(value)
+
+    def clear(self) -> None:
+        """Go back to the default. Also for callbacks."""
+        self._keep(self.default)
+
+    def is_new(self) -> bool:
+        """Whether the URL has another text than this session put there, as after a link. Ask before `get`."""
+        asked, kept = st.query_params.get(self.name), _memory().get(self.name)
+        return asked is not None and asked != (kept.text if kept else None)
+
+    def reject(self, found: str, why: object) -> None:
+        """Take `found` out of the URL and note why."""
+        _write(self.name, None)
+        _memory()[self.name] = _Kept(None, self._notice(found, why), st.session_state.get("_page"))
+
+    def problem(self) -> str:
+        """Return the notice that `get` would give, without touching the URL; "" when there is none."""
+        found = st.query_params.get(self.name)
+        if found is None:
+            return ""
+        try:
+            self.parse(found)
+        except NPDError as error:
+            return self._notice(found, error)
+        return ""
+
+    def _notice(self, found: str, why: object) -> str:
+        return f'The URL asks for {self.name} "{text.plain(found, LONGEST_QUOTE)}". {text.message(why)}'
+
+    def _keep(self, value: T, notice: str = "") -> None:
+        letters = None if value == self.default else self.write(value)
+        _write(self.name, letters)
+        _memory()[self.name] = _Kept(letters, notice, st.session_state.get("_page"))
+
+
+def show_notices(*values: UrlValue) -> None:
+    """Show a sentence for each value that did not fit, until it is set or another page is opened."""
+    for value in values:
+        kept = _memory().get(value.name)
+        if kept is not None and kept.notice and kept.page == st.session_state.get("_page"):
+            st.error(kept.notice, icon=":material/error:")
+
+
+def integer(name: str, low: int, high: int, default: int) -> UrlValue[int]:
+    """A whole number from `low` to `high`."""
+    return UrlValue(name, lambda found: parse_integer(found, low, high), default)
+
+
+def number(name: str, low: float, high: float, default: float) -> UrlValue[float]:
+    """A finite number from `low` to `high`."""
+    return UrlValue(name, lambda found: parse_number(found, low, high), default, "{:g}".format)
+
+
+def choice(name: str, options: Sequence[str], default: str) -> UrlValue[str]:
+    """One of `options`."""
+
+    def parse(found: str) -> str:
+        if found not in options:
+            raise unknown_name(name, found[:LONGEST_QUOTE], options)
+        return found
+
+    return UrlValue(name, parse, default)
+
+
+def integers(name: str, low: int, high: int, most: int) -> UrlValue[tuple[int, ...]]:
+    """At most `most` whole numbers from `low` to `high`, separated by commas; each once. () by default."""
+
+    def parse(found: str) -> tuple[int, ...]:
+        return tuple(parse_integer(part, low, high) for part in _parts(found, most))
+
+    return UrlValue(name, parse, (), lambda values: ",".join(map(str, values)))
+
+
+def ids(name: str, most: int) -> UrlValue[tuple[str, ...]]:
+    """At most `most` ids, as of runs, separated by commas; each once. () by default."""
+    return UrlValue(name, lambda found: _parts(found, most), (), ",".join)
+
+
+def short_text(name: str, default: str = "", longest: int = 80) -> UrlValue[str]:
+    """Any text of at most `longest` characters."""
+
+    def parse(found: str) -> str:
+        if len(found) > longest:
+            raise ConfigError(f"It must have at most {longest} characters.")
+        return found
+
+    return UrlValue(name, parse, default)
+
+
+def parse_integer(found: str, low: int, high: int) -> int:
+    """Raises ConfigError unless `found` is a whole number from `low` to `high`."""
+    value = int(found) if re.fullmatch(r"[+-]?[0-9]{1,18}", found.strip()) else None
+    if value is None or not low <= value <= high:
+        raise ConfigError(f"It must be a whole number from {low} to {high}.")
+    return value
+
+
+def parse_number(found: str, low: float, high: float) -> float:
+    """Raises ConfigError unless `found` is a finite number from `low` to `high`."""
+    try:
+        value = float(found)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and low <= value <= high):
+        raise ConfigError(f"It must be a number from {low:g} to {high:g}.")
+    return value
+
+
+def _parts(found: str, most: int) -> tuple[str, ...]:
+    parts = tuple(dict.fromkeys(part.strip() for part in found.split(",") if part.strip()))
+    if len(parts) > most:
+        raise ConfigError(f"It must name at most {most}, separated by commas.")
+    return parts
+
+
+def _memory() -> dict[str, _Kept]:
+    memory: dict[str, _Kept] = st.session_state.setdefault("_url", {})
+    return memory
+
+
+def _write(name: str, letters: str | None) -> None:
+    if letters is None:
+        st.query_params.pop(name, None)
+    elif st.query_params.get(name) != letters:
+        st.query_params[name] = letters
