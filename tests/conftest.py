@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from npd_core.zoo.weights import Backdoored
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -107,3 +111,14 @@ def tiny_zoo(own_folders: None, tiny_zoo_folder: Path, monkeypatch: pytest.Monke
     """Id of a backdoored width-4 model of `signs`, the only one in the zoo of this test."""
     monkeypatch.setenv("NPD_ZOO_DIR", str(tiny_zoo_folder))
     return TINY_MODEL
+
+
+@pytest.fixture
+def own_zoo(tiny_zoo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Backdoored:
+    """A copy of the tiny zoo that a test may damage."""
+    from npd_core.zoo.weights import load_backdoored, save_backdoored
+
+    backdoored = load_backdoored(tiny_zoo)
+    monkeypatch.setenv("NPD_ZOO_DIR", str(tmp_path))
+    save_backdoored(backdoored.net, backdoored.card)
+    return backdoored

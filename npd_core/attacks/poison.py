@@ -87,7 +87,9 @@ def shares(count: int, ratio: float, cross_ratio: int) -> tuple[int, int]:
         )
     crossed = min(attacked * cross_ratio, count - attacked)
     if cross_ratio and crossed < attacked:
-        raise ConfigError("This attack disturbs further images of each batch: take a poison ratio up to 0.5.")
+        raise ConfigError(
+            f"This attack also changes images that keep their label, so the poison ratio can be at most 0.5, got {ratio}."
+        )
     return attacked, crossed
 
 

@@ -98,10 +98,10 @@ def bring(checkpoint: Path, clean: Path, settings: Settings, triggered: Path | N
     if known.num_classes < 2:
         raise ConfigError("A network with one class has nothing to tell apart: bring a classifier.")
     if settings.target is not None and not 0 <= settings.target < known.num_classes:
-        raise ConfigError(f"The target must be a class, 0 to {known.num_classes - 1}, got {settings.target}.")
+        raise ConfigError(f"`target` must be a class, 0 to {known.num_classes - 1}, got {settings.target}.")
     if (settings.target is None) != (triggered is None):
         raise ConfigError(
-            "Images with the trigger and the label that the attacker wants go together: give both."
+            "Triggered images and `target`, the attacker's target class, go together: give both."
         )
     size = settings.image_size
     discover(known.net, size)

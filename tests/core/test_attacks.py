@@ -64,7 +64,7 @@ def test_the_attacks_are_listed_in_the_order_that_people_see():
     names = ["badnets_a2o", "badnets_a2a", "blended", "input_aware", "lf", "ssba", "trojan", "wanet"]
     assert list(ATTACKS) == names
     assert set(ATTACK_INFO) == set(names)
-    assert all(info.title and info.sentence.endswith(".") and info.source for info in ATTACK_INFO.values())
+    assert all(info.title and info.sentence and info.source for info in ATTACK_INFO.values())
 
 
 @pytest.mark.parametrize("name", [name for name in ATTACKS if name not in MAKE])
@@ -118,9 +118,9 @@ def test_the_difference_is_amplified_around_mid_grey():
 
 
 def test_parts_of_a_trigger_are_checked_and_networks_survive_their_storage():
-    with pytest.raises(ConfigError, match="'pattern', which is not here"):
+    with pytest.raises(ConfigError, match="'pattern'"):
         asset({}, "pattern", (3, 4, 4))
-    with pytest.raises(ConfigError, match=r"shape \[3, 4, 4\], got \[3, 5, 4\]"):
+    with pytest.raises(ConfigError, match=r"'pattern'.*\[3, 4, 4\].*\[3, 5, 4\]"):
         asset({"pattern": torch.zeros(3, 5, 4)}, "pattern", (3, 4, 4))
 
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
@@ -135,9 +135,9 @@ def test_parts_of_a_trigger_are_checked_and_networks_survive_their_storage():
     torch.testing.assert_close(again(x), net.eval()(x), atol=5e-3, rtol=0)
     assert not again.training
     assert not any(p.requires_grad for p in again.parameters())
-    with pytest.raises(ConfigError, match="does not fit"):
+    with pytest.raises(ConfigError, match=r"'net'.*0.weight"):
         load_network(stored, "net", torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3), torch.nn.BatchNorm2d(5)))
-    with pytest.raises(ConfigError, match="'other', which is not here"):
+    with pytest.raises(ConfigError, match="'other'"):
         load_network(stored, "other", torch.nn.Sequential())
 
 
@@ -147,7 +147,7 @@ def test_quantisation_floors_and_keeps_what_already_is_eight_bit():
     x = torch.full((1, 3, 1, 1), 99.7 / 255)
     assert quantize(x).unique().item() == 99
     assert quantize(x, "round").unique().item() == 100
-    with pytest.raises(UnknownNameError, match="floor"):
+    with pytest.raises(UnknownNameError, match=r"'flor'.*'floor'"):
         quantize(x, "flor")
 
 
@@ -164,7 +164,7 @@ def test_training_set_poison_counts_labels_and_untouched_rest():
     again = poison_training_set(data, attack, 0.1, seed=5)
     assert torch.equal(again.images, result.images)
     assert not torch.equal(poison_training_set(data, attack, 0.1, seed=6).poisoned, result.poisoned)
-    with pytest.raises(ConfigError, match="poison ratio"):
+    with pytest.raises(ConfigError, match=r"1\.1"):
         poison_training_set(data, attack, 1.1, seed=0)
 
 
@@ -214,7 +214,7 @@ def test_all_to_all_badnets_stamps_what_all_to_one_stamps():
     attack = get_attack("badnets_a2a", "signs")
     assert torch.equal(attack.apply(images), get_attack("badnets_a2o", "signs").apply(images))
     assert attack.rule == AllToAll(12)
-    with pytest.raises(ConfigError, match="does not take"):
+    with pytest.raises(ConfigError, match=r"'badnets_a2a'.*target"):
         get_attack("badnets_a2a", "signs", target=1)
 
 
@@ -233,11 +233,9 @@ def test_shares_of_a_batch(count, ratio, cross, expected):
     assert shares(count, ratio, cross) == expected
 
 
-@pytest.mark.parametrize(
-    ("ratio", "says"), [(1.2, "poison ratio must lie"), (0.01, "attacks no image"), (0.6, "up to 0.5")]
-)
-def test_a_ratio_without_room_in_a_batch_is_refused(ratio, says):
-    with pytest.raises(ConfigError, match=says):
+@pytest.mark.parametrize(("ratio", "values"), [(1.2, r"1\.2"), (0.01, r"0\.01.*32"), (0.6, r"0\.5.*0\.6")])
+def test_a_ratio_without_room_in_a_batch_is_refused(ratio, values):
+    with pytest.raises(ConfigError, match=values):
         shares(32, ratio, 2)
 
 
@@ -262,10 +260,10 @@ def test_a_batch_is_poisoned_in_three_parts_of_12_24_and_92():
     assert nothing.labels is y
 
 
-def test_wrong_names_and_parameters_are_said_in_one_sentence():
-    with pytest.raises(UnknownNameError, match="Did you mean 'blended'"):
+def test_errors_name_the_wrong_name_or_parameter():
+    with pytest.raises(UnknownNameError, match=r"'blend'.*'blended'"):
         get_attack("blend", "signs")
-    with pytest.raises(ConfigError, match="does not take"):
+    with pytest.raises(ConfigError, match=r"'badnets_a2o'.*alpha"):
         get_attack("badnets_a2o", "signs", alpha=0.1)
-    with pytest.raises(ConfigError, match="class of signs, 0 to 11"):
+    with pytest.raises(ConfigError, match=r"`target`.*signs, 0 to 11.*12"):
         get_attack("badnets_a2o", "signs", target=12)

@@ -114,5 +114,5 @@ def test_adding_never_runs_over_white_and_is_no_no_op_in_eight_bits():
 
 
 def test_a_pattern_of_another_size_is_refused():
-    with pytest.raises(ConfigError, match="shape"):
+    with pytest.raises(ConfigError, match="'pattern'"):
         lf(SMALL, {"pattern": torch.zeros(3, 32, 32)})

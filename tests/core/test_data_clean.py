@@ -86,28 +86,28 @@ def test_every_image_when_all_are_asked_for():
 
 
 @pytest.mark.parametrize(
-    ("amount", "message"),
+    ("amount", "values"),
     [
-        (401, "401 clean images were asked for, but there are 400 in all"),
-        (0, "must be positive, got 0"),
-        (-5, "must be positive, got -5"),
-        (0.0, r"must lie in \(0, 1\], got 0\.0"),
-        (1.5, r"must lie in \(0, 1\], got 1\.5"),
-        (-0.1, r"must lie in \(0, 1\], got -0\.1"),
-        (0.001, "less than one for each class"),
-        (float("nan"), "got nan"),
-        (float("inf"), "got inf"),
-        (True, "got True"),
-        ("many", "got 'many'"),
+        (401, "401.*400"),
+        (0, "0"),
+        (-5, "-5"),
+        (0.0, r"0\.0"),
+        (1.5, r"1\.5"),
+        (-0.1, r"-0\.1"),
+        (0.001, r"0\.001.*400"),
+        (float("nan"), "nan"),
+        (float("inf"), "inf"),
+        (True, "True"),
+        ("many", "'many'"),
     ],
 )
-def test_amounts_that_make_no_sense(amount, message):
-    with pytest.raises(ConfigError, match=message):
+def test_amounts_that_make_no_sense(amount, values):
+    with pytest.raises(ConfigError, match=values):
         clean_indices(balanced(10, 40), 10, amount, seed=0)
 
 
 def test_more_than_are_here_though_fewer_than_the_data_set_has():
-    with pytest.raises(ConfigError, match="401 clean images were asked for, but there are 400 in all"):
+    with pytest.raises(ConfigError, match=r"401.*400"):
         clean_indices(balanced(10, 40), 10, 401, seed=0, of=8000)
 
 
@@ -174,13 +174,13 @@ def test_a_share_is_of_the_full_training_set_where_only_a_part_of_it_is_here(mon
 
 def test_absent_data(tmp_path, monkeypatch):
     monkeypatch.setenv("NPD_DATA_DIR", str(tmp_path))
-    with pytest.raises(DataMissingError, match=r"CIFAR-10 \(train\) is not on this machine"):
+    with pytest.raises(DataMissingError, match=r"\(train\).*npd data get cifar10"):
         load_clean("cifar10", 0.05, 0)
 
 
 def test_a_share_of_which_only_a_part_is_here_is_refused():
     assert len(clean_indices(balanced(10, 40), 10, 0.05, seed=0, of=8000)) == 400
-    with pytest.raises(ConfigError, match=r"at most 0\.05, or get the whole training set"):
+    with pytest.raises(ConfigError, match=r"0\.1 .*8000.*400.*0\.05\b"):
         clean_indices(balanced(10, 40), 10, 0.1, seed=0, of=8000)
 
 

@@ -130,16 +130,16 @@ def test_a_part_of_the_data(data_dir):
 
 def test_signs_removed_by_accident(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "assets", lambda: tmp_path)
-    with pytest.raises(DataMissingError, match=r"python -m npd_core\.data\.signs --out"):
+    with pytest.raises(DataMissingError, match=r"`python \S.*signs --out"):
         load_dataset("signs", "train")
 
 
 def test_unknown_names():
-    with pytest.raises(UnknownNameError, match="Did you mean 'tiny_imagenet'"):
+    with pytest.raises(UnknownNameError, match=r"'tiny-imagenet'.*'tiny_imagenet'"):
         load_dataset("tiny-imagenet", "test")
-    with pytest.raises(UnknownNameError, match="Unknown split 'val'"):
+    with pytest.raises(UnknownNameError, match=r"'val'.*train, test"):
         load_dataset("signs", "val")
-    with pytest.raises(UnknownNameError, match="Unknown data set"):
+    with pytest.raises(UnknownNameError, match="'mnist'"):
         availability("mnist")
 
 
@@ -148,7 +148,7 @@ def test_damaged_file_is_named(data_dir):
     file.parent.mkdir()
     file.write_bytes(b"PAR1 and then nothing of use PAR1")
     assert availability("gtsrb").splits["test"] == str(file)  # nothing is read to say where it is
-    with pytest.raises(StorageError, match=r"test\.parquet is not a readable parquet file"):
+    with pytest.raises(StorageError, match=r"test\.parquet"):
         load_dataset("gtsrb", "test")
 
 
@@ -218,7 +218,7 @@ def test_parquet_comes_before_torchvisions_copy(data_dir, monkeypatch):
 def test_tampered_copy_is_refused_before_it_is_unpickled(data_dir, monkeypatch):
     folder = make_cifar10(data_dir, monkeypatch)
     (folder / "data_batch_3").write_bytes(b"something else")
-    with pytest.raises(StorageError, match="damaged or incomplete; remove it and run `npd data get cifar10`"):
+    with pytest.raises(StorageError, match=r"cifar-10-batches-py.*`npd data get cifar10`"):
         load_dataset("cifar10", "train")
 
 
@@ -295,7 +295,7 @@ def test_tiny_imagenet_from_its_archive_and_from_its_folder(data_dir, zipped):
 def test_archive_that_is_damaged(data_dir):
     (data_dir / "torchvision").mkdir()
     (data_dir / "torchvision" / "tiny-imagenet-200.zip").write_bytes(b"no zip")
-    with pytest.raises(StorageError, match="remove it and run `npd data get tiny_imagenet`"):
+    with pytest.raises(StorageError, match=r"tiny-imagenet-200\.zip.*`npd data get tiny_imagenet`"):
         load_dataset("tiny_imagenet", "test")
 
 
@@ -304,7 +304,7 @@ def test_archive_without_images(data_dir):
     base.mkdir(parents=True)
     with zipfile.ZipFile(base / "GTSRB_Final_Training_Images.zip", "w") as archive:
         archive.writestr("readme.txt", "")
-    with pytest.raises(StorageError, match="incomplete or holds another data set"):
+    with pytest.raises(StorageError, match=r"GTSRB_Final_Training_Images\.zip.*`npd data get gtsrb`"):
         load_dataset("gtsrb", "train")
 
 

@@ -86,20 +86,20 @@ def test_labels_alone_need_no_image(tmp_path):
 
 
 def test_absent_file(tmp_path):
-    with pytest.raises(DataMissingError, match=r"train\.parquet is not there"):
+    with pytest.raises(DataMissingError, match=r"train\.parquet.*`npd data get`"):
         parquet.read_images(tmp_path / "train.parquet", 3, 32)
 
 
 def test_file_that_is_no_parquet(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"hello" * 100)
-    with pytest.raises(StorageError, match="not a readable parquet file; fetch it again"):
+    with pytest.raises(StorageError, match=r"x\.parquet"):
         parquet.read_images(tmp_path / "x.parquet", 3, 32)
 
 
 def test_file_cut_short(tmp_path):
     file = parquet.write_images(tmp_path / "x.parquet", rows(coloured(9)), "abc")
     file.write_bytes(file.read_bytes()[:2000])
-    with pytest.raises(StorageError, match="not a readable parquet file"):
+    with pytest.raises(StorageError, match=r"x\.parquet"):
         parquet.read_labels(file, 3)
 
 
@@ -108,56 +108,52 @@ def test_file_with_damaged_pages(tmp_path):
     data = bytearray(file.read_bytes())
     data[200:4000] = b"\xff" * 3800
     file.write_bytes(data)
-    with pytest.raises(StorageError, match=r"damaged|cannot be decoded"):
+    with pytest.raises(StorageError, match=r"x\.parquet"):
         parquet.read_images(file, 3, 32)
 
 
 def test_columns_that_are_missing_or_of_another_kind(tmp_path):
     pq.write_table(pa.table({"picture": [1], "label": [0]}), tmp_path / "a.parquet")
-    with pytest.raises(StorageError, match=r"no column 'image' \(it has: label, picture\)"):
+    with pytest.raises(StorageError, match=r"a\.parquet.*'image'.*label, picture"):
         parquet.read_images(tmp_path / "a.parquet", 3, 32)
     pq.write_table(pa.table({"image": ["a.png"], "label": [0]}), tmp_path / "b.parquet")
-    with pytest.raises(StorageError, match="expected a struct with `bytes`"):
+    with pytest.raises(StorageError, match=r"'image' holds string.*`bytes`"):
         parquet.read_images(tmp_path / "b.parquet", 3, 32)
 
 
 @pytest.mark.parametrize(
-    ("labels", "message"),
+    ("labels", "values"),
     [
-        ([0, 3, 1], "label 3 in row 1 is outside 0 to 2"),
-        ([0, 1, -1], "label -1 in row 2 is outside 0 to 2"),
-        ([0, None, 1], "1 rows without a value"),
-        (["cat", "dog", "cat"], "expected whole numbers"),
+        ([0, 3, 1], "label 3 in row 1 .*0 to 2"),
+        ([0, 1, -1], "label -1 in row 2 .*0 to 2"),
+        ([0, None, 1], "'label'.* 1 row"),
+        (["cat", "dog", "cat"], "'label' holds string"),
     ],
 )
-def test_labels_out_of_range(tmp_path, labels, message):
+def test_labels_out_of_range(tmp_path, labels, values):
     file = write_table(
         tmp_path / "x.parquet", [{"bytes": png(Image.new("RGB", (32, 32))), "path": ""}] * 3, labels
     )
-    with pytest.raises(StorageError, match=message):
+    with pytest.raises(StorageError, match=values):
         parquet.read_images(file, 3, 32)
 
 
 @pytest.mark.parametrize(
-    ("coded", "message"),
-    [
-        (b"not an image", "row 1: the image cannot be decoded"),
-        (png(Image.fromarray(coloured(1)[0]))[:200], "row 1: the image cannot be decoded"),
-        (None, "row 1: the image has no bytes"),
-        (b"", "row 1: the image has no bytes"),
-    ],
+    "coded",
+    [b"not an image", png(Image.fromarray(coloured(1)[0]))[:200], None, b""],
+    ids=["no image", "cut short", "missing", "empty"],
 )
-def test_an_image_that_cannot_be_decoded_is_named(tmp_path, coded, message):
+def test_an_image_that_cannot_be_decoded_is_named(tmp_path, coded):
     good = png(Image.new("RGB", (32, 32)))
     file = write_table(
         tmp_path / "x.parquet", [{"bytes": good, "path": ""}, {"bytes": coded, "path": ""}], [0, 1]
     )
-    with pytest.raises(StorageError, match=message):
+    with pytest.raises(StorageError, match=r"x\.parquet, row 1:"):
         parquet.read_images(file, 3, 32)
 
 
 def test_an_image_that_is_too_large_is_refused():
-    with pytest.raises(StorageError, match="an image of 5000 x 4000 pixels is refused as too large"):
+    with pytest.raises(StorageError, match="5000 x 4000"):
         parquet.decode_images([png(Image.new("1", (5000, 4000)))], 32)
 
 
@@ -165,7 +161,7 @@ def test_an_image_that_claims_an_absurd_size_is_refused_before_decoding():
     data = bytearray(png(Image.new("1", (8, 8))))
     data[16:24] = (60_000).to_bytes(4, "big") * 2  # width and height in the header; 10 GB as RGB
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
-    with pytest.raises(StorageError, match=r"refused as too large|cannot be decoded"):
+    with pytest.raises(StorageError, match="row 0:"):
         parquet.decode_images([bytes(data)], 32)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -125,11 +126,11 @@ def test_command_line(tmp_path, capsys):
 
 
 def test_unknown_split():
-    with pytest.raises(ConfigError, match="choose one of: train, test"):
+    with pytest.raises(ConfigError, match=r"'validation'.*train, test"):
         signs.sign("validation", 0)
 
 
 def test_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="choose another folder"):
+    with pytest.raises(StorageError, match=re.escape(str(tmp_path / "file"))):
         signs.write_signs(tmp_path / "file" / "x", {"test": 1})

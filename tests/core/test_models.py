@@ -61,5 +61,5 @@ def test_vgg_s_convolutions_carry_a_bias_and_have_their_published_numbers():
 
 
 def test_an_unknown_architecture_names_the_nearest():
-    with pytest.raises(UnknownNameError, match=r"Did you mean 'vgg19_bn'"):
+    with pytest.raises(UnknownNameError, match=r"'vgg19'.*'vgg19_bn'"):
         build_model("vgg19", 10, 4)

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import stat
 import struct
@@ -29,7 +30,7 @@ from npd_core.config.request import DefenseRequest
 from npd_core.data.load import ImageSet, class_names, load_dataset
 from npd_core.data.parquet import write_images
 from npd_core.defend import run_defense
-from npd_core.errors import CheckpointError, ConfigError, NPDError, StorageError, UnknownNameError
+from npd_core.errors import CheckpointError, ConfigError, StorageError, UnknownNameError
 from npd_core.events import Finished, Measured
 from npd_core.models import build_model, load_weights, torchvision_classifier
 from npd_core.polarizer.insertion import insertion_layers
@@ -88,13 +89,13 @@ def test_malicious_files_run_nothing_and_are_refused(tmp_path):
     torch.save(evil, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     (tmp_path / "bare.pkl").write_bytes(pickle.dumps(Malicious(place)))
     (tmp_path / "evil.safetensors").write_bytes(struct.pack("<Q", 20) + pickle.dumps(Malicious(place)))
-    for name, says in (
+    for name, names in (
         ("evil.pt", "posix.mkdir.*save_file"),
-        ("old.pt", "before version 1.6"),
-        ("bare.pkl", "bare pickle"),
-        ("evil.safetensors", "neither a safetensors file"),
+        ("old.pt", "PyTorch.*1.6.*safetensors"),
+        ("bare.pkl", "pickle.*safetensors"),
+        ("evil.safetensors", r"safetensors.*\.pt"),
     ):
-        with pytest.raises(CheckpointError, match=says):
+        with pytest.raises(CheckpointError, match=names):
             read_checkpoint(tmp_path / name)
         assert not place.exists()
     with contextlib.suppress(Exception):
@@ -133,19 +134,19 @@ def test_prefix_of_parallel_training_goes_and_half_precision_becomes_float(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "names"),
     [
-        ({"w": torch.tensor([1.0, float("nan")])}, "NaN"),
-        ({"epoch": 3}, "No state dict"),
-        ([torch.ones(2)], "No state dict"),
-        ({"w": torch.ones(2, 2).to_sparse()}, "plain float weights"),
-        ({"w": torch.ones(1).expand(10**9)}, "more than"),
-        ({3: torch.ones(2)}, "must be text"),
+        ({"w": torch.tensor([1.0, float("nan")])}, "'w'.*NaN"),
+        ({"epoch": 3}, r"`net\.state_dict\(\)`.*state_dict, model_state_dict"),
+        ([torch.ones(2)], r"`net\.state_dict\(\)`.*state_dict, model_state_dict"),
+        ({"w": torch.ones(2, 2).to_sparse()}, r"'w'.*torch\.sparse_coo"),
+        ({"w": torch.ones(1).expand(10**9)}, "700 MB"),
+        ({3: torch.ones(2)}, r"`net\.state_dict\(\)`"),
     ],
 )
-def test_states_that_are_none(tmp_path, content, says):
+def test_states_that_are_none(tmp_path, content, names):
     torch.save(content, tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match=says):
+    with pytest.raises(CheckpointError, match=names):
         read_checkpoint(tmp_path / "x.pt")
 
 
@@ -153,10 +154,10 @@ def test_a_file_that_unpacks_to_more_than_allowed_is_refused_before_it_is_read(t
     monkeypatch.setattr(checkpoints, "MAX_BYTES", 100_000)
     bomb = zipped(tmp_path / "bomb.pt", {"archive/data.pkl": b"\0" * 1_000_000})
     assert bomb.stat().st_size < 100_000
-    with pytest.raises(CheckpointError, match="would unpack to 1 MB"):
+    with pytest.raises(CheckpointError, match=" 1 MB"):
         read_checkpoint(bomb)
     (tmp_path / "big.safetensors").write_bytes(b"\0" * 100_001)
-    with pytest.raises(CheckpointError, match="state dict alone"):
+    with pytest.raises(CheckpointError, match=" 0 MB"):
         read_checkpoint(tmp_path / "big.safetensors")
 
 
@@ -204,7 +205,7 @@ def test_a_large_network_is_not_made_for_weights_that_do_not_fit(monkeypatch):
         return net
 
     monkeypatch.setattr(network, "torchvision_classifier", watched)
-    with pytest.raises(CheckpointError, match="lacks 'class_token'"):
+    with pytest.raises(CheckpointError, match=r"vit_l_16.*'class_token'"):
         recognise({"heads.head.weight": torch.ones(3, 1024), "heads.head.bias": torch.ones(3)}, "vit_l_16")
     assert set(made) == {"meta"}
 
@@ -212,22 +213,22 @@ def test_a_large_network_is_not_made_for_weights_that_do_not_fit(monkeypatch):
 def test_weights_that_fit_nothing_or_something_else():
     state = build_model("preact_resnet18", 3, 2).net.state_dict()
     lacking = {name: value for name, value in state.items() if name != "layer2.0.conv1.weight"}
-    for given, arch, says in (
-        (lacking, "auto", "lacks 'layer2.0.conv1.weight'"),
-        (state | {"more": torch.ones(1)}, "auto", "no place for 'more'"),
-        (state | {"layer2.0.conv1.weight": torch.ones(1, 1, 3, 3)}, "auto", "another shape"),
-        ({"a": torch.ones(1)}, "auto", "look like none"),
-        (state, "resnet18", "last layer is missing"),
-        (state, "vgg19_bn", "do not fit"),
+    for given, arch, names in (
+        (lacking, "auto", "preact_resnet18.*'layer2.0.conv1.weight'"),
+        (state | {"more": torch.ones(1)}, "auto", "preact_resnet18.*'more'"),
+        (state | {"layer2.0.conv1.weight": torch.ones(1, 1, 3, 3)}, "auto", "'layer2.0.conv1.weight'"),
+        ({"a": torch.ones(1)}, "auto", "preact_resnet18, vgg19_bn.*'a'"),
+        (state, "resnet18", "resnet18"),
+        (state, "vgg19_bn", "vgg19_bn"),
     ):
-        with pytest.raises(CheckpointError, match=says):
+        with pytest.raises(CheckpointError, match=names):
             recognise(given, arch)
-    with pytest.raises(UnknownNameError, match="resnet18"):
+    with pytest.raises(UnknownNameError, match=r"'resnet1'.*'resnet18'|'resnet1'.*'\\w*resnet\\w*'"):
         recognise(state, "resnet1")
 
 
 def test_images_of_a_size_that_the_network_does_not_take():
-    with pytest.raises(CheckpointError, match="cannot take images of 16 x 16"):
+    with pytest.raises(CheckpointError, match="16 x 16"):
         suggested_layer(build_model("vgg19_bn", 3, 2).net, "torchvision:x", 16)
 
 
@@ -255,56 +256,56 @@ def test_class_folders_by_name_and_by_number(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("entries", "says"),
+    ("entries", "error", "names"),
     [
-        ({"../0/x.png": png()}, "outside of itself"),
-        ({"/0/x.png": png()}, "outside of itself"),
-        ({"0\\x.png": png()}, "outside of itself|no folder"),
-        ({"x.png": png()}, "lies in no folder"),
-        ({"readme.txt": b"hello"}, "holds no image"),
-        ({"0/x.png": b"not a picture"}, "'0/x.png' is no image"),
-        ({"0/x.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n"}, "'0/x.png' is no image"),
-        ({"9/x.png": png()}, "no class of the network"),
-        ({"cat/x.png": png()}, "2 classes and the images have 1 folders"),
+        ({"../0/x.png": png()}, ConfigError, r"'\.\./0/x\.png'"),
+        ({"/0/x.png": png()}, ConfigError, r"'/0/x\.png'"),
+        ({"0\\x.png": png()}, ConfigError, r"x\.png"),
+        ({"x.png": png()}, ConfigError, r"'x\.png'"),
+        ({"readme.txt": b"hello"}, ConfigError, r"\.png, \.jpg"),
+        ({"0/x.png": b"not an image"}, StorageError, r"'0/x\.png'"),
+        ({"0/x.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n"}, StorageError, r"'0/x\.png'"),
+        ({"9/x.png": png()}, ConfigError, "9 .*0 to 1"),
+        ({"cat/x.png": png()}, ConfigError, "2 .* 1 .*0 to 1"),
     ],
 )
-def test_archives_that_are_refused(tmp_path, entries, says):
-    with pytest.raises(NPDError, match=says):
+def test_archives_that_are_refused(tmp_path, entries, error, names):
+    with pytest.raises(error, match=names):
         read_images(zipped(tmp_path / "x.zip", entries), 8, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.zip"]
 
 
 def test_bombs_links_and_crowds(tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match="more than 20 MB"):
+    with pytest.raises(ConfigError, match=r"'0/x\.png'.*20 MB"):
         read_images(zipped(tmp_path / "bomb.zip", {"0/x.png": b"\0" * 20_000_001}), 8, 2)
     with zipfile.ZipFile(tmp_path / "link.zip", "w") as archive:
         entry = zipfile.ZipInfo("0/x.png")
         entry.external_attr = (stat.S_IFLNK | 0o777) << 16
         archive.writestr(entry, "/etc/passwd")
-    with pytest.raises(ConfigError, match="holds a link"):
+    with pytest.raises(ConfigError, match=r"'0/x\.png'"):
         read_images(tmp_path / "link.zip", 8, 2)
     monkeypatch.setattr(pictures, "MAX_IMAGES", 1)
-    with pytest.raises(ConfigError, match="2 images, at most 1"):
+    with pytest.raises(ConfigError, match=r"2 .* 1 "):
         read_images(zipped(tmp_path / "many.zip", {"0/x.png": png(), "1/x.png": png()}), 8, 2)
     monkeypatch.setattr(pictures, "MAX_ENTRIES", 1)
-    with pytest.raises(ConfigError, match="2 entries"):
+    with pytest.raises(ConfigError, match=r"2 .* 1 "):
         read_images(tmp_path / "many.zip", 8, 2)
     (tmp_path / "cut.zip").write_bytes((tmp_path / "bomb.zip").read_bytes()[:200])
-    with pytest.raises(StorageError, match="damaged"):
+    with pytest.raises(StorageError):
         read_images(tmp_path / "cut.zip", 8, 2)
     (tmp_path / "text.zip").write_text("hello")
-    with pytest.raises(StorageError, match="zip archive of class folders or as"):
+    with pytest.raises(StorageError, match=r"\.zip.*\.parquet"):
         read_images(tmp_path / "text.zip", 8, 2)
 
 
 def test_a_compressed_checkpoint_and_a_large_description_are_refused(tmp_path, monkeypatch):
     small = zipped(tmp_path / "small.pt", {"archive/data.pkl": b"\x80\x02]."})
-    with pytest.raises(CheckpointError, match="never writes"):
+    with pytest.raises(CheckpointError, match=r"torch\.save"):
         read_checkpoint(small)
     torch.save({"w": torch.ones(2)}, tmp_path / "x.pt")
     assert set(read_checkpoint(tmp_path / "x.pt").state) == {"w"}
     monkeypatch.setattr(checkpoints, "MAX_PICKLE", 10)
-    with pytest.raises(CheckpointError, match="describes its content"):
+    with pytest.raises(CheckpointError, match="MB"):
         read_checkpoint(tmp_path / "x.pt")
 
 
@@ -312,10 +313,10 @@ def test_numbers_of_few_bits_are_counted_as_what_they_become(tmp_path, monkeypat
     save_file({"w": torch.zeros(100, dtype=torch.float16)}, tmp_path / "half.safetensors")
     read_checkpoint(tmp_path / "half.safetensors")
     monkeypatch.setattr(checkpoints, "MAX_BYTES", 399)
-    with pytest.raises(CheckpointError, match="take more than"):
+    with pytest.raises(CheckpointError, match="MB"):
         read_checkpoint(tmp_path / "half.safetensors")
     save_file({"w": torch.zeros(4).to(torch.float8_e4m3fn)}, tmp_path / "eight.safetensors")
-    with pytest.raises(CheckpointError, match="float8_e4m3fn, which is not read"):
+    with pytest.raises(CheckpointError, match="float8_e4m3fn"):
         read_checkpoint(tmp_path / "eight.safetensors")
 
 
@@ -328,14 +329,14 @@ def test_one_blob_in_many_rows_is_counted_in_each(tmp_path, monkeypatch):
     pq.write_table(pa.table({"image": image, "label": pa.array([0] * 200)}), path)
     assert path.stat().st_size < 200_000
     monkeypatch.setattr(pictures, "MAX_FILE", 5_000_000)
-    with pytest.raises(ConfigError, match="would unpack to more than 5 MB"):
+    with pytest.raises(ConfigError, match=" 5 MB"):
         read_images(path, 8, 2)
 
 
 def test_images_that_are_text_are_refused(tmp_path):
     image = pa.array([{"bytes": "abc"}], pa.struct([("bytes", pa.string())]))
     pq.write_table(pa.table({"image": image, "label": pa.array([0])}), tmp_path / "x.parquet")
-    with pytest.raises(StorageError, match="holds string, expected the bytes"):
+    with pytest.raises(StorageError, match=r"`bytes`.*'image' holds string"):
         read_images(tmp_path / "x.parquet", 8, 2)
 
 
@@ -343,7 +344,7 @@ def test_what_pictures_become_is_bounded(tmp_path, monkeypatch):
     path = zipped(tmp_path / "x.zip", {f"{k}/{n}.png": png() for k in (0, 1) for n in range(3)})
     read_images(path, 8, 2)
     monkeypatch.setattr(pictures, "MAX_DECODED", 1000)
-    with pytest.raises(ConfigError, match="6 images of 8 x 8 pixels take more than"):
+    with pytest.raises(ConfigError, match=r"6 .*8 x 8"):
         read_images(path, 8, 2)
 
 
@@ -365,7 +366,7 @@ def test_parquet_with_names_and_too_large(tmp_path, monkeypatch):
     assert found.classes == ("cat", "dog")
     assert found.labels.tolist() == [1, 0]
     monkeypatch.setattr(pictures, "MAX_IMAGES", 1)
-    with pytest.raises(ConfigError, match="2 images"):
+    with pytest.raises(ConfigError, match=r"2 .* 1 "):
         read_images(path, 4, 2)
 
 
@@ -374,7 +375,7 @@ def test_split_halves_every_class_and_shares_nothing():
     kept, held_out = split(labels, 3)
     assert sorted([*kept, *held_out]) == list(range(12))
     assert np.bincount(labels[kept]).tolist() == [4, 2, 1]
-    with pytest.raises(ConfigError, match="too few"):
+    with pytest.raises(ConfigError, match="3 "):
         split(np.array([0, 1, 2]), 0)
 
 
@@ -419,11 +420,10 @@ def test_a_brought_network_is_defended_like_one_of_the_zoo(stolen, tiny_zoo, tmp
     from npd_core.export.report import run_report
 
     text = run_report(tmp_path / "out")
-    assert "cannot be known" in text
     assert "ASR</th><td>–</td><td>–</td>" in text
     remove(card.id)
     assert list((paths.runs() / ".own").iterdir()) == []
-    with pytest.raises(UnknownNameError, match="bring it again"):
+    with pytest.raises(UnknownNameError, match=card.id):
         load_backdoored(card.id)
 
 
@@ -451,15 +451,15 @@ def test_asr_is_measured_on_images_that_carry_the_trigger(stolen, tiny_zoo, tmp_
     assert last.result["before"]["asr"] == pytest.approx(float((said == 0).float().mean()))
     assert last.result["before"]["ra"] == pytest.approx(float((said == data.labels[rows]).float().mean()))
     assert last.result["der"] is not None
-    with pytest.raises(ConfigError, match="give both"):
+    with pytest.raises(ConfigError, match="`target`"):
         bring(stolen, clean, Settings(target=1))
-    with pytest.raises(ConfigError, match="0 to 11, got 12"):
+    with pytest.raises(ConfigError, match=r"`target`.*0 to 11.*12"):
         bring(stolen, clean, Settings(target=12), clean)
 
 
 def test_what_is_refused_leaves_nothing(stolen, tmp_path, monkeypatch):
     clean = signs_zip(tmp_path / "clean.zip", 1)
-    with pytest.raises(ConfigError, match="too few"):
+    with pytest.raises(ConfigError, match="12 "):
         bring(stolen, clean, STANDARD)
     assert not (paths.runs() / ".own").exists()
     for bad in (
@@ -472,7 +472,7 @@ def test_what_is_refused_leaves_nothing(stolen, tmp_path, monkeypatch):
             Settings(**bad)
     monkeypatch.setattr("npd_core.uploads.entry.MOST", 0)
     (paths.runs() / ".own").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="keeps 0 brought"):
+    with pytest.raises(ConfigError, match=re.escape(str(paths.runs() / ".own"))):
         bring(stolen, clean, STANDARD)
 
 
