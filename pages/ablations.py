@@ -162,7 +162,10 @@ def curves(question: Question, cells: list[Cell], runs: list[tuple[Variant, Run]
 st.title("Ablations")
 selection = shell.selection()
 card, run = selectors.model(selection), selection.run
-st.write("The paper's Tables 3 to 6: what happens when a part of NPD or a condition changes.")
+st.write(
+    "The paper's Tables 3 to 6: the effect of the loss terms, the targets, the poison ratio and the number "
+    "of clean images."
+)
 question = QUESTIONS[selectors.switch("Question", list(QUESTIONS), "question", label_visibility="collapsed")]
 st.markdown(question.text)
 view = paper_tables.choose((question.table,), card)

@@ -10,9 +10,10 @@ from npd_core.attack_info import ATTACK_INFO
 from npd_core.errors import NPDError
 from npd_core.figures.predictions import data_url
 from npd_core.zoo.card import Card, model_id
-from pages.shared import cached, selectors, shell, tiles
+from pages.shared import cached, selectors, shell, tiles, url_state
 from pages.shared.components.compare import compare
 
+ATTACK = url_state.choice("attack", list(ATTACK_INFO), default="")
 IMAGES = 4
 WEAK = 0.5  # ASR below which the page warns that the backdoor was not learned
 
@@ -28,34 +29,26 @@ def nearest(attack: str, cards: list[Card], like: Card | None) -> Card | None:
 def choose_attack(attack: str, card: Card | None) -> None:
     """Select the model of an attack, where there is one, for the whole app; for `on_click`."""
     if card is None:
-        st.query_params["attack"] = attack
+        ATTACK.set(attack)
     else:
-        st.query_params.pop("attack", None)
+        ATTACK.clear()
         shell.choose_model(card.id)
 
 
 def chosen_attack(card: Card | None, models: dict[str, Card | None]) -> str:
     """Return the attack of the URL or of the model; choosing another model resets it."""
-    state = st.session_state
-    current = card.attack if card is not None and card.attack in ATTACK_INFO else next(iter(ATTACK_INFO))
-    asked = st.query_params.get("attack")
-    if state.get("_attack_of") not in (None, card and card.id):
-        st.query_params.pop("attack", None)
-        asked = None
-    state["_attack_of"] = card and card.id
-    if asked is None:
-        return current
-    if asked not in ATTACK_INFO:
-        st.query_params.pop("attack", None)
-        st.error(
-            f"Unknown attack {asked[:40]!r}. Choose one of: {', '.join(ATTACK_INFO)}.",
-            icon=":material/error:",
-        )
-        return current
-    if models[asked] is not None and models[asked] != card:
-        choose_attack(asked, models[asked])
+    model_id = card.id if card is not None else None
+    if st.session_state.get("_attack_of", model_id) != model_id:
+        ATTACK.clear()
+    st.session_state["_attack_of"] = model_id
+    attack = ATTACK.get()
+    url_state.show_notices(ATTACK)
+    if not attack:
+        return card.attack if card is not None and card.attack in ATTACK_INFO else next(iter(ATTACK_INFO))
+    if models[attack] is not None and models[attack] != card:
+        choose_attack(attack, models[attack])
         st.rerun()
-    return asked
+    return attack
 
 
 def images(attack: str, model: Card | None, dataset: str, count: int) -> cached.Shown | str:

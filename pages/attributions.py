@@ -12,6 +12,7 @@ from npd_core.figures.attributions import MapGrid, channel_bars, channel_figure
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
 from pages.shared import cached, own_image, selectors, shell, tiles
+from pages.shared.text import plain
 
 TARGET, TRUE = "target class", "true class"  # choices beside the names of the classes
 TEST, OWN = "Test image", "Your image"
@@ -91,7 +92,7 @@ def show_channels(card: Card, run: Run, names: tuple[str, ...], image: Explained
     layer = run.request.layer or (run.result or {}).get("layer", "the default layer")
     st.write(
         f"The polarizer at `{layer}` has {len(channels.before)} channels. It changes the logit of "
-        f"“{names[target]}” from {bars.logit_before:.2f} to {bars.logit_after:.2f} "
+        f"“{plain(names[target])}” from {bars.logit_before:.2f} to {bars.logit_after:.2f} "
         f"({bars.logit_after - bars.logit_before:+.2f}). The bars show the {len(bars.channels)} channels "
         f"that lost most; they make up {bars.share:.0%} of all losses."
     )

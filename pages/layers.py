@@ -16,9 +16,10 @@ from npd_core.figures import tables
 from npd_core.figures.tables import METRICS
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import controls, paper_tables, run_panel, selectors, shell, table_runs, tiles
+from pages.shared import controls, paper_tables, run_panel, selectors, shell, table_runs, tiles, url_state
 from pages.shared.components.chart import chart
 from pages.shared.components.network import network
+from pages.shared.text import message
 
 
 def picked() -> None:
@@ -39,12 +40,9 @@ def best_layer(cells: dict[str, Cell], card: Card) -> str:
 
 
 def layer_select(options: list[str], first: str) -> str:
-    asked = st.query_params.get("insertion_layer")
-    if asked and asked not in options and "insertion_layer" not in st.session_state:
-        st.error(
-            f"The URL names the layer {asked[:40]!r}, which this network does not have.",
-            icon=":material/error:",
-        )
+    problem = url_state.choice("insertion_layer", options, first).problem()
+    if problem and "insertion_layer" not in st.session_state:
+        st.error(problem, icon=":material/error:")
     if st.session_state.get("insertion_layer", first) not in options:
         st.session_state.pop("insertion_layer", None)
     return st.selectbox(
@@ -70,7 +68,7 @@ def requests(card: Card, cells: list[Cell], layers: list[str]) -> dict[str, Defe
 def recorded_numbers(cell: Cell | None) -> None:
     if cell is None or cell.after is None:
         reason = cell.failed if cell is not None and cell.failed else "Nothing is recorded for this layer."
-        st.caption(f"{reason} You can run it live.")
+        st.caption(f"{message(reason)} You can run it live.")
         return
     run_panel.tiles(cell.before._asdict() if cell.before else {}, cell.after._asdict(), cell.der)
     seconds = f"{cell.seconds.train:.0f} s of training" if cell.seconds else "training time not recorded"

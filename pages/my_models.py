@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ import streamlit as st
 from npd_core import paths
 from npd_core.config.request import DefenseRequest
 from npd_core.data.spec import NORMALISATIONS, get_dataset
+from npd_core.errors import UnknownNameError
 from npd_core.figures import curves
 from npd_core.runs import queue
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card, get_card
-from pages.shared import cached, downloads, lesson_view, selectors, shell, tiles
+from pages.shared import cached, downloads, selectors, shell, tiles, url_state
 from pages.shared.components.chart import chart
+from pages.shared.text import plain, show_error
+from pages.shared.url_state import UrlValue
 
 MB = 1_000_000
 LIMITS = {"checkpoint": 300, "clean": 200, "triggered": 200}  # largest uploads, in MB
@@ -32,24 +36,24 @@ ARCHITECTURES = {
 OTHER = "other values"
 
 
-def model_in_url() -> Card | None:
-    """Return the imported model of the URL or of this session; None, with a message, when it is unknown."""
-    model = lesson_view.carried("uploaded")
-    if not model:
-        return None
-    with selectors.working(stop=False):
-        card = get_card(model)
-        if paths.own(card.id) is not None:
-            return card
-        st.error(f"{model[:60]} is a model of the zoo: choose it in the Lab.", icon=":material/error:")
-    lesson_view.forget("uploaded")
-    return None
+def uploaded(model_id: str) -> str:
+    """Check that this is the id of an imported model. Raises UnknownNameError."""
+    if paths.own(get_card(model_id).id) is None:
+        raise UnknownNameError(f"{model_id} is a model of the zoo: choose it in the Lab.")
+    return model_id
+
+
+MODEL = UrlValue("uploaded_model", uploaded, "")
+
+
+def run_value(runs: Iterable[str]) -> UrlValue[str]:
+    return url_state.choice("uploaded_run", list(runs), default="")
 
 
 def leave() -> None:
     """Take the model and its run out of the URL."""
-    lesson_view.drop("uploaded")
-    lesson_view.drop("uploaded_run")
+    MODEL.clear()
+    run_value([]).clear()
 
 
 def import_form() -> None:
@@ -102,7 +106,7 @@ def import_form() -> None:
         settings["target"] = int(target) if triggered else None
         card = import_files({"checkpoint": checkpoint, "clean": clean, "triggered": triggered}, settings)
         if card is not None:
-            st.query_params["uploaded"] = card.id
+            MODEL.set(card.id)
             st.rerun()
     st.caption(
         f"Limits: {LIMITS['checkpoint']} MB for the checkpoint, {LIMITS['clean']} MB and 20,000 files for "
@@ -161,7 +165,7 @@ def import_files(uploads: dict[str, Any], settings: dict[str, Any]) -> Card | No
             if upload is None:
                 continue
             if upload.size > LIMITS[name] * MB:
-                st.error(f"{upload.name[:60]} is larger than {LIMITS[name]} MB.", icon=":material/error:")
+                show_error(f"{upload.name[:60]} is larger than {LIMITS[name]} MB.")
                 return None
             files[name] = Path(folder) / name
             files[name].write_bytes(upload.getbuffer())
@@ -180,7 +184,7 @@ def workbench(card: Card) -> None:
         "Train polarizer", key="uploaded_start", type="primary", icon=":material/play_arrow:"
     ):
         with selectors.working():
-            st.session_state["uploaded_run"] = queue.manager().submit(request)
+            run_value([]).set(queue.manager().submit(request))
         st.rerun()
     if runs:
         run = choose_run(runs)
@@ -191,7 +195,7 @@ def workbench(card: Card) -> None:
             outcome(run)
     with st.expander("Share or remove", icon=":material/qr_code_2:"):
         st.write("This link opens the model on this page.")
-        downloads.share("my_models", uploaded=card.id)
+        downloads.share("my_models", uploaded_model=card.id)
         if st.button(
             "Remove the model and its images",
             key="uploaded_remove",
@@ -212,7 +216,7 @@ def facts(card: Card) -> int:
     spec = get_dataset(card.dataset)
     width = f", width {card.width}" if card.width else ""
     st.markdown(
-        f"**{card.arch.removeprefix('torchvision:')}**{width} · {card.num_classes} classes · "
+        f"**{plain(card.arch.removeprefix('torchvision:'))}**{width} · {card.num_classes} classes · "
         f"{card.image_size} × {card.image_size} pixels · `{card.id}`"
     )
     metrics = {
@@ -234,18 +238,20 @@ def facts(card: Card) -> int:
 
 def choose_run(runs: dict[str, Run]) -> Run:
     """Return the run of the URL, or the one chosen in the list; the newest at first."""
-    state, asked = st.session_state, lesson_view.carried("uploaded_run")
-    if asked in runs and asked != state.get("_uploaded_run_wrote"):
-        state["uploaded_run"] = asked
-    elif state.get("uploaded_run") not in runs:
-        state["uploaded_run"] = next(iter(runs))
-    chosen = state["uploaded_run"]
+    value = run_value(runs)
+    run_id = value.get() or next(iter(runs))
+    url_state.show_notices(value)
     if len(runs) > 1:
-        chosen = st.selectbox(
-            "Run", list(runs), key="uploaded_run", format_func=lambda name: title(runs[name])
+        st.session_state["uploaded_run"] = run_id
+        st.selectbox(
+            "Run",
+            list(runs),
+            key="uploaded_run",
+            format_func=lambda name: title(runs[name]),
+            on_change=lambda: value.set(st.session_state["uploaded_run"]),
         )
-    st.query_params["uploaded_run"] = state["_uploaded_run_wrote"] = chosen
-    return runs[chosen]
+    value.set(run_id)
+    return runs[run_id]
 
 
 def title(run: Run) -> str:
@@ -320,7 +326,7 @@ def outcome(run: Run) -> None:
     result = run.result or {}
     before, after = result.get("before") or {}, result.get("after") or {}
     if run.state in ("failed", "interrupted") or not after:
-        st.error(run.message or "This run ended without a result. Start it again.", icon=":material/error:")
+        show_error(run.message or "This run ended without a result. Start it again.")
         return
     with st.grid("auto", min_column_width=150):
         for name in ("acc", "asr", "ra"):
@@ -389,10 +395,11 @@ st.write(
 )
 if notice := st.session_state.pop("_uploaded_notice", ""):
     st.success(notice, icon=":material/check_circle:")
-card = model_in_url()
-if card is None:
+model_id = MODEL.get()
+url_state.show_notices(MODEL)
+if not model_id:
     import_form()
 else:
-    st.session_state.setdefault("_uploaded", set()).add(card.id)
-    workbench(card)
+    st.session_state.setdefault("_uploaded", set()).add(model_id)
+    workbench(get_card(model_id))
     st.button("Import another model", key="uploaded_another", icon=":material/arrow_back:", on_click=leave)

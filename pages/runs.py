@@ -107,7 +107,7 @@ def details(run: Run) -> None:
     what = "settings, curves and result" if controls.adoptable(run.request) else "curves and result"
     if own:
         with first:
-            query = {"uploaded": run.request.model, "uploaded_run": run.id}
+            query = {"uploaded_model": run.request.model, "uploaded_run": run.id}
             shell.link("pages/my_models.py", "Your model", ":material/upload_file:", query)
     elif first.button(
         "Open in the Lab",
@@ -165,7 +165,7 @@ def details(run: Run) -> None:
     with st.expander("Share", icon=":material/qr_code_2:"):
         if own:
             st.write("This link opens the network that you brought, with this run.")
-            downloads.share("my_models", uploaded=run.request.model, uploaded_run=run.id)
+            downloads.share("my_models", uploaded_model=run.request.model, uploaded_run=run.id)
         else:
             st.write(f"This link opens the run in the Lab, with its model, {what}.")
             downloads.share("lab", model=run.request.model, run=run.id)

@@ -81,7 +81,7 @@ selection = shell.selection()
 st.title("Step by step")
 st.write(
     "One training step of the polarizer (Algorithm 1) on one clean image, with the numbers behind each "
-    "formula. Use the left and right arrow keys to move."
+    "formula. The arrow keys move back and forth."
 )
 card = selectors.model(selection)
 run = trained_run(selection.run)

@@ -15,20 +15,20 @@ import streamlit as st
 from npd_core.attack_info import ATTACK_INFO
 from npd_core.data.images import decode_overlay, decode_picture, from_query, overlay, to_query
 from npd_core.data.spec import get_dataset
-from npd_core.errors import NPDError
 from npd_core.figures.predictions import data_url
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import cached, selectors, shell, tiles
+from pages.shared import cached, selectors, shell, tiles, url_state
 from pages.shared.components.compare import compare
 from pages.shared.components.painter import painter
+from pages.shared.text import plain
+from pages.shared.url_state import UrlValue
 
 TAB = "Your image or trigger"  # of the page Predictions
 TEST, UPLOAD, CAMERA = "Test image", "Upload", "Camera"
 TRAINED, PAINTED = "Trained trigger", "Moved or painted"
 NO_CLASS = "none of these"
 NUMBER, TRIGGER = "image", "trigger"  # in the URL: number of the test image, and the painted trigger
-MOST_DIGITS = 9
 LONGEST = 1500  # characters of a trigger that go into the URL
 LOCAL = ("localhost", "127.0.0.1", "::1")
 KEPT = "Uploads are never written to disk. They stay in the memory of this server until your session ends."
@@ -67,6 +67,22 @@ def short(painted: str | None) -> str:
     """Encode a painted trigger for a URL; "" without one, or when it is too long."""
     letters = to_query(painted) if painted is not None else ""
     return letters if len(letters) <= LONGEST else ""
+
+
+def image_value(card: Card) -> UrlValue[int]:
+    """Return the URL value of the number of the test image; -1 by default."""
+    return url_state.integer(NUMBER, 0, len(cached.test_labels(card.id)) - 1, default=-1)
+
+
+def painted_value(size: int) -> UrlValue[str]:
+    """Return the URL value of the painted trigger, as the painter gives it; "" by default."""
+
+    def parse(letters: str) -> str:
+        painted = from_query(letters)
+        decode_overlay(painted, size)
+        return painted
+
+    return UrlValue(TRIGGER, parse, "", to_query)
 
 
 def kept(model_id: str) -> OwnImage | None:
@@ -117,15 +133,16 @@ def _choose(card: Card, names: tuple[str, ...]) -> OwnImage | None:
     session = {"bind": None, "persist_state": "session"}
     source = selectors.switch("Image", [TEST, UPLOAD, CAMERA], "own_source", help=KEPT, **session)
     kinds = [PAINTED] if card.asr is None else [TRAINED, PAINTED]
-    key = f"own_trigger_{len(kinds)}"
-    if TRIGGER in st.query_params and key not in st.session_state:
+    key, painted = f"own_trigger_{len(kinds)}", painted_value(card.image_size)
+    if painted.get() and key not in st.session_state:
         st.session_state[key] = PAINTED
+    url_state.show_notices(painted)
     kind = selectors.switch("Trigger", kinds, key, **session)
     label: int | None
     if source == TEST:
         title, clean, label = _test_image(card, names)
     else:
-        st.query_params.pop(NUMBER, None)
+        image_value(card).clear()
         taken = photo(card, source)
         if taken is None:
             return None
@@ -133,25 +150,25 @@ def _choose(card: Card, names: tuple[str, ...]) -> OwnImage | None:
         if label is not None:
             title += f" · {names[label]}"
     if kind == PAINTED:
-        triggered, trained = _painted(card, clean)
+        triggered, trained = _painted(card, clean, painted)
     else:
-        st.query_params.pop(TRIGGER, None)
+        painted.clear()
         triggered, trained = cached.triggered(card.id, clean[None])[0], True
     return OwnImage(card.id, title, clean, triggered, label, trained)
 
 
 def _test_image(card: Card, names: tuple[str, ...]) -> tuple[str, np.ndarray, int]:
-    labels, state = cached.test_labels(card.id), st.session_state
+    labels, state, value = cached.test_labels(card.id), st.session_state, image_value(card)
     if "own_number" not in state:
-        asked = st.query_params.get(NUMBER, "")
-        state["own_number"] = int(asked) if asked.isdecimal() and len(asked) < MOST_DIGITS else None
-    if state["own_number"] is None or not 0 <= state["own_number"] < len(labels):
+        state["own_number"] = value.get()
+    if not 0 <= state["own_number"] < len(labels):
         first = state.get("last_image", selectors.first_attackable(card.id))
         state["own_number"] = min(first, len(labels) - 1)
+    url_state.show_notices(value)
     number = int(
         st.number_input("Image number", 0, len(labels) - 1, key="own_number", persist_state="session")
     )
-    st.query_params[NUMBER] = str(number)
+    value.set(number)
     label = int(labels[number])
     return f"#{number} · {names[label]}", cached.samples(card.id, (number,)).clean[0], label
 
@@ -199,11 +216,11 @@ def _camera() -> bytes | None:
     return None if file is None else file.getvalue()
 
 
-def _painted(card: Card, clean: np.ndarray) -> tuple[np.ndarray, bool]:
+def _painted(card: Card, clean: np.ndarray, value: UrlValue[str]) -> tuple[np.ndarray, bool]:
     """Let the visitor move or paint a trigger. Returns the image with it, and whether the model knows it."""
     known = clean if card.asr is None else cached.triggered(card.id, clean[None])[0]
     stamp = None if card.asr is None else cached.trigger_stamp(card.id)
-    start = _painted_in_url(card.image_size)
+    start = value.get() or None
     painted = painter(
         data_url(clean),
         size=card.image_size,
@@ -221,33 +238,13 @@ def _painted(card: Card, clean: np.ndarray) -> tuple[np.ndarray, bool]:
     if painted is not None:
         with selectors.working():
             triggered = overlay(clean, decode_overlay(painted, card.image_size))
-            _write_painted(painted)
+            if short(painted):
+                value.set(painted)
+            else:
+                value.clear()
+                st.caption(TOO_LONG)
     difference = np.abs(triggered.astype(int) - known.astype(int)).max()
     return triggered, card.asr is not None and bool(difference <= TOLERANCE)
-
-
-def _painted_in_url(size: int) -> str | None:
-    """Return the painted trigger of the URL for the painter; drop one that cannot be read, with a message."""
-    found = st.query_params.get(TRIGGER)
-    if not found:
-        return None
-    try:
-        address = from_query(found)
-        decode_overlay(address, size)
-    except NPDError as error:
-        st.error(str(error), icon=":material/error:")
-        st.query_params.pop(TRIGGER, None)
-        return None
-    return address
-
-
-def _write_painted(painted: str) -> None:
-    letters = short(painted)
-    if not letters:
-        st.query_params.pop(TRIGGER, None)
-        st.caption(TOO_LONG)
-    elif st.query_params.get(TRIGGER) != letters:
-        st.query_params[TRIGGER] = letters
 
 
 def _show(
@@ -315,7 +312,7 @@ def explain(
     elif not image.trained:
         known = ATTACK_INFO[card.attack].sentence if card.attack in ATTACK_INFO else "another one."
         words.append(f"**The model was not trained with this trigger.** The trained one: {known}")
-    old, new = (names[int(k)] for k in before.argmax(1))
+    old, new = (plain(names[int(k)]) for k in before.argmax(1))
     sure = tiles.percent(float(before[1].max()))
     if found == "already the target":
         words.append("The image already belongs to the target class, so there is nothing to hijack.")
@@ -329,7 +326,7 @@ def explain(
         if not image.trained:
             words.append("This is not the backdoor: the painted pixels only hide a part of the image.")
     if after is not None:
-        fixed = names[int(after[1].argmax())]
+        fixed = plain(names[int(after[1].argmax())])
         words.append(
             f"With the polarizer, the prediction is “{fixed}” ({tiles.percent(float(after[1].max()))})."
         )

@@ -22,6 +22,7 @@ from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
 from pages.shared import cached, selectors, shell, tiles
 from pages.shared.components.chart import chart
+from pages.shared.text import message
 
 SAW_POISON = "EP saw a batch of the poisoned training set, which a defender may not have."
 SHARE = st.column_config.NumberColumn(format="percent")
@@ -138,7 +139,7 @@ def origin(found: TableRecord | None, cells: Sequence[Cell], card: Card) -> None
             f"Includes {count} other model{'s' * (count > 1)}; the table below names the model of each row."
         )
     for reason in dict.fromkeys(cell.failed for cell in cells if cell.failed):
-        st.caption(f":material/error: {reason}")
+        st.caption(f":material/error: {message(reason)}")
     if found.cut:
         with st.expander("Differences from the paper's table", icon=":material/content_cut:"):
             st.markdown("\n".join(f"- {sentence}" for sentence in found.cut))

@@ -19,6 +19,7 @@ from npd_core.export.bundle import has_polarizer
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
 from pages.shared import cached, shell
+from pages.shared.text import show_error
 
 MOST = 12
 """Pictures shown at once, at most."""
@@ -30,7 +31,7 @@ def working(stop: bool = True) -> Iterator[None]:
     try:
         yield
     except NPDError as error:
-        st.error(str(error), icon=":material/error:")
+        show_error(error)
         if stop:
             st.stop()
 
@@ -79,7 +80,8 @@ def finished_run(selection: shell.Selection) -> Run | None:
         return None
     run = usable[0]
     st.caption(
-        f"No run with a polarizer was chosen: showing `{run.id}` · {shell.run_title(run)} · {shell.provenance(run)}"
+        f"No run with a polarizer was chosen: showing `{run.id}` · {shell.run_title(run)} · "
+        f"{shell.provenance(run)}"
     )
     return run
 

@@ -14,6 +14,7 @@ from npd_core.figures.steps import logit_bars, logit_figure, picture, probabilit
 from npd_core.polarizer.trace import Trace
 from pages.shared import tiles
 from pages.shared.components.chart import chart
+from pages.shared.text import plain
 
 PIXELS = 160  # width of an image on the page
 NORMS = {"l2": "2", "l1": "1", "linf": r"\infty"}
@@ -37,7 +38,7 @@ class StepView:
 
     def __init__(self, trace: Trace, cfg: NPDConfig, names: Sequence[str], number: int) -> None:
         self.trace, self.cfg, self.names, self.number = trace, cfg, names, number
-        self.y, self.target = names[trace.label], names[trace.target]
+        self.y, self.target = plain(names[trace.label]), plain(names[trace.target])
         self.base = cfg.attack_on == "base"
         self.f = r"f_w" if self.base else r"\hat f_\theta"
         network = "backdoored network" if self.base else "network with the polarizer"
@@ -72,7 +73,7 @@ class StepView:
                 r"\hat f_\theta = \cdots \circ f^{(l)} \circ g_\theta \circ f^{(l-1)} \circ \cdots",
                 r"g_\theta(h) = \mathrm{BN}(\mathrm{Conv}_{1\times1}(h))",
             ],
-            f"Clean image {self.number} is a **{self.y}**. The network is frozen. The polarizer is inserted "
+            f"Clean image {self.number} shows **{self.y}**. The network is frozen. The polarizer is inserted "
             f"at `{self.trace.layer}`, where the features have {channels} channels. Only its {channels}² + "
             f"2 · {channels} = **{channels * channels + 2 * channels:,}** parameters θ are trained.",
             show,
@@ -186,7 +187,7 @@ class StepView:
             ],
             f"Leaving y′ is not enough: the perturbed image should be predicted as **{self.y}** again. The "
             "strongest wrong class is "
-            f"**{self.names[strongest]}**{same if strongest == self.trace.target else ''}.",
+            f"**{plain(self.names[strongest])}**{same if strongest == self.trace.target else ''}.",
             self.show_perturbed,
         )
 
@@ -285,7 +286,7 @@ class StepView:
     def predicted(self, logits: np.ndarray) -> str:
         k = int(logits.argmax())
         kind = {self.trace.target: "y′", self.trace.label: "the true class"}.get(k, "another class")
-        return f"**{self.names[k]}** ({kind}, {probability(logits, k):.1%})"
+        return f"**{plain(self.names[k])}** ({kind}, {probability(logits, k):.1%})"
 
     def images(self, *found: tuple[str, np.ndarray]) -> None:
         with st.container(horizontal=True, gap="medium"):

@@ -77,9 +77,9 @@ def test_files_are_checked_and_the_model_opens(open_page: Open, files: tuple[Pat
     page.button(key="upload_import").click().run()
     assert errors(page) == []
     (uploaded,) = (
-        page.query_params["uploaded"]
-        if isinstance(page.query_params["uploaded"], list)
-        else [page.query_params["uploaded"]]
+        page.query_params["uploaded_model"]
+        if isinstance(page.query_params["uploaded_model"], list)
+        else [page.query_params["uploaded_model"]]
     )
     assert paths.own(uploaded) is not None
     accuracy, trained_on, held_out = (metric.value for metric in page.metric)
@@ -96,12 +96,12 @@ def test_refused_files_are_one_message_and_nothing_is_kept(open_page: Open, file
     page.run()
     page.button(key="upload_import").click().run()
     assert len(errors(page)) == 1
-    assert "uploaded" not in page.query_params
+    assert "uploaded_model" not in page.query_params
     assert not (paths.runs() / ".own").exists()
 
 
 def test_train_compare_and_remove(open_page: Open, imported: Card) -> None:
-    page = open_page("my_models", uploaded=imported.id).run()
+    page = open_page("my_models", uploaded_model=imported.id).run()
     assert errors(page) == []
     page.slider(key="uploaded_epochs").set_value(1)
     page.run()
@@ -117,7 +117,7 @@ def test_train_compare_and_remove(open_page: Open, imported: Card) -> None:
     assert errors(page) == []
     assert page.query_params["uploaded_run"] == run.id
     newer = RunStore(run.folder.parent).create(replace(run.request, clean=24))
-    assert [open_page("my_models", uploaded=imported.id, **named).run().selectbox(key="uploaded_run").value
+    assert [open_page("my_models", uploaded_model=imported.id, **named).run().selectbox(key="uploaded_run").value
             for named in ({}, {"uploaded_run": run.id})] == [newer, run.id]  # fmt: skip
     shutil.rmtree(run.folder.parent / newer)
     assert len(page.metric) == 4, "three of the model, and the accuracy of the run: no ASR without a trigger"
@@ -131,33 +131,34 @@ def test_train_compare_and_remove(open_page: Open, imported: Card) -> None:
     page.button(key="uploaded_remove").click().run()
     assert errors(page) == []
     assert not imported.folder.exists()
-    assert not {"uploaded", "uploaded_run"} & set(page.query_params)
+    assert not {"uploaded_model", "uploaded_run"} & set(page.query_params)
     assert page.button(key="upload_import").disabled
 
 
 def test_the_model_is_shown_again_after_another_page_until_another_is_imported(
     open_page: Open, imported: Card
 ) -> None:
-    page = open_page("my_models", uploaded=imported.id).run()
+    page = open_page("my_models", uploaded_model=imported.id).run()
     page.query_params.clear()  # as the menu does
     page.run()
     assert errors(page) == []
-    assert page.query_params["uploaded"] == imported.id
+    assert page.query_params["uploaded_model"] == imported.id
     assert page.button(key="uploaded_start")
     page.button(key="uploaded_another").click().run()
     for _ in range(2):
         assert errors(page) == []
-        assert "uploaded" not in page.query_params
+        assert "uploaded_model" not in page.query_params
         assert page.button(key="upload_import").disabled
         page.run()
 
 
 def test_unknown_and_foreign_ids(open_page: Open, tiny_zoo: str, runs_dir: Path) -> None:
-    page = open_page("my_models", uploaded="own-0123456789abcdef").run()
+    page = open_page("my_models", uploaded_model="own-0123456789abcdef").run()
     assert ["own-0123456789abcdef" in text for text in errors(page)] == [True]
     page.query_params.clear()
-    assert errors(page.run()) == [], "it is forgotten"
-    page = open_page("my_models", uploaded=tiny_zoo).run()
+    page.run()
+    assert "uploaded_model" not in page.query_params, "it is forgotten"
+    page = open_page("my_models", uploaded_model=tiny_zoo).run()
     assert [tiny_zoo in text for text in errors(page)] == [True]
     assert page.button(key="upload_import").disabled
 
@@ -178,7 +179,7 @@ def test_a_clean_model_of_the_zoo_is_not_taken_for_an_imported_one(
     }
     (clean_model / "card.json").write_text(json.dumps(card))
     monkeypatch.setenv("NPD_ZOO_DIR", str(clean_model.parent))
-    page = open_page("my_models", uploaded=clean_model.name).run()
+    page = open_page("my_models", uploaded_model=clean_model.name).run()
     assert [clean_model.name in text for text in errors(page)] == [True]
     assert page.button(key="upload_import").disabled
 

@@ -64,7 +64,7 @@ def test_a_damaged_card_is_told_once_and_the_other_models_stay(
     [
         ({"run": "{run}"}, True),
         ({"comparison": "0123,{run}"}, True),
-        ({"uploaded": OWN}, True),
+        ({"uploaded_model": OWN}, True),
         ({"model": "signs-badnets_a2o-preact_resnet18-w4"}, False),
         ({}, False),
     ],
@@ -73,7 +73,7 @@ def test_a_run_of_the_visitor_is_named_by_the_address(
     address: dict[str, str], waits: bool, make_run: Callable[..., Run]
 ) -> None:
     ended = make_run()
-    model = OWN if "uploaded" in address else ended.request.model
+    model = OWN if "uploaded_model" in address else ended.request.model
     active = replace(ended, state="running", request=replace(ended.request, model=model))
     said = {name: value.format(run=active.id) for name, value in address.items()}
     assert lesson_view.named([active], said) == ({active.id} if waits else set())
