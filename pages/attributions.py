@@ -170,7 +170,7 @@ third.button(
     key="new_sample",
     icon=":material/casino:",
     width="stretch",
-    on_click=selectors.another,
+    on_click=selectors.random_image,
     args=("image", card.id),
     disabled=own is not None,
     help="A random test image outside the target class." if backdoored else "A random test image.",

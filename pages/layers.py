@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import streamlit as st
-from streamlit.errors import StreamlitAPIException
 
 from npd_core.config.npd import PAPER_LAYERS, default_layer
 from npd_core.config.request import DefenseRequest
@@ -155,10 +154,7 @@ finished = table_runs.finished(asked, run) if view.comparable else {}
 st.subheader(f"Polarizer: {drawing.describe(layer)}")
 recorded_numbers(cells.get(layer))
 if st.button("Use this layer in the Lab", icon=":material/science:", key="lab"):
-    try:
-        shell.open_page("lab", {"layer": layer})
-    except StreamlitAPIException:  # the page runs alone
-        st.info(f"In the app, open lab?layer={layer}.", icon=":material/link:")
+    selectors.go("lab", layer=layer)
 table_runs.start(asked[layer], card, run)
 curve(view, options, layer, finished)
 run_panel.warm()

@@ -8,16 +8,25 @@ import streamlit as st
 from npd_core.figures.predictions import data_url, probability_bars, probability_figure, tally
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import cached, own_image, run_panel, selectors, shell, tiles
+from pages.shared import cached, own_image, run_panel, selectors, shell, tiles, url_state
 from pages.shared.components.compare import compare
+from pages.shared.url_state import UrlValue
 
 COUNTS = (2, 4, 6, 8, 12)
 ANY = "any class"
 TEST = "Test images"
 
 
+def put_first(value: UrlValue[tuple[int, ...]]) -> None:
+    """Show the image with the typed number first; for `on_change`."""
+    number, shown = st.session_state["number"], value.get()
+    if number is not None:
+        value.set((int(number), *(k for k in shown if k != number))[: max(1, len(shown))])
+
+
 def choose_images(card: Card, names: tuple[str, ...], labels: np.ndarray) -> tuple[int, ...]:
-    """Return the numbers of the test images to show: of the URL, as drawn before, or drawn anew."""
+    """Return the numbers of the test images to show: those of the URL, drawn anew when the choice changes."""
+    value = url_state.integers("images", 0, len(labels) - 1, max(COUNTS))
     first, second, third, fourth = st.columns([2, 1.2, 1.2, 1.6], vertical_alignment="bottom")
     name = first.selectbox(
         "Class",
@@ -28,10 +37,15 @@ def choose_images(card: Card, names: tuple[str, ...], labels: np.ndarray) -> tup
     )
     count = second.selectbox("Images", COUNTS, index=1, key="count", bind="query-params")
     pool = np.arange(len(labels)) if name == ANY else np.flatnonzero(labels == names.index(name))
-    key = f"{name}/{count}"
-    shown = selectors.pictures(card.id, pool, count, key)
-    if third.button("New sample", key="new_sample", icon=":material/casino:", width="stretch"):
-        shown = selectors.draw(card.id, pool, count, key)
+    drawn_for, state = (card.id, name, count), st.session_state
+    kept = value.is_new() or state.get("_drawn_for", drawn_for) == drawn_for
+    shown = value.get()
+    url_state.show_notices(value)
+    new = third.button("New sample", key="new_sample", icon=":material/casino:", width="stretch")
+    if new or not (shown and kept):
+        rng = np.random.default_rng(None if "_drawn_for" in state else 0)
+        value.set(tuple(int(k) for k in rng.choice(pool, min(count, len(pool)), replace=False)))
+    state["_drawn_for"] = drawn_for
     fourth.number_input(
         "Image number",
         0,
@@ -39,11 +53,11 @@ def choose_images(card: Card, names: tuple[str, ...], labels: np.ndarray) -> tup
         value=None,
         key="number",
         placeholder=f"0 to {len(labels) - 1}",
-        on_change=selectors.put_first,
-        args=("number",),
+        on_change=put_first,
+        args=(value,),
         help="Show this test image first.",
     )
-    return shown
+    return value.get()
 
 
 def predict(card: Card, run: Run | None, shown: tuple[int, ...]) -> list[np.ndarray]:

@@ -158,7 +158,7 @@ def details(run: Run) -> None:
             width="stretch",
         )
     ):
-        selectors.go("pages/predictions.py", run.id)
+        selectors.go("predictions", run=run.id)
     if run.result and not run.active:
         with st.expander("Take it home", icon=":material/home:"):
             downloads.downloads(run)
@@ -181,7 +181,7 @@ def open_in_lab(run: Run) -> None:
         with selectors.working():
             controls.adopt(run.request)
             settings = controls.in_address(run.request)
-    selectors.go("pages/lab.py", run.id, **settings)
+    selectors.go("lab", run=run.id, **settings)
 
 
 def cancel(run: Run) -> None:
