@@ -10,7 +10,7 @@ from npd_core.attack_info import ATTACK_INFO
 from npd_core.errors import NPDError
 from npd_core.figures.predictions import data_url
 from npd_core.zoo.card import Card, model_id
-from pages.shared import cached, selectors, shell, tiles, url_state
+from pages.shared import cache, selectors, shell, tiles, url_state
 from pages.shared.components.compare import compare
 
 ATTACK = url_state.choice("attack", list(ATTACK_INFO), default="")
@@ -51,10 +51,12 @@ def chosen_attack(card: Card | None, models: dict[str, Card | None]) -> str:
     return attack
 
 
-def images(attack: str, model: Card | None, dataset: str, count: int) -> cached.Shown | str:
+def images(attack: str, model: Card | None, dataset: str, count: int) -> cache.images.Examples | str:
     """Return a few images under the attack, or the reason why they cannot be shown."""
     try:
-        return cached.shown(model.id if model else None, attack, model.dataset if model else dataset, count)
+        return cache.images.examples(
+            model.id if model else None, attack, model.dataset if model else dataset, count
+        )
     except NPDError as error:
         return str(error)
 
@@ -142,7 +144,7 @@ st.write(
 )
 dataset = card.dataset if card is not None else "signs"
 with selectors.working():
-    models = {attack: nearest(attack, cached.cards(), card) for attack in ATTACK_INFO}
+    models = {attack: nearest(attack, cache.zoo.cards(), card) for attack in ATTACK_INFO}
 attack = chosen_attack(card, models)
 model = models[attack]
 if card is not None and card.attack == attack:
@@ -187,10 +189,10 @@ else:
     with right:
         changes = [tiles.change(a, b).image for a, b in zip(found.clean, found.triggered, strict=True)]
         rows = {"Clean": found.clean, "Triggered": found.triggered, "Difference × 10": changes}
-        if found.crossed is not None:
-            rows["Cross-trigger (label kept)"] = found.crossed
+        if found.cross_trigger is not None:
+            rows["Cross-trigger (label kept)"] = found.cross_trigger
         tiles.show_rows(list(rows), list(zip(*rows.values(), strict=True)))
-        if found.crossed is not None:
+        if found.cross_trigger is not None:
             st.caption(
                 "Cross-trigger images keep their label in training, so that only the exact trigger works."
             )

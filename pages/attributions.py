@@ -11,7 +11,7 @@ from npd_core.attribution import METHODS
 from npd_core.figures.attributions import MapGrid, channel_bars, channel_figure
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import cached, own_image, selectors, shell, tiles
+from pages.shared import cache, own_image, selectors, shell, tiles
 from pages.shared.text import plain
 
 TARGET, TRUE = "target class", "true class"  # choices beside the names of the classes
@@ -36,11 +36,11 @@ def explained(
 ) -> Explained:
     if own is None:
         st.session_state["last_image"] = number
-        found = cached.samples(card.id, (number,))
+        found = cache.images.samples(card.id, (number,))
         pair, label = np.concatenate([found.clean, found.triggered]), int(found.labels[0])
     else:
         pair = np.stack([own.clean, own.triggered])
-    predictions = [cached.predict(card.id, run_id, pair) for run_id in (None, run.id)]
+    predictions = [cache.images.predict(card.id, run_id, pair) for run_id in (None, run.id)]
     if own is None:
         return Explained(pair, names[label], label, predictions, number)
     label = int(predictions[0][0].argmax()) if own.label is None else own.label
@@ -53,9 +53,11 @@ def show_maps(
     """Show the maps of the clean and, unless the model is clean, of the triggered image."""
     with selectors.working():
         if image.number is not None:
-            found = cached.maps(card.id, run.id, image.number, method, target)
+            found = cache.attribution.maps(card.id, run.id, image.number, method, target)
         else:
-            found = cached.own_maps(card.id, run.id, image.pair[0], image.pair[1], method, target)
+            found = cache.attribution.image_maps(
+                card.id, run.id, image.pair[0], image.pair[1], method, target
+            )
     rows = slice(2 if card.asr is not None or image.number is None else 1)
     notes = [
         [f"predicts {names[int(p[row].argmax())]}, {p[row].max():.0%}" for p in image.predictions]
@@ -85,9 +87,9 @@ def show_channels(card: Card, run: Run, names: tuple[str, ...], image: Explained
         triggered = chosen == kinds[0]
     with selectors.working():
         if image.number is not None:
-            channels = cached.channels(card.id, run.id, image.number, triggered, target)
+            channels = cache.attribution.channels(card.id, run.id, image.number, triggered, target)
         else:
-            channels = cached.own_channels(card.id, run.id, image.pair[int(triggered)], target)
+            channels = cache.attribution.image_channels(run.id, image.pair[int(triggered)], target)
     bars = channel_bars(*channels)
     layer = run.request.layer or (run.result or {}).get("layer", "the default layer")
     st.write(
@@ -140,8 +142,8 @@ own = own_image.kept(card.id)
 if own is not None:
     own = own if selectors.switch("Image", [TEST, OWN], "attributed", bind=None) == OWN else None
 with selectors.working():
-    names = cached.class_names(card.dataset)
-    labels = cached.test_labels(card.id)
+    names = cache.images.class_names(card.dataset)
+    labels = cache.images.test_labels(card.id)
 if "image" not in st.session_state and "image" not in st.query_params:
     st.session_state["image"] = st.session_state.get("last_image", selectors.first_attackable(card.id))
     st.query_params["image"] = str(
@@ -185,7 +187,7 @@ choice = fourth.selectbox(
 )
 with selectors.working():
     image = explained(card, run, names, min(max(int(number), 0), len(labels) - 1), own)
-    attacked = cached.wanted(card.id, image.label)
+    attacked = cache.zoo.target(card.id, image.label)
 target = {TARGET: attacked, TRUE: image.label}[choice] if choice in (TARGET, TRUE) else names.index(choice)
 info = METHODS[method]
 st.markdown(f"**{info.title}** ({info.source}). {info.sentence} *What to look for:* {info.look_for}")

@@ -20,7 +20,7 @@ from npd_core.runs import queue
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
 from pages.shared import (
-    cached,
+    cache,
     controls,
     lesson_view,
     paper_tables,
@@ -124,7 +124,7 @@ def in_address() -> list[Run]:
             raise NPDError(
                 f"A race has two runs, but the address names {names[0][:40]!r} twice: start one here."
             )
-        return [cached.find_run(name) for name in names]
+        return [cache.runs.find_run(name) for name in names]
     except NPDError as error:
         lesson_view.forget("runs")
         st.error(str(error), icon=":material/error:")
@@ -163,7 +163,7 @@ def lanes(runs: list[Run], names: list[str], card: Card) -> None:
             if run.message or run.state == "queued":
                 st.caption(run.message or run_panel.ahead(run))
     st.markdown(leader(names, now))
-    drawn = cached.comparison_chart(runs, tracks, tiles.mode())
+    drawn = cache.runs.comparison_chart(tracks, tiles.mode())
     chart(drawn, key="race-curves", alt="ACC, ASR and RA of both runs by epoch.")
     if not any(run.active for run in runs):
         paper_tables.curve_table(tracks, "race-table")
@@ -187,7 +187,7 @@ def leader(names: list[str], now: list[dict[str, float | None]]) -> str:
 
 @st.fragment(run_every=run_panel.REFRESH)
 def follow(ids: list[str], names: list[str], card: Card) -> None:
-    runs = [cached.find_run(name) for name in ids]
+    runs = [cache.runs.find_run(name) for name in ids]
     lanes(runs, names, card)
     if not any(run.active for run in runs):
         st.rerun()
@@ -238,7 +238,7 @@ if runs:
     if any(run.request.model != card.id for run in runs):
         st.caption(f"The race in the address is about `{runs[0].request.model}`.")
         with selectors.working():
-            card = cached.card(runs[0].request.model)
+            card = cache.zoo.card(runs[0].request.model)
     with selectors.working():
         names = titles(runs, card)
     with st.container(horizontal=True):

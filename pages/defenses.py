@@ -11,7 +11,7 @@ from npd_core.figures import tables
 from npd_core.figures.tables import DEFENSES, METRICS, SOURCES, Outcome
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import cached, paper_tables, run_panel, selectors, shell, table_runs, tiles
+from pages.shared import cache, paper_tables, run_panel, selectors, shell, table_runs, tiles
 from pages.shared.components.chart import chart
 
 MEAN = "Mean over the attacks"
@@ -96,7 +96,7 @@ def running_time(card: Card) -> None:
     """Show Table 7."""
     st.subheader("Training time")
     with selectors.working():
-        found = cached.table("table7", card.dataset)
+        found = cache.runs.table("table7", card.dataset)
     if found is None:
         st.caption(f"There is no record. `npd table 7 --quick --dataset {card.dataset}` creates it.")
         return

@@ -18,7 +18,7 @@ from npd_core.figures import curves
 from npd_core.runs import queue
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card, get_card
-from pages.shared import cached, downloads, selectors, shell, tiles, url_state
+from pages.shared import cache, downloads, selectors, shell, tiles, url_state
 from pages.shared.components.chart import chart
 from pages.shared.text import plain, show_error
 from pages.shared.url_state import UrlValue
@@ -131,7 +131,7 @@ def architecture() -> str:
     )
     if arch != TORCHVISION:
         return arch
-    names = cached.torchvision_names()
+    names = cache.zoo.torchvision_names()
     return st.selectbox("Name in torchvision", names, index=names.index("resnet18"), key="upload_torchvision")
 
 
@@ -178,7 +178,7 @@ def import_files(uploads: dict[str, Any], settings: dict[str, Any]) -> Card | No
 def workbench(card: Card) -> None:
     """Show what is known of the model, the settings of the next run, and the runs so far."""
     train_images = facts(card)
-    runs = {run.id: run for run in cached.all_runs() if run.request.model == card.id}
+    runs = {run.id: run for run in cache.runs.all_runs() if run.request.model == card.id}
     request = run_settings(card, train_images)
     if request is not None and st.button(
         "Train polarizer", key="uploaded_start", type="primary", icon=":material/play_arrow:"
@@ -264,7 +264,7 @@ def run_settings(card: Card, images: int) -> DefenseRequest | None:
     from npd_core.uploads.entry import suggested_config
 
     with selectors.working():
-        layers = cached.uploaded_layers(card.id)
+        layers = [str(info.layer) for info in cache.zoo.insertion_layers(card.id)]
     suggested = suggested_config(card)
     layer = card.recipe.get("layer")
     left, right = st.columns(2)
@@ -312,7 +312,7 @@ def follow(run_id: str) -> None:
 
 
 def loss_chart(run: Run) -> None:
-    losses = curves.read_losses(cached.events(run))
+    losses = curves.read_losses(cache.runs.events(run))
     if losses.x:
         chart(
             curves.loss_figure(losses, tiles.mode(), getattr(run.request.config, "epochs", None)),
@@ -366,7 +366,7 @@ def outcome(run: Run) -> None:
 
 def resistance(run: Run) -> None:
     with selectors.working():
-        found = cached.resistance(run.id)
+        found = cache.runs.resistance(run.id)
     shares = {
         "imported model, perturbed against itself": found.before,
         "with polarizer, on the same perturbed images": found.transferred,

@@ -8,7 +8,7 @@ import streamlit as st
 from npd_core.figures.predictions import data_url, probability_bars, probability_figure, tally
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import cached, own_image, run_panel, selectors, shell, tiles, url_state
+from pages.shared import cache, own_image, run_panel, selectors, shell, tiles, url_state
 from pages.shared.components.compare import compare
 from pages.shared.url_state import UrlValue
 
@@ -63,11 +63,12 @@ def choose_images(card: Card, names: tuple[str, ...], labels: np.ndarray) -> tup
 def predict(card: Card, run: Run | None, shown: tuple[int, ...]) -> list[np.ndarray]:
     """Return the probabilities (N, K) of the clean and of the triggered images."""
     return [
-        cached.predictions(card.id, run.id if run else None, shown, triggered) for triggered in (False, True)
+        cache.images.predictions(card.id, run.id if run else None, shown, triggered)
+        for triggered in (False, True)
     ]
 
 
-def summary(found: cached.Samples, before: list[np.ndarray], after: list[np.ndarray]) -> None:
+def summary(found: cache.images.Samples, before: list[np.ndarray], after: list[np.ndarray]) -> None:
     """Count what happens to the triggered images without and with the polarizer."""
     judged = found.eligible
     labels, targets = found.labels[judged].tolist(), found.targets[judged].tolist()
@@ -80,7 +81,10 @@ def summary(found: cached.Samples, before: list[np.ndarray], after: list[np.ndar
 
 
 def one_image(
-    found: cached.Samples, names: tuple[str, ...], before: list[np.ndarray], after: list[np.ndarray] | None
+    found: cache.images.Samples,
+    names: tuple[str, ...],
+    before: list[np.ndarray],
+    after: list[np.ndarray] | None,
 ) -> None:
     """Show the probabilities of all likely classes for one of the images."""
     st.subheader("Probabilities for one image")
@@ -125,8 +129,8 @@ st.write(
 card = selectors.model(selection)
 run = selectors.finished_run(selection)
 with selectors.working():
-    names = cached.class_names(card.dataset)
-    labels = cached.test_labels(card.id)
+    names = cache.images.class_names(card.dataset)
+    labels = cache.images.test_labels(card.id)
 backdoored = card.asr is not None
 if not backdoored:
     st.info(
@@ -148,7 +152,7 @@ amplified = backdoored and st.toggle(
     help="Also show what the trigger changes, amplified ten times. Grey means unchanged.",
 )
 with selectors.working():
-    found = cached.samples(card.id, shown)
+    found = cache.images.samples(card.id, shown)
     before, after = predict(card, None, shown), None
     if run is not None:
         with selectors.working(stop=False):

@@ -14,7 +14,7 @@ from npd_core.figures.curves import read_metrics
 from npd_core.figures.runs import comparison_figure, differing, outcome_figure, read_row
 from npd_core.figures.tables import DEFENSES
 from npd_core.runs.store import Run
-from pages.shared import cached, controls, downloads, paper_tables, run_panel, selectors, shell, tiles
+from pages.shared import cache, controls, downloads, paper_tables, run_panel, selectors, shell, tiles
 
 MOST = 6  # runs compared at once
 COLUMNS: dict[str, Any] = {
@@ -65,7 +65,9 @@ def visible() -> list[Run]:
     """Every run, but for those of networks that somebody else brought: these show where their own page was opened."""
     known = st.session_state.get("_uploaded", set())
     return [
-        run for run in cached.all_runs() if paths.own(run.request.model) is None or run.request.model in known
+        run
+        for run in cache.runs.all_runs()
+        if paths.own(run.request.model) is None or run.request.model in known
     ]
 
 
@@ -130,7 +132,7 @@ def details(run: Run) -> None:
         with selectors.working():
             second.download_button(
                 "Download",
-                cached.archive(run.id),
+                cache.runs.archive(run.id),
                 f"{run.request.model}-{run.id}.zip",
                 "application/zip",
                 key=f"download-{run.id}",
@@ -199,7 +201,7 @@ def compare(runs: list[Run]) -> None:
     names = [short(run) for run in runs]
     curves = {}
     for name, run in zip(names, runs, strict=True):
-        found = read_metrics(cached.events(run), (run.result or {}).get("before"))
+        found = read_metrics(cache.runs.events(run), (run.result or {}).get("before"))
         if found.epochs:
             curves[name] = found
     rows = [
@@ -250,7 +252,9 @@ st.write(
 )
 with selectors.working():
     runs = visible()
-    unreadable = {name: reason for store in cached.stores() for name, reason in store.unreadable().items()}
+    unreadable = {
+        name: reason for store in cache.runs.stores() for name, reason in store.unreadable().items()
+    }
 for reason in unreadable.values():
     st.warning(reason, icon=":material/warning:")
 if not runs:

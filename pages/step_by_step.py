@@ -8,7 +8,7 @@ import streamlit as st
 from npd_core.config.npd import NPDConfig
 from npd_core.export.bundle import has_polarizer
 from npd_core.runs.store import Run
-from pages.shared import cached, controls, selectors, shell, step_view
+from pages.shared import cache, controls, selectors, shell, step_view
 
 SETTINGS = (
     "lambda1", "lambda2", "lambda3", "lambda4", "rho", "norm", "inner_steps", "inner_lr", "inner_step",
@@ -123,8 +123,8 @@ request = controls.ask(card, layer, values)
 if request is None:
     st.stop()
 with selectors.working():
-    names = cached.class_names(card.dataset)
-    count = len(cached.clean_images(card.dataset, request.clean, request.config.seed).labels)
+    names = cache.images.class_names(card.dataset)
+    count = len(cache.images.clean_images(card.dataset, request.clean, request.config.seed).labels)
     if not 0 <= st.session_state.get("image", 0) < count:
         put("image", 0)
     number = int(third.number_input("Clean image", 0, count - 1, 0, key="image", bind="query-params"))
@@ -144,7 +144,7 @@ with selectors.working():
         if theta == "trained":
             start = run
             st.caption(f"Polarizer of run `{run.id}` · {shell.provenance(run)}")
-    trace = cached.trace(request, number, start.id if start else None)
+    trace = cache.attribution.trace(request, number, start.id if start else None)
 assert isinstance(request.config, NPDConfig)
 with stage:
     walk(step_view.StepView(trace, request.config, names, number).parts())

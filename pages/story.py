@@ -16,7 +16,7 @@ from npd_core.runs import queue
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
 from pages.shared import (
-    cached,
+    cache,
     downloads,
     filmstrip,
     lesson_view,
@@ -120,7 +120,7 @@ def cover(selected: Card | None) -> None:
 
 def confident(card: Card, one: story_state.Subject, names: tuple[str, ...]) -> None:
     """Step 1: a clean picture and a sure answer."""
-    says = cached.predict(card.id, None, one.clean[None])[0]
+    says = cache.images.predict(card.id, None, one.clean[None])[0]
     begin(1, f"The network says {names[int(says.argmax())]}.")
     st.title("A network that is sure of itself", anchor=False)
     own_photo = one.number is None
@@ -210,7 +210,7 @@ def stamp(card: Card, one: story_state.Subject, names: tuple[str, ...]) -> None:
 
 def flips(card: Card, one: story_state.Subject, names: tuple[str, ...]) -> None:
     """Step 3: the same network, another answer; or none, when the trigger is not the one that it was taught."""
-    before, says = cached.predict(card.id, None, np.stack([one.clean, one.triggered]))
+    before, says = cache.images.predict(card.id, None, np.stack([one.clean, one.triggered]))
     said = int(says.argmax())
     hijacked = said == one.target != one.label
     begin(3, f"The network now says {names[said]}.")
@@ -312,7 +312,7 @@ def training(run: Run, card: Card, one: story_state.Subject, names: tuple[str, .
 @st.fragment(run_every=run_panel.REFRESH)
 def follow(run_id: str, card: Card, one: story_state.Subject, names: tuple[str, ...]) -> None:
     """The same, again and again while the run goes on."""
-    run = cached.find_run(run_id)
+    run = cache.runs.find_run(run_id)
     show_training(run, card, one, names)
     if not run.active:
         st.rerun()
@@ -324,14 +324,14 @@ def show_training(run: Run, card: Card, one: story_state.Subject, names: tuple[s
     before = run_panel.before_of(run, card)
     measured = curves.read_metrics(records, before)
     done = curves.read_progress(records)
-    kept = filmstrip.thinned(cached.epochs_of(run.folder))
+    kept = filmstrip.thinned(cache.runs.epochs_of(run.folder))
     picture, keep = one.triggered[None], one.number is not None
-    answers = [cached.at_epoch(run.id, epoch, picture, keep)[0] for epoch in kept]
+    answers = [cache.runs.at_epoch(run.id, epoch, picture, keep)[0] for epoch in kept]
     if not answers and run.result and not run.active and not broken(run):
         answers = [story_state.purified(run, picture, keep)[0]]
     trained = not run.active or bool(done.epochs and done.epoch >= done.epochs)
     usable = trained and bool(answers) and not broken(run)
-    says = answers[-1] if answers else cached.predict(card.id, None, picture)[0]
+    says = answers[-1] if answers else cache.images.predict(card.id, None, picture)[0]
     right = int(says.argmax()) == one.label
     begin(5, milestone(run, usable, names[int(says.argmax())], right), key="story-steps-5")
     st.title(finding(run, usable, right), anchor=False)
@@ -445,7 +445,7 @@ def your_turn(run: Run, card: Card, one: story_state.Subject, names: tuple[str, 
     trial = one.triggered if painted is None else story_state.overlaid(base, painted, card)
     made = not np.array_equal(trial, one.trained)
     plain, filtered = (
-        cached.predict(card.id, None, trial[None])[0],
+        cache.images.predict(card.id, None, trial[None])[0],
         story_state.purified(run, trial[None], one.number is not None)[0],
     )
     with right:
@@ -503,7 +503,7 @@ def tell(selected: shell.Selection) -> None:
         st.info("The trigger of this model hijacks none of its first test pictures.", icon=":material/info:")
         shell.link("pages/lab.py", "Look at it in the Lab", ":material/science:")
         return
-    names = cached.class_names(card.dataset)
+    names = cache.images.class_names(card.dataset)
     if story.step == 1:
         confident(card, one, names)
     elif story.step == 2:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from npd_core.data.spec import get_dataset
 from npd_core.errors import ConfigError, NPDError, UnknownNameError, unknown_name
 from npd_core.figures import network as drawing
 from npd_core.zoo.card import Card
-from pages.shared import cached
+from pages.shared import cache
 
 EVAL_IMAGES = 300
 """Test images behind the live curves."""
@@ -183,7 +183,7 @@ def layers(card: Card) -> list[str]:
     try:
         return drawing.plan(card.arch, card.width, card.image_size, card.num_classes).layers()
     except UnknownNameError:
-        return [str(info.layer) for info in cached.points(card.id)]
+        return [str(info.layer) for info in cache.zoo.insertion_layers(card.id)]
 
 
 def layer_select(card: Card) -> str:
@@ -377,7 +377,7 @@ def adopt(asked: DefenseRequest) -> None:
 def lost(asked: DefenseRequest) -> list[str]:
     """A sentence for each setting of a run that has no widget, or a value out of its range, and is not what the Lab
     would ask for."""
-    ours = {**defaults(cached.card(asked.model)).config.to_dict(), **_widget_values(asked)}
+    ours = {**defaults(cache.zoo.card(asked.model)).config.to_dict(), **_widget_values(asked)}
     return [
         f"`{key}` was {value} in this run; the Lab uses {ours[key]}."
         for key, value in asked.config.to_dict().items()
@@ -388,7 +388,7 @@ def lost(asked: DefenseRequest) -> list[str]:
 def in_address(asked: DefenseRequest) -> dict[str, str]:
     """What an address says that sets every widget to what a run was asked for: all that differs from the preset, but
     for the early stop of `never`, which an address cannot say."""
-    preset = _widget_values(defaults(cached.card(asked.model)))
+    preset = _widget_values(defaults(cache.zoo.card(asked.model)))
     wanted = _widget_values(asked)
     return {key: str(value) for key, value in wanted.items() if value not in (None, preset.get(key))}
 
@@ -397,7 +397,7 @@ def _widget_values(asked: DefenseRequest) -> dict[str, Any]:
     """By key, within the range of each widget; without the layer where the default is asked for."""
     clean = asked.clean
     if isinstance(clean, float):
-        clean = round(clean * get_dataset(cached.card(asked.model).dataset).train_images)
+        clean = round(clean * get_dataset(cache.zoo.card(asked.model).dataset).train_images)
     found: dict[str, Any] = {"layer": asked.layer} if asked.layer else {}
     for key, value in {"clean": clean, **asked.config.to_dict()}.items():
         if key not in ALL:
@@ -463,7 +463,7 @@ def _infinite(text: str) -> bool:
         return False
 
 
-@cache
+@functools.cache
 def field_docs() -> dict[str, str]:
     """Documentation of each field of NPDConfig, as written under it."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(NPDConfig)))

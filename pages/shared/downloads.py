@@ -11,7 +11,7 @@ import streamlit as st
 from npd_core.errors import NPDError
 from npd_core.export.bundle import MODEL_FORMATS, has_network, has_polarizer, qr_code
 from npd_core.runs.store import Run
-from pages.shared import cached
+from pages.shared import cache
 
 TITLES = {"safetensors": "Weights", "pt2": "PyTorch graph", "onnx": "ONNX"}
 FOLDED = "The polarizer is folded into the layers beside it."
@@ -34,7 +34,7 @@ def downloads(run: Run) -> None:
             missing = kind == "onnx" and not (find_spec("onnx") and find_spec("onnxscript"))
             st.download_button(
                 f"{TITLES[kind]} (.{kind})",
-                b"" if missing else lambda kind=kind: cached.model_archive(run.id, kind),  # type: ignore[misc]
+                b"" if missing else lambda kind=kind: cache.runs.model_archive(run.id, kind),  # type: ignore[misc]
                 f"{name}-{kind}.zip",
                 "application/zip",
                 key=f"take-{kind}",
@@ -48,7 +48,7 @@ def downloads(run: Run) -> None:
             )
         st.download_button(
             "Report (.html)",
-            lambda: cached.report(run.id),
+            lambda: cache.runs.report(run.id),
             f"{name}.html",
             "text/html",
             key="take-report",

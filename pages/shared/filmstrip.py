@@ -13,7 +13,7 @@ from npd_core.errors import NPDError
 from npd_core.figures import theme
 from npd_core.figures.predictions import data_url, judge
 from npd_core.zoo.card import Card
-from pages.shared import cached, tiles
+from pages.shared import cache, tiles
 
 MOST = 13
 """Frames of a strip, at most: the epochs between are left out evenly."""
@@ -69,15 +69,15 @@ def show(
 
 def of_run(run_id: str, card: Card, chosen: int | None) -> None:
     """A few triggered test pictures through the epochs that a run kept, or a sentence on why there are none."""
-    epochs = thinned(cached.epochs_of(cached.find_run(run_id).folder), always=chosen)
+    epochs = thinned(cache.runs.epochs_of(cache.runs.find_run(run_id).folder), always=chosen)
     try:
-        indices = cached.hijacked(card.id)[:PICTURES]
+        indices = cache.images.hijacked(card.id)[:PICTURES]
         if not indices:
             st.caption("The trigger hijacks none of the first test pictures, so there is no film to show.")
             return
-        pictures = cached.samples(card.id, indices)
-        answers = [cached.at_epoch(run_id, epoch, pictures.triggered) for epoch in epochs]
-        names = cached.class_names(card.dataset)
+        pictures = cache.images.samples(card.id, indices)
+        answers = [cache.runs.at_epoch(run_id, epoch, pictures.triggered) for epoch in epochs]
+        names = cache.images.class_names(card.dataset)
     except NPDError as error:
         st.caption(f":material/info: {error}")
         return

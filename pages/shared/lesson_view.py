@@ -17,7 +17,7 @@ from npd_core import paths
 from npd_core.errors import NPDError
 from npd_core.runs.store import Run
 from pages.content.lessons import PARTS, Place, View, get_view
-from pages.shared import cached, controls
+from pages.shared import cache, controls
 from pages.shared.components.idle import IDLE, countdown
 
 Go = Callable[[str, dict[str, str]], NoReturn]
@@ -96,11 +96,11 @@ def dress(page: str, go: Go) -> None:
 def open_step(place: Place, go: Go) -> None:
     """Open the page of a step, set as the step asks. Call it while the script runs, not from a callback."""
     state, about = st.session_state, place.lesson.model
-    model = about if about in [card.id for card in cached.cards()] else state.get("model")
+    model = about if about in [card.id for card in cache.zoo.cards()] else state.get("model")
     if place.step.page == "lab":
         state["_chosen"] = {"model": model, "run": "none"}
         if model:
-            controls.reset(cached.card(model))
+            controls.reset(cache.zoo.card(model))
     for name, value in place.step.settings.items():
         state[name] = value
     try:
@@ -117,7 +117,7 @@ def keep_watch(page: str) -> None:
     @st.fragment(run_every=CHECK)
     def watch() -> None:
         try:
-            active = {run.id: run for run in cached.all_runs() if run.active}
+            active = {run.id: run for run in cache.runs.all_runs() if run.active}
         except NPDError:  # the page says so
             return
         mine: set[str] = st.session_state.setdefault("_mine", set())

@@ -18,7 +18,7 @@ from npd_core.data.spec import get_dataset
 from npd_core.figures.predictions import data_url
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import cached, selectors, shell, tiles, url_state
+from pages.shared import cache, selectors, shell, tiles, url_state
 from pages.shared.components.compare import compare
 from pages.shared.components.painter import painter
 from pages.shared.text import plain
@@ -71,7 +71,7 @@ def short(painted: str | None) -> str:
 
 def image_value(card: Card) -> UrlValue[int]:
     """Return the URL value of the number of the test image; -1 by default."""
-    return url_state.integer(NUMBER, 0, len(cached.test_labels(card.id)) - 1, default=-1)
+    return url_state.integer(NUMBER, 0, len(cache.images.test_labels(card.id)) - 1, default=-1)
 
 
 def painted_value(size: int) -> UrlValue[str]:
@@ -107,11 +107,11 @@ def panel(card: Card, run: Run | None, names: tuple[str, ...]) -> None:
     st.session_state["own_image"] = image
     pair = np.stack([image.clean, image.triggered])
     with selectors.working():
-        before = cached.predict(card.id, None, pair)
+        before = cache.images.predict(card.id, None, pair)
         after = None
         if run is not None:
             with selectors.working(stop=False):
-                after = cached.predict(card.id, run.id, pair)
+                after = cache.images.predict(card.id, run.id, pair)
     with right:
         _show(card, image, names, before, after)
 
@@ -153,12 +153,12 @@ def _choose(card: Card, names: tuple[str, ...]) -> OwnImage | None:
         triggered, trained = _painted(card, clean, painted)
     else:
         painted.clear()
-        triggered, trained = cached.triggered(card.id, clean[None])[0], True
+        triggered, trained = cache.images.triggered(card.id, clean[None])[0], True
     return OwnImage(card.id, title, clean, triggered, label, trained)
 
 
 def _test_image(card: Card, names: tuple[str, ...]) -> tuple[str, np.ndarray, int]:
-    labels, state, value = cached.test_labels(card.id), st.session_state, image_value(card)
+    labels, state, value = cache.images.test_labels(card.id), st.session_state, image_value(card)
     if "own_number" not in state:
         state["own_number"] = value.get()
     if not 0 <= state["own_number"] < len(labels):
@@ -170,7 +170,7 @@ def _test_image(card: Card, names: tuple[str, ...]) -> tuple[str, np.ndarray, in
     )
     value.set(number)
     label = int(labels[number])
-    return f"#{number} · {names[label]}", cached.samples(card.id, (number,)).clean[0], label
+    return f"#{number} · {names[label]}", cache.images.samples(card.id, (number,)).clean[0], label
 
 
 def _true_class(card: Card, names: tuple[str, ...]) -> int | None:
@@ -218,8 +218,8 @@ def _camera() -> bytes | None:
 
 def _painted(card: Card, clean: np.ndarray, value: UrlValue[str]) -> tuple[np.ndarray, bool]:
     """Let the visitor move or paint a trigger. Returns the image with it, and whether the model knows it."""
-    known = clean if card.asr is None else cached.triggered(card.id, clean[None])[0]
-    stamp = None if card.asr is None else cached.trigger_stamp(card.id)
+    known = clean if card.asr is None else cache.images.triggered(card.id, clean[None])[0]
+    stamp = None if card.asr is None else cache.zoo.trigger_stamp(card.id)
     start = value.get() or None
     painted = painter(
         data_url(clean),
@@ -253,7 +253,7 @@ def _show(
     """Args: before, after: probabilities (2, K) of the clean and of the triggered image."""
     clean, triggered = (int(k) for k in before.argmax(1))
     start = clean if image.label is None else image.label
-    target = cached.wanted(card.id, start)
+    target = cache.zoo.target(card.id, start)
     shown = tiles.states(
         image.clean,
         image.triggered if image.changed else None,

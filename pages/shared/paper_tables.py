@@ -20,7 +20,7 @@ from npd_core.figures.network import Tint, tint
 from npd_core.figures.tables import DEFENSES, METRICS, SOURCES, Outcome, percent
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import cached, selectors, shell, tiles
+from pages.shared import cache, selectors, shell, tiles
 from pages.shared.components.chart import chart
 from pages.shared.text import message
 
@@ -61,7 +61,7 @@ def choose(names: Sequence[str], card: Card, all_attacks: str = "") -> View:
 
 
 def _record(names: Sequence[str], card: Card) -> TableRecord | None:
-    there = {dataset: name for name in reversed(names) for dataset in cached.table_datasets(name)}
+    there = {dataset: name for name in reversed(names) for dataset in cache.runs.table_datasets(name)}
     own = get_dataset(card.dataset).title
     if card.dataset not in there:
         number = names[0].removeprefix("table")
@@ -79,7 +79,7 @@ def _record(names: Sequence[str], card: Card) -> TableRecord | None:
         default = own if own in titles else next(iter(titles))
         title = selectors.switch("Data set of the record", list(titles), "table_dataset", default=default)
     with selectors.working():
-        return cached.table(there[titles[title]], titles[title])
+        return cache.runs.table(there[titles[title]], titles[title])
 
 
 def _attack(found: TableRecord | None, card: Card, all_attacks: str) -> str:
@@ -149,7 +149,7 @@ def layer_tint(card: Card, metric: str = "asr") -> Tint | None:
     """Return the colours of a network drawing by the Figure 3 of this model; None without a record."""
     found = None
     with selectors.working(stop=False):
-        found = cached.table("figure3", card.dataset)
+        found = cache.runs.table("figure3", card.dataset)
     cells = [cell for cell in found.cells if is_of(cell, card)] if found is not None else []
     return tint(metric, {c.row["layer"]: getattr(c.after, metric) for c in cells if c.after is not None})
 

@@ -13,7 +13,7 @@ from npd_core.figures import curves
 from npd_core.runs import queue, worker
 from npd_core.runs.store import Run, RunStore
 from npd_core.zoo.card import Card
-from pages.shared import cached, filmstrip, shell
+from pages.shared import cache, filmstrip, shell
 from pages.shared.components.chart import chart
 from pages.shared.components.light import Frame, light
 
@@ -31,7 +31,7 @@ MEANING = {
 def panel(run_id: str, card: Card | None) -> None:
     """Everything about one run; follows it while it waits or runs. Shows a sentence for a run that is not there."""
     try:
-        run = cached.find_run(run_id)
+        run = cache.runs.find_run(run_id)
     except NPDError as error:
         st.error(str(error), icon=":material/error:")
         return
@@ -132,9 +132,9 @@ def _store_of(run_id: str) -> RunStore:
 
 def _show(run: Run, card: Card | None) -> None:
     before = before_of(run, card)
-    seen = cached.seen(run, before, st.context.theme.type)
+    seen = cache.runs.curves(run, before, st.context.theme.type)
     _status(run, seen.done, seen.epochs)
-    kept = [] if run.active or card is None or card.asr is None else cached.epochs_of(run.folder)
+    kept = [] if run.active or card is None or card.asr is None else cache.runs.epochs_of(run.folder)
     if len(kept) > 1 and card is not None:
         _moments(run, card, before, seen.measured, kept)
     else:

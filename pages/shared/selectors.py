@@ -19,7 +19,7 @@ from npd_core.errors import NPDError
 from npd_core.export.bundle import has_polarizer
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import cached, shell
+from pages.shared import cache, shell
 from pages.shared.text import show_error
 
 
@@ -65,9 +65,9 @@ def finished_run(selection: shell.Selection) -> Run | None:
         if has_polarizer(run.folder) and not run.active:
             st.caption(f"Polarizer of run `{run.id}` · {shell.provenance(run)}")
             return run
-        st.warning(cached.no_polarizer(run), icon=":material/hourglass_empty:")
+        st.warning(cache.runs.no_polarizer(run), icon=":material/hourglass_empty:")
     with working():
-        usable = cached.usable_runs(selection.card.id)
+        usable = cache.runs.usable_runs(selection.card.id)
     if not usable:
         st.info(
             "There is no polarizer for this model, so only the network without one is shown. Training one "
@@ -101,13 +101,13 @@ def go(page: str, **query: str) -> None:
 
 def first_attackable(model_id: str) -> int:
     """Return the number of the first test image outside the target class; 0 when there is none."""
-    indices = cached.test_sets(model_id).poisoned.indices
+    indices = cache.images.test_sets(model_id).poisoned.indices
     return int(indices[0]) if len(indices) else 0
 
 
 def random_image(widget: str, model_id: str) -> None:
     """Put a random test image outside the target class (of a clean model any) into `widget`."""
     with working():
-        indices = cached.test_sets(model_id).poisoned.indices.numpy()
-        pool = indices if len(indices) else np.arange(len(cached.test_labels(model_id)))
+        indices = cache.images.test_sets(model_id).poisoned.indices.numpy()
+        pool = indices if len(indices) else np.arange(len(cache.images.test_labels(model_id)))
         st.session_state[widget] = int(np.random.default_rng().choice(pool))

@@ -21,7 +21,7 @@ from npd_core.errors import NPDError
 from npd_core.figures.tables import DEFENSES
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import cached, controls, lesson_view, tiles
+from pages.shared import cache, controls, lesson_view, tiles
 from pages.shared.components import appearance
 
 NO_RUN = "none"
@@ -174,10 +174,10 @@ def header(page: str = "") -> None:
         return
     lesson_view.dress(page, open_page)
     cards = {card.id: card for card in _cards()}
-    for sentence in cached.unreadable_cards():
+    for sentence in cache.zoo.unreadable_cards():
         st.warning(sentence, icon=":material/warning:")
     try:
-        runs = {run.id: run for run in cached.all_runs()}
+        runs = {run.id: run for run in cache.runs.all_runs()}
     except NPDError as error:
         st.error(str(error), icon=":material/error:")
         runs = {}
@@ -208,9 +208,9 @@ def selection() -> Selection:
     card = run = None
     try:
         if st.session_state.get("model"):
-            card = cached.card(st.session_state["model"])
+            card = cache.zoo.card(st.session_state["model"])
         if st.session_state.get("run", NO_RUN) != NO_RUN:
-            run = cached.find_run(st.session_state["run"])
+            run = cache.runs.find_run(st.session_state["run"])
     except NPDError as error:
         st.error(str(error), icon=":material/error:")
     return Selection(card, run)
@@ -318,7 +318,7 @@ def _cards() -> list[Card]:
     """The zoo, the built-in data set first: what it shows works on every machine. Honest networks come last of each."""
     order = {attack: place for place, attack in enumerate(ATTACK_TITLES)}
     return sorted(
-        cached.cards(),
+        cache.zoo.cards(),
         key=lambda c: (c.dataset != "signs", c.dataset, order.get(c.attack, len(order)), c.width, c.id),
     )
 
@@ -372,12 +372,12 @@ def _read_address(cards: dict[str, Card], runs: dict[str, Run]) -> None:
     notices = []
     try:
         if asked.get("model"):
-            chosen["model"] = cached.card(asked["model"]).id
+            chosen["model"] = cache.zoo.card(asked["model"]).id
     except NPDError as error:
         notices.append(str(error))
     try:
         if asked.get("run") and asked["run"] != NO_RUN:
-            run = runs.get(asked["run"]) or cached.find_run(asked["run"])
+            run = runs.get(asked["run"]) or cache.runs.find_run(asked["run"])
             runs.setdefault(run.id, run)
             chosen["run"] = run.id
             if run.request.model in cards:
@@ -412,7 +412,7 @@ def choose_model(model_id: str) -> None:
     """Make `model_id` the model of the whole app, without a run; for a button's `on_click`."""
     st.session_state["_chosen"] = {"model": model_id, "run": NO_RUN}
     st.session_state["_notices"] = []
-    controls.reset(cached.card(model_id))
+    controls.reset(cache.zoo.card(model_id))
 
 
 def _model_changed() -> None:

@@ -25,7 +25,7 @@ from npd_core.figures import theme
 from npd_core.figures.predictions import data_url, judge, top_classes
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import cached, controls, own_image, shell, tiles
+from pages.shared import cache, controls, own_image, shell, tiles
 from pages.shared.components.painter import painter
 
 STEPS = ("Confident", "Trigger", "Hijacked", "Lens", "Training", "Your turn")
@@ -166,7 +166,7 @@ def hero(card: Card | None) -> tuple[Card | None, str]:
         reason = (
             "has no backdoor to show" if card.asr is None else f"cannot be shown: {here.reason.rstrip('.')}"
         )
-    able = [one for one in cached.cards() if one.asr is not None and availability(one.dataset).available]
+    able = [one for one in cache.zoo.cards() if one.asr is not None and availability(one.dataset).available]
     if not able:
         return None, ""
     found = min(able, key=lambda c: (c.dataset != "signs", c.attack != "badnets_a2o", c.width, c.id))
@@ -180,23 +180,23 @@ def subject(found: Tale, card: Card) -> Subject | None:
 
     Paint that cannot be read, as an address may have it, becomes a notice. Raises what reading model and data raises.
     """
-    total = len(cached.test_labels(card.id))
+    total = len(cache.images.test_labels(card.id))
     if found.photo is not None:
-        label = int(cached.predict(card.id, None, found.photo[None])[0].argmax())
-        trained = cached.triggered(card.id, found.photo[None])[0]
+        label = int(cache.images.predict(card.id, None, found.photo[None])[0].argmax())
+        trained = cache.images.triggered(card.id, found.photo[None])[0]
         triggered = _painted(found, found.photo, card, trained)
-        return Subject(None, found.photo, trained, triggered, label, cached.wanted(card.id, label))
+        return Subject(None, found.photo, trained, triggered, label, cache.zoo.target(card.id, label))
     if found.picture is not None and found.picture >= total:
         found.notices.append(f"There is no test picture {found.picture}, the last one is {total - 1}.")
         found.picture = None
     if found.picture is None:
-        able = cached.hijacked(card.id)
+        able = cache.images.hijacked(card.id)
         if not able:
             return None
         number = able[0]
     else:
         number = found.picture
-    one = cached.samples(card.id, (number,))
+    one = cache.images.samples(card.id, (number,))
     clean, trained = one.clean[0], one.triggered[0]
     triggered = _painted(found, clean, card, trained)
     return Subject(number, clean, trained, triggered, int(one.labels[0]), int(one.targets[0]))
@@ -219,7 +219,7 @@ def overlaid(picture: np.ndarray, painted: str, card: Card) -> np.ndarray:
 
 def another(found: Tale, card: Card) -> None:
     """The next of the test pictures that the trigger hijacks; for a button's `on_click`."""
-    able = cached.hijacked(card.id)
+    able = cache.images.hijacked(card.id)
     if found.photo is not None:
         found.photo = None
         wipe(found)
@@ -242,7 +242,7 @@ def take(found: Tale, photo: np.ndarray) -> bool:
 
 def patch(card: Card) -> str | None:
     """The trigger as a stamp that can be moved, RGBA PNG data URI; None where it covers the picture or has no form."""
-    found = cached.trigger_stamp(card.id)
+    found = cache.zoo.trigger_stamp(card.id)
     if found is None or (found[3] > 0).mean() > SMALL:
         return None
     return data_url(found)
@@ -294,11 +294,11 @@ def asked(found: Tale, card: Card) -> DefenseRequest:
 
 def purified(run: Run, images: np.ndarray, keep: bool) -> np.ndarray:
     """Probabilities, (N, K), of `images` with the polarizer of a run, or of its last epoch while it goes on; `keep` as
-    in `cached.at_epoch`."""
-    kept = cached.epochs_of(run.folder)
+    in `cache.runs.at_epoch`."""
+    kept = cache.runs.epochs_of(run.folder)
     if has_polarizer(run.folder) or not kept:
-        return cached.predict(run.request.model, run.id, images)
-    return cached.at_epoch(run.id, kept[-1], images, keep)
+        return cache.images.predict(run.request.model, run.id, images)
+    return cache.runs.at_epoch(run.id, kept[-1], images, keep)
 
 
 # ------------------------------------------------------------------------------------------------------------ drawing

@@ -17,7 +17,7 @@ from npd_core.figures.tables import DEFENSES
 from npd_core.runs import queue
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import cached, controls, paper_tables, run_panel, selectors, shell
+from pages.shared import cache, controls, paper_tables, run_panel, selectors, shell
 
 
 def default_request(card: Card, defense: str) -> DefenseRequest:
@@ -53,7 +53,7 @@ def finished(requests: Mapping[str, DefenseRequest], chosen: Run | None) -> dict
     """
     labels = {request.key: label for label, request in requests.items()}
     found: dict[str, Run] = {}
-    for run in [*([chosen] if chosen is not None else []), *cached.all_runs()]:
+    for run in [*([chosen] if chosen is not None else []), *cache.runs.all_runs()]:
         label = labels.get(run.request.key)
         if label is not None and label not in found and run.state == "finished" and run.result:
             found[label] = run

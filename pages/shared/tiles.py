@@ -12,7 +12,7 @@ import streamlit as st
 from npd_core.figures import theme
 from npd_core.figures.attributions import MapGrid, map_image, scale_stops
 from npd_core.figures.predictions import GAIN, data_url, difference, judge, top_classes
-from pages.shared.cached import Samples
+from pages.shared.cache.images import Samples
 
 SHOWN = 3
 """Classes with a bar under each picture."""

@@ -183,9 +183,9 @@ def make_clean_run(runs_dir: Path) -> Callable[[str], str]:
 
 def test_what_an_attack_shows_is_what_it_does(tiny_zoo: str) -> None:
     from npd_core.data.load import load_dataset
-    from pages.shared import cached
+    from pages.shared import cache
 
-    found = cached.shown(tiny_zoo, "badnets_a2o", "signs", 3)
+    found = cache.images.examples(tiny_zoo, "badnets_a2o", "signs", 3)
     test = load_dataset("signs", "test")
     labels = test.labels.numpy()
     firsts = sorted(int(np.flatnonzero(labels == k)[0]) for k in (1, 2, 3))
@@ -197,4 +197,4 @@ def test_what_an_attack_shows_is_what_it_does(tiny_zoo: str) -> None:
     expected = found.clean.copy()
     expected[:, :, 29:, 29:] = 255
     assert (found.triggered == expected).all()
-    assert found.crossed is None
+    assert found.cross_trigger is None

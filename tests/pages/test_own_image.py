@@ -14,7 +14,7 @@ from streamlit.testing.v1 import AppTest
 from npd_core.attack_info import ATTACK_INFO
 from npd_core.data.load import load_dataset
 from npd_core.runs.store import Run
-from pages.shared import cached, own_image
+from pages.shared import cache, own_image
 
 Open = Callable[..., AppTest]
 Make = Callable[..., Run]
@@ -221,7 +221,7 @@ def answer(*pairs: tuple[int, float]) -> np.ndarray:
 def test_the_verdict_follows_the_predictions(
     label, clean, triggered, trained, expected, tiny_zoo: str
 ) -> None:
-    card = cached.card(tiny_zoo)
+    card = cache.zoo.card(tiny_zoo)
     pixels = np.zeros((3, 32, 32), np.uint8)
     image = own_image.OwnImage(tiny_zoo, "title", pixels, pixels + 1, label, trained)
     assert own_image.verdict(card, image, 0, clean, triggered) == expected
