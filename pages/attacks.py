@@ -8,7 +8,6 @@ import streamlit as st
 
 from npd_core.attack_info import ATTACK_INFO
 from npd_core.errors import NPDError
-from npd_core.figures.predictions import data_url
 from npd_core.zoo.card import Card, model_id
 from pages.shared import cache, selectors, shell, tiles, url_state
 from pages.shared.components.compare import compare
@@ -179,13 +178,7 @@ else:
     )
     left, right = st.columns([3, 7], gap="large")
     with left:
-        compare(
-            data_url(found.clean[0]),
-            data_url(found.triggered[0]),
-            names=("clean", "triggered"),
-            alt="A test image",
-            key="attack_compare",
-        )
+        compare(found.clean[0], found.triggered[0], alt="A test image", key="attack_compare")
     with right:
         changes = [tiles.change(a, b).image for a, b in zip(found.clean, found.triggered, strict=True)]
         rows = {"Clean": found.clean, "Triggered": found.triggered, "Difference × 10": changes}

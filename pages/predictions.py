@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import streamlit as st
 
-from npd_core.figures.predictions import data_url, probability_bars, probability_figure, tally
+from npd_core.figures.predictions import probability_bars, probability_figure, tally
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
 from pages.shared import cache, own_image, run_panel, selectors, shell, tiles, url_state
@@ -103,13 +103,8 @@ def one_image(
     if slider is not None:
         with slider:
             st.markdown("**Before and after the trigger**")
-            compare(
-                data_url(found.clean[at]),
-                data_url(found.triggered[at]),
-                names=("clean", "triggered"),
-                alt=f"Test image of {names[label]}",
-                key="compare",
-            )
+            alt = f"Test image of {names[label]}"
+            compare(found.clean[at], found.triggered[at], alt=alt, key="compare")
     for row in range(1 + backdoored):
         bars = probability_bars(
             before[row][at], None if after is None else after[row][at], names, label, target, top=8

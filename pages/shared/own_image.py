@@ -269,13 +269,7 @@ def _show(
     st.markdown(f"{icon} {explain(found, card, image, names, before, after)}")
     if image.changed:
         st.markdown("**Before and after the trigger**")
-        compare(
-            data_url(image.clean),
-            data_url(image.triggered),
-            names=("clean", "triggered"),
-            alt=image.title,
-            key="own_compare",
-        )
+        compare(image.clean, image.triggered, alt=image.title, key="own_compare")
         shell.link("pages/attributions.py", "See which pixels decide", ":material/center_focus_strong:")
 
 
