@@ -14,12 +14,10 @@ from npd_core import paths
 from npd_core.config.request import DefenseRequest
 from npd_core.data.spec import NORMALISATIONS, get_dataset
 from npd_core.errors import UnknownNameError
-from npd_core.figures import curves
 from npd_core.runs import queue
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card, get_card
-from pages.shared import cache, downloads, selectors, shell, tiles, url_state
-from pages.shared.components.chart import chart
+from pages.shared import cache, downloads, run_panel, selectors, shell, url_state
 from pages.shared.text import plain, show_error
 from pages.shared.url_state import UrlValue
 
@@ -189,9 +187,12 @@ def workbench(card: Card) -> None:
     if runs:
         run = choose_run(runs)
         st.subheader("Before and after")
-        if run.active:
-            st.fragment(follow, run_every=0.7)(run.id)
-        else:
+        if run.active and st.button(
+            "Stop", key="uploaded_stop", icon=":material/stop:", help="The best polarizer so far is kept."
+        ):
+            queue.manager().cancel(run.id)
+        run_panel.panel(run.id, card)
+        if not run.active:
             outcome(run)
     with st.expander("Share or remove", icon=":material/qr_code_2:"):
         st.write("This link opens the model on this page.")
@@ -289,55 +290,11 @@ def run_settings(card: Card, images: int) -> DefenseRequest | None:
     return request
 
 
-def follow(run_id: str) -> None:
-    """One refresh of a run that waits or trains."""
-    run = queue.manager().store.get(run_id)
-    if not run.active:
-        st.rerun()
-    if run.state == "queued":
-        place = queue.manager().position(run.id)
-        st.progress(
-            0.0, f":material/hourglass_empty: Queued, position {place or '?'}; training starts by itself."
-        )
-    else:
-        epoch = "preparing"
-        if run.epoch is not None:
-            epoch = "warm-up" if run.epoch < 0 else f"epoch {min(run.epoch + 1, run.epochs)} of {run.epochs}"
-        st.progress(run.share, f":material/play_circle: Training, {epoch}")
-    loss_chart(run)
-    if st.button(
-        "Stop", key="uploaded_stop", icon=":material/stop_circle:", help="The best polarizer so far is kept."
-    ):
-        queue.manager().cancel(run.id)
-
-
-def loss_chart(run: Run) -> None:
-    losses = curves.read_losses(cache.runs.events(run))
-    if losses.x:
-        chart(
-            curves.loss_figure(losses, tiles.mode(), getattr(run.request.config, "epochs", None)),
-            key="uploaded_losses",
-            alt="Loss terms of the training by epoch.",
-        )
-
-
 def outcome(run: Run) -> None:
-    """Show what an ended run measured, and what that can and cannot show."""
-    result = run.result or {}
-    before, after = result.get("before") or {}, result.get("after") or {}
+    """Show what the result can and cannot tell, and export it."""
+    after = (run.result or {}).get("after") or {}
     if run.state in ("failed", "interrupted") or not after:
-        show_error(run.message or "This run ended without a result. Start it again.")
         return
-    with st.grid("auto", min_column_width=150):
-        for name in ("acc", "asr", "ra"):
-            if after.get(name) is not None:
-                st.metric(
-                    f"{name.upper()}, {'held-out images' if name == 'acc' else 'triggered images'}",
-                    f"{after[name]:.1%}",
-                    f"{100 * (after[name] - before[name]):+.1f} points",
-                    border=True,
-                    delta_color="inverse" if name == "asr" else "normal",
-                )
     if after.get("asr") is None:
         st.info(
             "Without images that carry the trigger, the removal of a backdoor cannot be measured. What can "
@@ -357,9 +314,6 @@ def outcome(run: Run) -> None:
         st.rerun()
     if run.id in measured:
         resistance(run)
-    loss_chart(run)
-    images = len(result.get("clean_indices", []))
-    st.caption(f"{shell.provenance(run)} · {shell.repair(run)} · trained on {images} images")
     st.subheader("Export")
     downloads.downloads(run)
 
