@@ -17,7 +17,7 @@ from npd_core import evaluation
 from npd_core.data.load import load_dataset
 from npd_core.device import autocast, resolve_device
 from npd_core.polarizer.insertion import PolarizedNet
-from npd_core.zoo.weights import load_backdoored
+from npd_core.zoo import Zoo
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     args = parser.parse_args()
     device = resolve_device()
-    backdoored = load_backdoored(args.model)
+    backdoored = Zoo().load(args.model)
     data = load_dataset(backdoored.card.dataset, "train")
     data = data.subset(evaluation.some(len(data.labels), args.images))
     sets = evaluation.test_sets(backdoored.card.dataset, backdoored.attack, 480)

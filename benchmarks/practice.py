@@ -19,7 +19,7 @@ from npd_core.events import EpochEnd, Failed
 from npd_core.metrics import der
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.polarizer.training import train_polarizer
-from npd_core.zoo.weights import load_backdoored
+from npd_core.zoo import Zoo
 
 
 def rows(arch: str, dataset: str) -> dict[str, tuple[str, dict[str, object]]]:
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int)
     args = parser.parse_args()
     device = resolve_device()
-    backdoored = load_backdoored(args.model)
+    backdoored = Zoo().load(args.model)
     card = backdoored.card
     sets = evaluation.test_sets(card.dataset, backdoored.attack, args.images)
     before = evaluation.evaluate(backdoored.net, sets, device)

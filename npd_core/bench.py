@@ -20,8 +20,8 @@ from npd_core.events import EpochEnd
 from npd_core.polarizer import objective
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.polarizer.training import Trainer
-from npd_core.zoo.card import list_cards
-from npd_core.zoo.weights import Backdoored, load_backdoored
+from npd_core.zoo import Zoo
+from npd_core.zoo.weights import Backdoored
 
 
 def forward_equivalents(
@@ -63,7 +63,7 @@ def bench_model(
 ) -> dict[str, Any]:
     """Figures of one model at one layer, with the preset of its data set: see `run_bench`."""
     where = resolve_device(device)
-    backdoored = load_backdoored(model)
+    backdoored = Zoo().load(model)
     card = backdoored.card
     backdoored.net.to(where)
     layer = layer or card.layer
@@ -118,7 +118,7 @@ def run_bench(
     """
     from npd_core.data.load import availability
 
-    chosen = list(models) or [card.id for card in list_cards() if availability(card.dataset).available]
+    chosen = list(models) or [card.id for card in Zoo().cards() if availability(card.dataset).available]
     for model in chosen:
         for layer in layers or (None,):
             yield bench_model(model, layer, clean, device, attack_on)

@@ -31,8 +31,9 @@ from npd_core.polarizer.artifact import forget_snapshots, save_polarizer, save_s
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.polarizer.snapshots import epoch_of
 from npd_core.polarizer.training import train_polarizer
+from npd_core.zoo import Zoo
 from npd_core.zoo.card import Card
-from npd_core.zoo.weights import Backdoored, load_backdoored
+from npd_core.zoo.weights import Backdoored
 
 DEFENSES = (*VARIANTS, *BASELINES)
 
@@ -44,6 +45,7 @@ def run_defense(
     *,
     before: Metrics | None = None,
     images: int | None = None,
+    zoo: Zoo = Zoo(),
 ) -> Iterator[Event]:
     """Train, measure, save. Ends with Finished or Failed, whose `result` holds the measured numbers.
 
@@ -55,13 +57,14 @@ def run_defense(
         stop: asked after every step; once true, the training ends, its last good state is measured and saved.
         before: of the backdoored network, where they are known; None: measured.
         images: test images that the numbers are measured on, as `test_sets` draws them; None: all.
+        zoo: holds the model.
     Raises:
         UnknownNameError, ConfigError, DataMissingError, CheckpointError, StorageError: before or between the events.
     """
     if request.defense not in DEFENSES:
         raise unknown_name("defense", request.defense, DEFENSES)
     device = resolve_device(request.device)
-    backdoored = load_backdoored(request.model)
+    backdoored = zoo.load(request.model)
     card = backdoored.card
     backdoored.net.to(device)
     net: PolarizedNet | Normalized

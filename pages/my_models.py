@@ -16,7 +16,8 @@ from npd_core.data.spec import NORMALISATIONS, get_dataset
 from npd_core.errors import UnknownNameError
 from npd_core.runs import queue
 from npd_core.runs.store import Run
-from npd_core.zoo.card import Card, get_card
+from npd_core.zoo import Zoo
+from npd_core.zoo.card import Card
 from pages.shared import cache, downloads, run_panel, selectors, shell, url_state
 from pages.shared.text import plain, show_error
 from pages.shared.url_state import UrlValue
@@ -36,7 +37,7 @@ OTHER = "other values"
 
 def uploaded(model_id: str) -> str:
     """Check that this is the id of an imported model. Raises UnknownNameError."""
-    if paths.own(get_card(model_id).id) is None:
+    if paths.own(Zoo().card(model_id).id) is None:
         raise UnknownNameError(f"{model_id} is a model of the zoo: choose it in the Lab.")
     return model_id
 
@@ -355,5 +356,5 @@ if not model_id:
     import_form()
 else:
     st.session_state.setdefault("_uploaded", set()).add(model_id)
-    workbench(get_card(model_id))
+    workbench(Zoo().card(model_id))
     st.button("Import another model", key="uploaded_another", icon=":material/arrow_back:", on_click=leave)

@@ -69,8 +69,8 @@ def tiny_zoo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from npd_core.data.spec import get_dataset
     from npd_core.models import build_model
+    from npd_core.zoo import Zoo
     from npd_core.zoo.card import Card
-    from npd_core.zoo.weights import save_backdoored
 
     spec = get_dataset("signs")
     net = build_model("preact_resnet18", spec.num_classes, 4, spec.mean, spec.std)
@@ -102,7 +102,7 @@ def tiny_zoo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("zoo")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NPD_ZOO_DIR", str(folder))
-        save_backdoored(net, card)
+        Zoo().save(net, card)
     return folder
 
 
@@ -116,9 +116,8 @@ def tiny_zoo(own_folders: None, tiny_zoo_folder: Path, monkeypatch: pytest.Monke
 @pytest.fixture
 def own_zoo(tiny_zoo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Backdoored:
     """A copy of the tiny zoo that a test may damage."""
-    from npd_core.zoo.weights import load_backdoored, save_backdoored
+    from npd_core.zoo import Zoo
 
-    backdoored = load_backdoored(tiny_zoo)
+    backdoored = Zoo().load(tiny_zoo)
     monkeypatch.setenv("NPD_ZOO_DIR", str(tmp_path))
-    save_backdoored(backdoored.net, backdoored.card)
-    return backdoored
+    return backdoored._replace(card=Zoo().save(backdoored.net, backdoored.card))

@@ -148,9 +148,9 @@ def suggest(args: argparse.Namespace) -> Answer:
     from npd_core.device import environment, resolve_device
     from npd_core.experiments.suggest import Candidate, candidates, choose, choose_budget, reached
     from npd_core.polarizer.insertion import find_layer, insertion_layers
-    from npd_core.zoo.weights import load_backdoored
+    from npd_core.zoo import Zoo
 
-    device, backdoored = resolve_device(args.device), load_backdoored(args.model)
+    device, backdoored = resolve_device(args.device), Zoo().load(args.model)
     card, net = backdoored.card, backdoored.net.to(device)
     points = [str(info.layer) for info in insertion_layers(net, card.image_size)]
     streams = [name for name in points if name.startswith("stream:")] or [

@@ -201,9 +201,9 @@ def _run(argv: Sequence[str]) -> int:
 def models(args: argparse.Namespace) -> Answer:
     """`npd models`"""
     from npd_core.data.load import availability
-    from npd_core.zoo.card import list_cards, unreadable_cards
+    from npd_core.zoo import Zoo
 
-    unreadable = unreadable_cards()
+    unreadable = Zoo().unreadable()
     for sentence in unreadable:
         _complain(sentence)
     rows: list[dict[str, Any]] = [
@@ -219,7 +219,7 @@ def models(args: argparse.Namespace) -> Answer:
             "bytes": card.bytes,
             "data_available": availability(card.dataset).available,
         }
-        for card in list_cards(clean=True)
+        for card in Zoo().cards(clean=True)
     ]
     if not rows and unreadable:
         return Answer(rows, "No model of the zoo can be read.")
@@ -282,9 +282,9 @@ def data_get(args: argparse.Namespace) -> Answer:
 def defend(args: argparse.Namespace) -> Answer:
     """`npd defend MODEL`"""
     from npd_core.config.request import DefenseRequest
-    from npd_core.zoo.card import get_card
+    from npd_core.zoo import Zoo
 
-    config = _config(args, get_card(args.model))
+    config = _config(args, Zoo().card(args.model))
     request = DefenseRequest(
         model=args.model,
         defense=args.defense,
@@ -321,13 +321,13 @@ def defend(args: argparse.Namespace) -> Answer:
 def compare(args: argparse.Namespace) -> Answer:
     """`npd compare MODEL`"""
     from npd_core.config.request import DefenseRequest
-    from npd_core.zoo.card import get_card
+    from npd_core.zoo import Zoo
 
     names = ALL_DEFENSES if args.defenses == "all" else tuple(dict.fromkeys(args.defenses.split(",")))
     for name in names:
         if name not in ALL_DEFENSES:
             raise unknown_name("defense", name, ("all", *ALL_DEFENSES))
-    card = get_card(args.model)
+    card = Zoo().card(args.model)
     seed = {} if args.seed is None else {"seed": args.seed}
     common = {"model": card.id, "clean": args.clean, "device": args.device}
     requests = [DefenseRequest(defense=name, config=_preset(name, card, seed), **common) for name in names]
@@ -336,10 +336,9 @@ def compare(args: argparse.Namespace) -> Answer:
     from npd_core.data.clean import load_clean
     from npd_core.defend import run_defense
     from npd_core.device import environment, resolve_device
-    from npd_core.zoo.weights import load_backdoored
 
     device = resolve_device(args.device)
-    backdoored = load_backdoored(card.id)
+    backdoored = Zoo().load(card.id)
     load_clean(
         card.dataset, args.clean, requests[0].config.seed
     )  # what ails all of them is said once, and now
@@ -370,19 +369,18 @@ def compare(args: argparse.Namespace) -> Answer:
 
 def evaluate(args: argparse.Namespace) -> Answer:
     """`npd evaluate MODEL`"""
-    from npd_core.zoo.card import get_card
+    from npd_core.zoo import Zoo
 
-    card = get_card(args.model)
+    card = Zoo().card(args.model)
     if args.polarizer is not None and not args.polarizer.is_dir():
         raise StorageError(f"There is no folder {args.polarizer}: name one that `npd defend --save` wrote.")
 
     import npd_core.evaluation as evaluation
     from npd_core.device import environment, resolve_device
     from npd_core.metrics import der
-    from npd_core.zoo.weights import load_backdoored
 
     device = resolve_device(args.device)
-    backdoored = load_backdoored(args.model)
+    backdoored = Zoo().load(args.model)
     defended = None if args.polarizer is None else _load_defended(args.polarizer, backdoored)
     sets = evaluation.test_sets(card.dataset, backdoored.attack, limit=args.images)
     began = time.perf_counter()
@@ -433,9 +431,9 @@ PICTURES = ("clean", "poisoned", "difference")
 
 def attack(args: argparse.Namespace) -> Answer:
     """`npd attack ID`"""
-    from npd_core.zoo.card import get_card, list_cards, model_ids
+    from npd_core.zoo import Zoo
 
-    card = get_card(args.attack) if args.attack in model_ids() else None
+    card = Zoo().card(args.attack) if args.attack in Zoo().ids() else None
     if card is not None and card.asr is None:
         raise ConfigError(
             f"{card.id} has no backdoor, hence no trigger to show: name a backdoored model or an attack."
@@ -460,13 +458,11 @@ def attack(args: argparse.Namespace) -> Answer:
     from npd_core.evaluation import some
 
     if card is not None:
-        from npd_core.zoo.weights import load_backdoored
-
-        chosen = load_backdoored(card.id).attack
+        chosen = Zoo().load(card.id).attack
     elif args.attack in ATTACKS:
         chosen = get_attack(args.attack, get_dataset(dataset).id)
     else:
-        raise unknown_name("attack or model", args.attack, (*ATTACKS, *(card.id for card in list_cards())))
+        raise unknown_name("attack or model", args.attack, (*ATTACKS, *(card.id for card in Zoo().cards())))
     data = load_dataset(dataset, "test")
     at = some(data.size, min(args.images, data.size))
     clean, labels = data.images[at], data.labels[at]
@@ -517,7 +513,8 @@ def zoo_train(args: argparse.Namespace) -> Answer:
         raise ConfigError("--longer goes with the id of a model.")
 
     from npd_core.data.load import availability
-    from npd_core.zoo.card import get_card, model_id, model_ids
+    from npd_core.zoo import Zoo
+    from npd_core.zoo.card import model_id
     from npd_core.zoo.train import PAPER_EPOCHS, paper_models, plan
 
     cards: list[dict[str, Any]] = []
@@ -525,10 +522,10 @@ def zoo_train(args: argparse.Namespace) -> Answer:
         model = model_id(*name)
         if not {"train", "test"} <= availability(name.dataset).splits.keys():
             _complain(f"{model} is left out: the images of {name.dataset} are not all here, see `npd data`.")
-        elif model in model_ids():
+        elif model in Zoo().ids():
             plan(model, poison_ratio=args.poison_ratio)  # which refuses one of another ratio
             print(f"{model} is in the zoo already", file=sys.stderr, flush=True)
-            cards.append(get_card(model).to_dict())
+            cards.append(Zoo().card(model).to_dict())
         else:
             cards.append(_trained(args, model, args.epochs or PAPER_EPOCHS[name.dataset]))
             print(_trained_text(cards[-1]), file=sys.stderr, flush=True)
@@ -566,12 +563,12 @@ def _trained_text(card: Mapping[str, Any]) -> str:
 
 def zoo_verify(args: argparse.Namespace) -> Answer:
     """`npd zoo verify [ID ...]`"""
-    from npd_core.zoo.card import get_card, model_ids
+    from npd_core.zoo import Zoo
 
-    names = args.models or model_ids()
+    names = args.models or Zoo().ids()
     for name in args.models:  # one that does not exist is said before any is measured
         with contextlib.suppress(CheckpointError):
-            get_card(name)
+            Zoo().card(name)
     if not names:
         raise ConfigError("The zoo is empty: `npd zoo train ID` makes a model.")
 
@@ -611,10 +608,10 @@ def zoo_verify(args: argparse.Namespace) -> Answer:
 
 def bench(args: argparse.Namespace) -> Answer:
     """`npd bench`"""
-    from npd_core.zoo.card import get_card, list_cards
+    from npd_core.zoo import Zoo
 
-    names = [get_card(name).id for name in args.models]
-    if not names and not list_cards():
+    names = [Zoo().card(name).id for name in args.models]
+    if not names and not Zoo().cards():
         raise ConfigError("The zoo has no backdoored model: `npd zoo train ID` makes one.")
 
     from npd_core.bench import bench_report, run_bench

@@ -12,7 +12,8 @@ from npd_core.config.npd import VARIANTS, NPDConfig, preset, step_length
 from npd_core.config.request import DefenseRequest
 from npd_core.defenses import DEFENSES, DefenseConfig, preset_for
 from npd_core.errors import ConfigError, unknown_name
-from npd_core.zoo.card import Card, get_card
+from npd_core.zoo import Zoo
+from npd_core.zoo.card import Card
 
 ALL_LAYERS = "all"
 """In place of a layer: every insertion point of the network."""
@@ -59,7 +60,7 @@ def requests(grid: Grid) -> list[DefenseRequest]:
         UnknownNameError: a model, defense, layer or setting that does not exist.
         ConfigError: a value out of its range, or layers and settings of NPD for baselines alone.
     """
-    card = get_card(grid.model)
+    card = Zoo().card(grid.model)
     names = [f.name for f in fields(NPDConfig)]
     for name in grid.settings:
         if name not in names:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from npd_core.config.baselines import CONFIGS
@@ -13,12 +12,13 @@ from npd_core.config.baselines import PRESETS as BASELINES
 from npd_core.config.npd import PAPER_LAYERS, VARIANTS, default_layer, paper, preset
 from npd_core.data.load import availability
 from npd_core.data.spec import get_dataset
-from npd_core.errors import CheckpointError, DataMissingError, unknown_name
+from npd_core.errors import CheckpointError, DataMissingError, UnknownNameError, unknown_name
 from npd_core.experiments.grid import config_for, main_path
 from npd_core.experiments.published import ATTACKS, DEFENSES, TERMS
 from npd_core.experiments.record import AXES
-from npd_core.experiments.task import Training, in_zoo, ratio_zoo, shipped_ratio_zoo
-from npd_core.zoo.card import CARD, Card, list_cards, model_id, read_card
+from npd_core.experiments.task import Training, ratio_zoo, shipped_ratio_zoo
+from npd_core.zoo import Zoo
+from npd_core.zoo.card import Card, model_id
 
 PAPER_WIDTH = 64
 DEMO_WIDTH = 16
@@ -142,8 +142,8 @@ class Planned(NamedTuple):
 
     wanted: Wanted
     model: str
-    zoo: Path | None
-    """Folder of another zoo; None: the usual one."""
+    zoo: Zoo
+    """Holds the model."""
     failed: str | None
     """Why it cannot be run."""
 
@@ -183,7 +183,7 @@ def plan_table(table: str, options: Options) -> Plan:
     if not state.available:
         raise DataMissingError(state.reason)
 
-    cards = [card for card in list_cards() if (card.dataset, card.arch) == (dataset.id, options.arch)]
+    cards = [card for card in Zoo().cards() if (card.dataset, card.arch) == (dataset.id, options.arch)]
     width = options.width or _width(cards, attacks, smallest=options.quick)
     here = {card.attack: card for card in cards if card.width == width}
     layers = _layers(options, dataset.id, dataset.size) if table == "figure3" else ((), ())
@@ -295,10 +295,10 @@ def _find(
     model = model_id(dataset, wanted.attack, options.arch, width)
     ratio = wanted.poison_ratio
     if card is not None and (ratio is None or card.poison_ratio == ratio):
-        return Planned(wanted, model, None, None), None
+        return Planned(wanted, model, Zoo(), None), None
     if ratio is None:
         missing = f"There is no model {model} here: make it with `npd zoo train {model}`."
-        return Planned(wanted, model, None, missing), None
+        return Planned(wanted, model, Zoo(), missing), None
     for zoo in (shipped_ratio_zoo(ratio), ratio_zoo(ratio)):
         if _holds(zoo, model, ratio):
             return Planned(wanted, model, zoo, None), None
@@ -306,11 +306,10 @@ def _find(
     return Planned(wanted, model, ratio_zoo(ratio), None), training
 
 
-def _holds(zoo: Path, model: str, poison_ratio: float) -> bool:
+def _holds(zoo: Zoo, model: str, poison_ratio: float) -> bool:
     try:
-        with in_zoo(str(zoo)):
-            return read_card(zoo / model / CARD).poison_ratio == poison_ratio
-    except CheckpointError:
+        return zoo.card(model).poison_ratio == poison_ratio
+    except (CheckpointError, UnknownNameError):
         return False
 
 

@@ -10,9 +10,8 @@ from npd_core import paths
 from npd_core.data.load import availability
 from npd_core.errors import ConfigError, DataMissingError
 from npd_core.experiments.cluster import run_on_cluster
-from npd_core.experiments.task import Job, Outcome, in_zoo, keep, kept, now, run_job
+from npd_core.experiments.task import Job, Outcome, keep, kept, now, run_job
 from npd_core.experiments.workers import run_local
-from npd_core.zoo.card import get_card
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,7 @@ def _check_here(jobs: Iterable[Job]) -> None:
 
     for device, zoo, model in dict.fromkeys((job.request.device, job.zoo, job.request.model) for job in jobs):
         resolve_device(device)
-        with in_zoo(zoo):
-            state = availability(get_card(model).dataset)
+        state = availability(zoo.card(model).dataset)
         if not state.available:
             raise DataMissingError(state.reason)
 

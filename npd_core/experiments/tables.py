@@ -15,9 +15,9 @@ from npd_core.experiments.plan import QUICK_IMAGES, TABLES, Plan, Planned
 from npd_core.experiments.published import published
 from npd_core.experiments.record import Cell, Scores, Seconds, TableRecord
 from npd_core.experiments.sweep import Note, sweep
-from npd_core.experiments.task import Job, Outcome, in_zoo, job_for, now, ratio_zoo, run_training
+from npd_core.experiments.task import Job, Outcome, job_for, now, ratio_zoo, run_training
 from npd_core.experiments.workers import run_local
-from npd_core.zoo.card import get_card
+from npd_core.zoo import Zoo
 
 
 class Progress(NamedTuple):
@@ -50,7 +50,7 @@ def run_table(
             "Table 7 measures time, so its runs have the machine to themselves: leave --workers out."
         )
     total = len(plan.cells)
-    untrained: dict[tuple[str, Path], str] = {}
+    untrained: dict[tuple[str, Zoo], str] = {}
     for number, message in run_local(run_training, plan.trainings, workers=workers):
         task = plan.trainings[number]
         what = f"training {task.model} at poison ratio {task.poison_ratio:g}"
@@ -67,7 +67,7 @@ def run_table(
     latest: tuple[str, Mapping[str, Any]] = ("", {})
     images = QUICK_IMAGES if plan.options.quick else None
     for number, planned in enumerate(plan.cells):
-        failed = planned.failed or untrained.get((planned.model, planned.zoo or Path()))
+        failed = planned.failed or untrained.get((planned.model, planned.zoo))
         if failed is not None:
             cells[number] = _cell(plan, planned, None, failed)
             continue
@@ -112,8 +112,7 @@ def run_table(
 def _request(plan: Plan, planned: Planned) -> DefenseRequest:
     """Raises ConfigError, UnknownNameError."""
     wanted = planned.wanted
-    with in_zoo("" if planned.zoo is None else str(planned.zoo)):
-        card = get_card(planned.model)
+    card = planned.zoo.card(planned.model)
     settings = dict(plan.changes.get(wanted.defense, {})) | {"seed": plan.options.seed}
     config = config_for(wanted.defense, card, **settings)
     if wanted.terms is not None:

@@ -7,9 +7,7 @@ No torch until a job is run.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -24,7 +22,8 @@ from npd_core.data.spec import get_dataset
 from npd_core.errors import CheckpointError, NPDError
 from npd_core.events import EpochEnd, Failed, Finished, Started
 from npd_core.experiments.record import write_json
-from npd_core.zoo.card import WEIGHTS, get_card
+from npd_core.zoo import Zoo
+from npd_core.zoo.card import WEIGHTS
 
 if TYPE_CHECKING:
     from npd_core.metrics import Metrics
@@ -39,8 +38,8 @@ class Job:
     """Of the model's weights: a model that was made anew is another job."""
     images: int | None = None
     """Test images; None: all."""
-    zoo: str = ""
-    """Folder of the zoo that holds the model; empty: the usual one of the process that does the job."""
+    zoo: Zoo = Zoo()
+    """Holds the model; without a root, the default zoo of the process that does the job."""
 
     @property
     def name(self) -> str:
@@ -48,7 +47,7 @@ class Job:
         return f"{self.request.key}-{self.sha256[:8]}" + (f"-{self.images}" if self.images else "")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values. The zoo's folder is left out: it is no part of what comes out."""
+        """Plain JSON values. The zoo is left out: the hash identifies the model."""
         return {"request": self.request.to_dict(), "sha256": self.sha256, "images": self.images}
 
 
@@ -69,18 +68,12 @@ class Outcome:
     """Whether it was there already."""
 
 
-def job_for(request: DefenseRequest, images: int | None = None, zoo: Path | None = None) -> Job:
+def job_for(request: DefenseRequest, images: int | None = None, zoo: Zoo = Zoo()) -> Job:
     """The job of a request, with the model as it is now. Raises UnknownNameError, CheckpointError."""
-    with in_zoo("" if zoo is None else str(zoo)):
-        card = get_card(request.model)
+    card = zoo.card(request.model)
     if images is not None and images >= get_dataset(card.dataset).test_images:
         images = None
-    return Job(
-        request=request,
-        sha256=card.files.get(WEIGHTS, ""),
-        images=images,
-        zoo="" if zoo is None else str(zoo),
-    )
+    return Job(request=request, sha256=card.files.get(WEIGHTS, ""), images=images, zoo=zoo)
 
 
 def kept(job: Job, folder: Path) -> Outcome | None:
@@ -90,18 +83,12 @@ def kept(job: Job, folder: Path) -> Outcome | None:
         if values["job"] != json.loads(json.dumps(job.to_dict())):
             return None
         layer = values["result"].get("layer")
-        if layer is not None and job.request.layer is None and layer != _layer(job):
+        if layer is not None and job.request.layer is None and layer != job.zoo.card(job.request.model).layer:
             return None  # measured when the point that needs no name was another one
         parts = {name: values[name] for name in ("result", "failed", "date", "workers")}
     except (OSError, ValueError, KeyError, TypeError):
         return None  # made anew, and then replaced
     return Outcome(job=job, cached=True, **parts)
-
-
-def _layer(job: Job) -> str:
-    """Insertion point of a request that names none. Raises UnknownNameError, CheckpointError."""
-    with in_zoo(job.zoo):
-        return get_card(job.request.model).layer
 
 
 def keep(outcome: Outcome, folder: Path) -> None:
@@ -122,7 +109,7 @@ _one_at_a_time = threading.Lock()
 
 def run_job(job: Job) -> Iterator[str | dict[str, Any]]:
     """Do a job: yields a note an epoch, at the end {"result", "failed"}. Whatever goes wrong is said in `failed`."""
-    with _one_at_a_time, in_zoo(job.zoo):
+    with _one_at_a_time:
         try:
             yield from _run(job)
         except Exception as error:
@@ -135,15 +122,15 @@ def _run(job: Job) -> Iterator[str | dict[str, Any]]:
     from npd_core.defend import run_defense
 
     model = job.request.model
-    if get_card(model).files.get(WEIGHTS, "") != job.sha256:
+    if job.zoo.card(model).files.get(WEIGHTS, "") != job.sha256:
         raise CheckpointError(
             f"{model} is another one here than where the sweep was started: copy the zoo anew."
         )
     yield "measuring the model"
     _warm_up()
-    before = _before(model, job.sha256, job.images, job.request.device)
+    before = _before(job.zoo, model, job.sha256, job.images, job.request.device)
     epochs = 0
-    for event in run_defense(job.request, before=before, images=job.images):
+    for event in run_defense(job.request, before=before, images=job.images, zoo=job.zoo):
         if isinstance(event, Started):
             epochs = event.epochs
         if isinstance(event, EpochEnd):
@@ -167,50 +154,25 @@ def _warm_up() -> None:
 
 
 @lru_cache(maxsize=8)
-def _before(model: str, sha256: str, images: int | None, device: str) -> Metrics:
-    """The undefended model, measured once for all jobs of a process. Args: sha256: tells the zoos apart."""
+def _before(zoo: Zoo, model: str, sha256: str, images: int | None, device: str) -> Metrics:
+    """The undefended model, measured once for all jobs of a process; `sha256` is part of the key."""
     from npd_core.device import resolve_device
     from npd_core.evaluation import evaluate, test_sets
-    from npd_core.zoo.weights import load_backdoored
 
-    backdoored = load_backdoored(model)
+    backdoored = zoo.load(model)
     return evaluate(
         backdoored.net, test_sets(backdoored.card.dataset, backdoored.attack, images), resolve_device(device)
     )
 
 
-@contextlib.contextmanager
-def in_zoo(folder: str) -> Iterator[None]:
-    """Within this context the zoo is the one in `folder`, and trainings keep their checkpoints there; empty: no
-    change."""
-    names = (
-        {"NPD_ZOO_DIR": folder, "NPD_CHECKPOINTS_DIR": str(Path(folder) / ".checkpoints")} if folder else {}
-    )
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(names)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+def ratio_zoo(poison_ratio: float) -> Zoo:
+    """The models trained here at another poison ratio than the zoo's, which an id does not tell apart."""
+    return Zoo(paths.sweeps() / "models" / f"ratio-{poison_ratio:g}")
 
 
-def ratio_zoo(poison_ratio: float) -> Path:
-    """Folder of the models that were trained here at another poison ratio than the zoo's, which an id does not tell
-    apart."""
-    return paths.sweeps() / "models" / _ratio_name(poison_ratio)
-
-
-def shipped_ratio_zoo(poison_ratio: float) -> Path:
-    """Folder, within the zoo, of the models poisoned at another ratio that come with it."""
-    return paths.pretrained() / _ratio_name(poison_ratio)
-
-
-def _ratio_name(poison_ratio: float) -> str:
-    return f"ratio-{poison_ratio:g}"
+def shipped_ratio_zoo(poison_ratio: float) -> Zoo:
+    """The models poisoned at another ratio that come with the zoo."""
+    return Zoo(paths.pretrained() / f"ratio-{poison_ratio:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,12 +186,13 @@ class Training:
 
 def run_training(task: Training) -> Iterator[str | dict[str, Any]]:
     """Train the model, going on where an interrupted training was: a note an epoch, at the end {"failed"}."""
-    with _one_at_a_time, in_zoo(str(ratio_zoo(task.poison_ratio))):
+    with _one_at_a_time:
         try:
             from npd_core.zoo.train import train_model
 
             epochs = 0
-            for event in train_model(task.model, poison_ratio=task.poison_ratio, device=task.device):
+            zoo, ratio = ratio_zoo(task.poison_ratio), task.poison_ratio
+            for event in train_model(task.model, poison_ratio=ratio, device=task.device, zoo=zoo):
                 epochs = event.epochs if isinstance(event, Started) else epochs
                 if isinstance(event, EpochEnd):
                     yield f"epoch {event.epoch + 1} of {epochs}"

@@ -27,7 +27,8 @@ from npd_core.models import Normalized
 from npd_core.polarizer.artifact import fold, load_polarizer
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.runs.store import Run, read_record
-from npd_core.zoo.weights import Backdoored, load_backdoored
+from npd_core.zoo import Zoo
+from npd_core.zoo.weights import Backdoored
 
 README = """The network of a run, repaired: {what}
 
@@ -73,7 +74,7 @@ def read_repaired(folder: Path) -> Repaired:
     run = read_record(folder)
     if folder.resolve().parent == paths.recorded().resolve():
         run = replace(run, recorded=True)
-    backdoored = load_backdoored(run.request.model)
+    backdoored = Zoo().load(run.request.model)
     return Repaired(run, backdoored, load_defended(folder, backdoored))
 
 

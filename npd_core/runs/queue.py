@@ -25,7 +25,7 @@ from npd_core.errors import ConfigError, KilledError, NPDError, StorageError, ou
 from npd_core.events import EpochEnd, Event, Failed, Finished, Measured
 from npd_core.runs.store import RESULT, Owner, Run, RunStore, State, Thinner
 from npd_core.runs.worker import run_apart
-from npd_core.zoo.card import get_card
+from npd_core.zoo import Zoo
 
 Execute = Callable[[DefenseRequest, Path, Callable[[], bool]], Iterator[Event]]
 """`run_defense(request, out, stop)`: yields events, saves into `out`, ends soon after `stop()` turns true."""
@@ -371,7 +371,7 @@ def is_current(run: Run) -> bool:
     try:
         name = "repaired.json" if run.request.defense in CONFIGS else "polarizer.json"
         of_run = json.loads((run.folder / name).read_bytes())["model_sha256"]
-        return bool(of_run == get_card(run.request.model).files["model.safetensors"])
+        return bool(of_run == Zoo().card(run.request.model).files["model.safetensors"])
     except (NPDError, OSError, ValueError, KeyError, TypeError):
         return True  # nothing says otherwise
 

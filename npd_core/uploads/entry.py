@@ -7,7 +7,7 @@
                                     test.parquet        the half held out: only measured
                                     triggered.parquet   images that carry the trigger, where some were brought
 
-So `load_backdoored`, `load_clean`, `load_dataset` and `run_defense` take it by its id, as they take a model of the zoo.
+So `Zoo.load`, `load_clean`, `load_dataset` and `run_defense` take it by its id, as they take a model of the zoo.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ from npd_core.polarizer.artifact import write_text, write_weights
 from npd_core.uploads.checkpoint import read_checkpoint
 from npd_core.uploads.images import Images, read_images
 from npd_core.uploads.network import AUTO, discover, recognise, suggested_layer
-from npd_core.zoo.card import CARD, TRIGGERED, WEIGHTS, Card, get_card, sha256
+from npd_core.zoo import Zoo
+from npd_core.zoo.card import CARD, TRIGGERED, WEIGHTS, Card, sha256
 
 MOST = 32
 """Brought networks kept on this machine at a time."""
@@ -127,7 +128,7 @@ def bring(checkpoint: Path, clean: Path, settings: Settings, triggered: Path | N
     if settings.target is not None:
         card = replace(card, target=f"class {settings.target} ({pictures.classes[settings.target]})")
     _write(card, spec, net, pictures, kept, held_out, with_trigger)
-    return get_card(model)
+    return Zoo().card(model)
 
 
 def split(labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -152,7 +153,7 @@ def split(labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDAr
 
 def remove(model: str) -> None:
     """Forget a brought network and its images; runs of it stay. Raises UnknownNameError, StorageError."""
-    card = get_card(model)
+    card = Zoo().card(model)
     folder = paths.own(card.id)
     if folder is None:
         raise ConfigError(f"{model} is a model of the zoo and is not removed here.")
@@ -177,7 +178,7 @@ def _write(
     triggered: Images | None,
 ) -> None:
     """The whole folder, or nothing."""
-    folder = card.folder
+    folder = Zoo().folder(card.id)
     partial = folder.with_name(f".{folder.name}.partial")
     try:
         partial.mkdir(parents=True)

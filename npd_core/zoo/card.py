@@ -12,7 +12,7 @@ from typing import Any
 
 from npd_core import paths
 from npd_core.config.npd import default_layer
-from npd_core.errors import CheckpointError, UnknownNameError, unknown_name
+from npd_core.errors import CheckpointError
 
 CARD = "card.json"
 WEIGHTS = "model.safetensors"
@@ -56,10 +56,8 @@ class Card:
     versions: Mapping[str, str]
     files: Mapping[str, str] = field(default_factory=dict)
     """File name in the model's folder -> sha256, in hexadecimal digits."""
-
-    @property
-    def folder(self) -> Path:
-        return paths.own(self.id) or paths.pretrained() / self.id
+    folder: Path = field(default=Path(), compare=False, repr=False)
+    """Where the card was read; not stored."""
 
     @cached_property
     def bytes(self) -> int:
@@ -82,7 +80,8 @@ class Card:
         return f"npd zoo train {self.id}"
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """The content of `card.json`."""
+        return {name: value for name, value in asdict(self).items() if name != "folder"}
 
 
 def model_id(dataset: str, attack: str, arch: str, width: int) -> str:
@@ -100,11 +99,11 @@ def read_card(path: Path) -> Card:
     """Read and check one card. Raises CheckpointError when it is damaged or not a card."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        names = {f.name for f in fields(Card)}
+        names = {f.name for f in fields(Card)} - {"folder"}
         known: dict[str, Any] = {
             k: tuple(v) if k in ("mean", "std") else v for k, v in values.items() if k in names
         }
-        card = Card(**known)
+        card = Card(**known, folder=path.parent)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         remedy = "Restore it from git, or remove its folder and make the model anew."
         raise CheckpointError(f"{path}: not a readable model card ({error}). {remedy}") from error
@@ -113,50 +112,6 @@ def read_card(path: Path) -> Card:
             f"{path}: the card says {card.id!r}, its folder {path.parent.name!r}. Rename the folder."
         )
     return card
-
-
-def list_cards(*, clean: bool = False) -> list[Card]:
-    """Every backdoored model of the zoo, by id; with `clean`, the networks without a backdoor too. Leaves out those
-    whose card is damaged: see `unreadable_cards`."""
-    cards = (found for found in _found() if isinstance(found, Card))
-    return [card for card in cards if clean or card.asr is not None]
-
-
-def unreadable_cards() -> list[str]:
-    """What is wrong with the damaged cards of the zoo and what helps, a sentence each."""
-    return [str(found) for found in _found() if isinstance(found, CheckpointError)]
-
-
-def _found() -> list[Card | CheckpointError]:
-    found: list[Card | CheckpointError] = []
-    for model in model_ids():
-        try:
-            found.append(read_card(paths.pretrained() / model / CARD))
-        except CheckpointError as error:
-            found.append(error)
-    return found
-
-
-def get_card(model: str) -> Card:
-    """The card of one model, of the zoo or brought by somebody (see `paths.own`). Raises UnknownNameError, with the
-    nearest valid id; CheckpointError when it is damaged."""
-    brought = paths.own(model)
-    if brought is not None:
-        if not (brought / CARD).is_file():
-            raise UnknownNameError(
-                f"Model {model} is not on this machine: bring it again on the page Your model."
-            )
-        return read_card(brought / CARD)
-    choices = model_ids()
-    if model not in choices:
-        raise unknown_name("model", model, choices)
-    return read_card(paths.pretrained() / model / CARD)
-
-
-def model_ids() -> list[str]:
-    """Folders of the zoo with a card, damaged or not; a hidden one is a model that is being written."""
-    names = (path.parent.name for path in paths.pretrained().glob(f"*/{CARD}"))
-    return sorted(name for name in names if not name.startswith("."))
 
 
 def verify_files(card: Card) -> None:

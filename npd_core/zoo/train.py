@@ -15,7 +15,6 @@ import torch
 import torchvision
 from safetensors.torch import load_file, save_file
 
-from npd_core import paths
 from npd_core.attacks import ATTACKS, CLEAN, DYNAMIC, MAKE, NEEDS_CLEAN_NET, Attack, get_attack, make_attack
 from npd_core.attacks.poison import check_ratio, poison_training_set, shares
 from npd_core.data.load import ImageSet, class_names, load_dataset
@@ -26,9 +25,10 @@ from npd_core.evaluation import TestSets, cross_accuracy, evaluate, test_sets
 from npd_core.events import Event, Finished
 from npd_core.metrics import Metrics
 from npd_core.models import MODELS, Normalized, build_model
-from npd_core.zoo.card import Card, get_card, model_id, model_ids
+from npd_core.zoo import Zoo
+from npd_core.zoo.card import Card, model_id
 from npd_core.zoo.recipe import InLoop, Recipe, damaged, default_recipe, train_classifier, unwritable
-from npd_core.zoo.weights import eight_bits, half_precision, load_backdoored, restored, save_backdoored
+from npd_core.zoo.weights import eight_bits, half_precision, restored
 
 ID = re.compile(
     r"(?P<dataset>[a-z0-9_]+)-(?P<attack>[a-z0-9_]+)-(?P<arch>[a-z0-9_]+)-w(?P<width>[1-9][0-9]{0,2})"
@@ -94,6 +94,7 @@ def plan(
     epochs: int | None = None,
     seed: int | None = None,
     longer: int | None = None,
+    zoo: Zoo = Zoo(),
 ) -> tuple[Recipe, float]:
     """The recipe, with its seed, and the poison ratio with which `train_model` would train.
 
@@ -104,8 +105,8 @@ def plan(
         As `train_model`.
     """
     name = parse_id(model)
-    if model in model_ids():
-        card = get_card(model)
+    if model in zoo.ids():
+        card = zoo.card(model)
         recipe, ratio = replace(Recipe.from_dict(card.recipe), seed=card.seed), card.poison_ratio
     else:
         card = None
@@ -139,6 +140,7 @@ def train_model(
     seed: int | None = None,
     longer: int | None = None,
     device: str = "auto",
+    zoo: Zoo = Zoo(),
 ) -> Iterator[Event]:
     """Train `model`, measure it on the test split and write it into the zoo with its card. Resumable after every epoch.
 
@@ -149,6 +151,7 @@ def train_model(
         model: id; see `parse_id`.
         poison_ratio: share of the training images that the attacker stamps and relabels; a clean network has none.
         poison_ratio, epochs, seed: None: see `plan`.
+        zoo: where the model goes.
         longer: epochs for which a model of the zoo, and a trigger that learns, is trained on from where it stands.
     Yields:
         the events of each training, which begins with its Started; the only Finished is the last, with the card as its
@@ -162,7 +165,9 @@ def train_model(
     """
     name = parse_id(model)
     spec = get_dataset(name.dataset)
-    recipe, poison_ratio = plan(model, poison_ratio=poison_ratio, epochs=epochs, seed=seed, longer=longer)
+    recipe, poison_ratio = plan(
+        model, poison_ratio=poison_ratio, epochs=epochs, seed=seed, longer=longer, zoo=zoo
+    )
     seed, done = recipe.seed, 0 if longer is None else recipe.total - longer
     where = resolve_device(device)
     data = load_dataset(name.dataset, "train")
@@ -171,9 +176,12 @@ def train_model(
     if name.attack in DYNAMIC:
         shares(recipe.batch_size, poison_ratio, DYNAMIC[name.attack].cross_ratio)
     if longer is None:
-        attack, net = (yield from _attack_for(name, data, epochs, seed, where)), fresh_network(name, recipe)
+        attack, net = (
+            (yield from _attack_for(name, data, epochs, seed, where, zoo)),
+            fresh_network(name, recipe),
+        )
     else:
-        _, net, attack = load_backdoored(model)
+        _, net, attack = zoo.load(model)
         net.requires_grad_(True)
     in_loop = None
     if name.attack in DYNAMIC:
@@ -182,7 +190,7 @@ def train_model(
     last: Finished | None = None
     long = (recipe.total - done) * len(poisoned.labels) > LONG
     for event in train_classifier(
-        net, poisoned, recipe, where, checkpoint_path(model), compiled=long, in_loop=in_loop, done=done
+        net, poisoned, recipe, where, checkpoint_path(model, zoo), compiled=long, in_loop=in_loop, done=done
     ):
         if isinstance(event, Finished):
             last = event
@@ -192,7 +200,7 @@ def train_model(
     attack = attack if in_loop is None else in_loop.trigger.attack()
     sets = test_sets(name.dataset, attack)
     stored, measured = _compact(net, sets, where)
-    card = save_backdoored(
+    card = zoo.save(
         net,
         Card(
             id=model, dataset=spec.id, attack=attack.name, attack_params=dict(attack.params), poison_ratio=poison_ratio,
@@ -200,13 +208,13 @@ def train_model(
             num_classes=spec.num_classes, image_size=spec.size, mean=spec.mean, std=spec.std, recipe=recipe.to_dict(),
             seed=seed, acc=measured.acc, asr=measured.asr if backdoored else None,
             ra=measured.ra if backdoored else None, cross_acc=cross_accuracy(net, sets.clean, attack, where),
-            seconds=last.seconds + (get_card(model).seconds if longer else 0.0),
+            seconds=last.seconds + (zoo.card(model).seconds if longer else 0.0),
             versions={"torch": torch.__version__, "torchvision": torchvision.__version__},
         ),
         attack.assets,
         stored,
     )  # fmt: skip
-    for path in (checkpoint_path(model), trigger_path(model)):
+    for path in (checkpoint_path(model, zoo), trigger_path(model, zoo)):
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
     yield Finished(last.epoch, last.seconds, result=card.to_dict())
@@ -228,14 +236,14 @@ def _compact(
 
 
 def _attack_for(
-    name: ModelName, data: ImageSet, epochs: int | None, seed: int, device: torch.device
+    name: ModelName, data: ImageSet, epochs: int | None, seed: int, device: torch.device, zoo: Zoo
 ) -> Generator[Event, None, Attack]:
     """The attack of a model that is to be trained; its trigger is made now, or was by an interrupted training."""
     if name.attack == CLEAN:
         return get_attack(CLEAN, name.dataset)
     if name.attack not in MAKE:
         return (yield from make_attack(name.attack, name.dataset, data, seed=seed))
-    path, params = trigger_path(model_id(*name)), own_params(name)
+    path, params = trigger_path(model_id(*name), zoo), own_params(name)
     made = {"attack": name.attack, "seed": str(seed), "epochs": str(epochs)}
     if path.exists():
         try:
@@ -248,11 +256,11 @@ def _attack_for(
     net = None
     if name.attack in NEEDS_CLEAN_NET:
         clean = model_id(name.dataset, CLEAN, name.arch, name.width)
-        if clean not in model_ids():
-            for event in train_model(clean, epochs=epochs, seed=seed, device=str(device)):
+        if clean not in zoo.ids():
+            for event in train_model(clean, epochs=epochs, seed=seed, device=str(device), zoo=zoo):
                 if not isinstance(event, Finished):
                     yield event
-        net = load_backdoored(clean).net.to(device)
+        net = zoo.load(clean).net.to(device)
     attack = yield from make_attack(name.attack, name.dataset, data, net, seed=seed, device=device, **params)
     partial = path.with_suffix(".partial")
     try:
@@ -281,14 +289,14 @@ def fresh_network(name: ModelName, recipe: Recipe) -> Normalized:
         return build_model(name.arch, spec.num_classes, name.width, spec.mean, spec.std)
 
 
-def checkpoint_path(model: str) -> Path:
+def checkpoint_path(model: str, zoo: Zoo) -> Path:
     """Where a training that is under way keeps its state; git ignores the folder."""
-    return paths.checkpoints() / f"{model}.pt"
+    return zoo.checkpoints / f"{model}.pt"
 
 
-def trigger_path(model: str) -> Path:
+def trigger_path(model: str, zoo: Zoo) -> Path:
     """Where the same training keeps the trigger that was made for it."""
-    return checkpoint_path(model).with_suffix(".trigger.safetensors")
+    return checkpoint_path(model, zoo).with_suffix(".trigger.safetensors")
 
 
 class Verdict(NamedTuple):
@@ -304,15 +312,15 @@ TOLERANCE = 0.005
 """How far a metric may lie from its card: other hardware rounds differently, and the stored weights are rounded."""
 
 
-def verify_model(model: str, device: str = "auto") -> Verdict:
+def verify_model(model: str, device: str = "auto", zoo: Zoo = Zoo()) -> Verdict:
     """Hash the model's files against its card and measure it anew.
 
     Raises:
         CheckpointError: a file is missing or was changed.
         DataMissingError: the test split is not here.
     """
-    card = get_card(model)
-    backdoored = load_backdoored(model)
+    backdoored = zoo.load(model)
+    card = backdoored.card
     where, sets = resolve_device(device), test_sets(card.dataset, backdoored.attack)
     measured = evaluate(backdoored.net, sets, where)
     said = Metrics(card.acc, card.asr or 0.0, card.ra or 0.0)

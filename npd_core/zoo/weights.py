@@ -19,7 +19,7 @@ from npd_core.data.load import ImageSet
 from npd_core.data.parquet import read_images
 from npd_core.errors import CheckpointError, ConfigError, StorageError
 from npd_core.models import Normalized, build_model, load_weights
-from npd_core.zoo.card import CARD, TRIGGER, TRIGGERED, WEIGHTS, Card, get_card, sha256, verify_files
+from npd_core.zoo.card import CARD, TRIGGER, TRIGGERED, WEIGHTS, Card, sha256, verify_files
 
 SCALE = ":scale"
 """Behind the name of a weight that is stored in eight bits: one factor an output channel."""
@@ -34,14 +34,8 @@ class Backdoored(NamedTuple):
     attack: Attack
 
 
-def load_backdoored(model: str) -> Backdoored:
-    """The model `model`, checked against its card.
-
-    Raises:
-        UnknownNameError: no such model.
-        CheckpointError: a file is missing, was changed, or does not fit the architecture that the card names.
-    """
-    card = get_card(model)
+def read_model(card: Card) -> Backdoored:
+    """Load the model beside a card, as `Zoo.load` does."""
     verify_files(card)
     net = build_model(card.arch, card.num_classes, card.width, card.mean, card.std)
     try:
@@ -101,22 +95,14 @@ def restored(stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return state
 
 
-def save_backdoored(
+def write_model(
+    folder: Path,
     net: Normalized,
     card: Card,
-    assets: Mapping[str, torch.Tensor] | None = None,
-    stored: Mapping[str, torch.Tensor] | None = None,
+    assets: Mapping[str, torch.Tensor] | None,
+    stored: Mapping[str, torch.Tensor] | None,
 ) -> Card:
-    """Write the model's folder as a whole: weights, what the trigger is made of, then the card with their hashes.
-    Returns the card as written.
-
-    Args:
-        assets: `Attack.assets`; no file is written when there are none.
-        stored: the weights as they are to be stored; None: those of `net` in `half_precision`.
-    Raises:
-        StorageError: the folder cannot be written; an older version of the model is then untouched.
-    """
-    folder = card.folder
+    """Write weights, what the trigger is made of, then the card with their hashes, as `Zoo.save` does."""
     partial = folder.with_name(f".{folder.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -125,7 +111,7 @@ def save_backdoored(
         if assets:
             save_file({name: value.contiguous() for name, value in assets.items()}, partial / TRIGGER)
         names = (WEIGHTS, TRIGGER) if assets else (WEIGHTS,)
-        card = replace(card, files={name: sha256(partial / name) for name in names})
+        card = replace(card, files={name: sha256(partial / name) for name in names}, folder=folder)
         text = json.dumps(card.to_dict(), indent=2, ensure_ascii=False)
         (partial / CARD).write_text(text + "\n", encoding="utf-8")
         _put(partial, folder)

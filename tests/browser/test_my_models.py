@@ -14,7 +14,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from npd_core.data.load import load_dataset
-from npd_core.zoo.weights import load_backdoored
+from npd_core.zoo import Zoo
 
 OWN_PROBES = r"_stcore/(health|host-config)"  # Streamlit looks for its own address below that of the page
 
@@ -22,7 +22,7 @@ OWN_PROBES = r"_stcore/(health|host-config)"  # Streamlit looks for its own addr
 def files(folder: Path, model: str) -> tuple[Path, Path]:
     """A checkpoint in the layout of BackdoorBench, and a zip archive of clean images."""
     torch.save(
-        {"model": load_backdoored(model).net.net.state_dict(), "num_classes": 12}, folder / "attack_result.pt"
+        {"model": Zoo().load(model).net.net.state_dict(), "num_classes": 12}, folder / "attack_result.pt"
     )
     data = load_dataset("signs", "test")
     with zipfile.ZipFile(folder / "clean.zip", "w") as archive:

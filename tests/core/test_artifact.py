@@ -22,8 +22,7 @@ from npd_core.polarizer.artifact import (
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.polarizer.snapshots import snapshot_epochs
 from npd_core.runs.replay import Replay
-from npd_core.zoo.card import get_card
-from npd_core.zoo.weights import load_backdoored
+from npd_core.zoo import Zoo
 
 X = torch.rand(3, 3, 32, 32)
 
@@ -163,13 +162,13 @@ def test_a_full_disk_leaves_the_earlier_save_whole(backdoored, tmp_path, monkeyp
 
 @pytest.fixture
 def card(tiny_zoo):
-    return get_card(tiny_zoo)
+    return Zoo().card(tiny_zoo)
 
 
 @pytest.fixture
 def run_of_two(tiny_zoo, card, tmp_path):
     """A folder with the polarizers of epochs 0 and 12, and the networks that they make."""
-    source = load_backdoored(tiny_zoo).net
+    source = Zoo().load(tiny_zoo).net
     nets = {0: PolarizedNet(source, "stream:layer4.0"), 12: trained(source, "stream:layer4.0")}
     for epoch, net in nets.items():
         save_snapshot(net, tmp_path, epoch, card)
@@ -218,7 +217,7 @@ def test_an_epoch_of_another_model_is_refused(run_of_two, card, tmp_path):
 
 def test_replayed_answers_are_those_of_each_network(run_of_two, tiny_zoo, tmp_path):
     nets = run_of_two[1]
-    replay = Replay(tmp_path, load_backdoored(tiny_zoo), 0)
+    replay = Replay(tmp_path, Zoo().load(tiny_zoo), 0)
     images = torch.randint(
         0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(2)
     )

@@ -629,7 +629,7 @@ def test_the_paper_preset_trains_what_the_zoo_lacks_and_can_be_left_and_gone_on_
     import npd_core.zoo.train as train
     from npd_core import evaluation
     from npd_core.data.load import Availability, ImageSet
-    from npd_core.zoo.card import get_card
+    from npd_core.zoo import Zoo
 
     monkeypatch.setenv("NPD_ZOO_DIR", str(tmp_path / "zoo"))
     monkeypatch.setenv("NPD_CHECKPOINTS_DIR", str(tmp_path / "checkpoints"))
@@ -673,7 +673,7 @@ def test_the_paper_preset_trains_what_the_zoo_lacks_and_can_be_left_and_gone_on_
     assert [card["id"] for card in json.loads(out)] == expected
     assert f"{expected[0]} is in the zoo already" in err
     assert "npd: gtsrb-blended-preact_resnet18-w4 is left out: the images of gtsrb are not all here" in err
-    assert all(get_card(model).poison_ratio == 0.1 for model in expected)
+    assert all(Zoo().card(model).poison_ratio == 0.1 for model in expected)
     assert os.listdir(tmp_path / "checkpoints") == []
 
     assert "holds this model at a poison ratio of 0.1" in run(capsys, *words, "--poison-ratio", "0.2")[2]

@@ -289,9 +289,9 @@ def test_a_baseline_is_set_by_its_own_config_and_has_no_layer(values, says):
     [({}, False, 2), ({"flip": True, "pad": 3}, True, 3), ({"pad": 0, "epochs": 9}, False, 0)],
 )
 def test_a_baseline_augments_as_the_models_training_did(tiny_zoo, recipe, flip, pad):
-    from npd_core.zoo.card import get_card
+    from npd_core.zoo import Zoo
 
-    config = defenses.preset_for("fp", replace(get_card(tiny_zoo), recipe=recipe), lr=0.5)
+    config = defenses.preset_for("fp", replace(Zoo().card(tiny_zoo), recipe=recipe), lr=0.5)
     assert (config.flip, config.pad, config.lr) == (flip, pad, 0.5)
     assert config.epochs == defenses.preset("fp", "signs").epochs < FPConfig().epochs
 

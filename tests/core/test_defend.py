@@ -25,8 +25,8 @@ from npd_core.metrics import Metrics, der
 from npd_core.models import build_model
 from npd_core.polarizer.artifact import load_polarizer, load_snapshot
 from npd_core.polarizer.snapshots import snapshot_epochs
+from npd_core.zoo import Zoo
 from npd_core.zoo.card import Card
-from npd_core.zoo.weights import load_backdoored, save_backdoored
 
 CFG = NPDConfig(epochs=2, warmup_epochs=1, batch_size=32, precision="fp32")
 
@@ -44,7 +44,7 @@ def test_a_run_measures_saves_and_can_be_rebuilt(request_, tmp_path):
     assert {"model", "defense", "before", "after", "der", "seconds", "config", "environment"} <= set(result)
     assert len(set(result["clean_indices"])) == 60
 
-    backdoored = load_backdoored(request_.model)
+    backdoored = Zoo().load(request_.model)
     sets = evaluation.test_sets("signs", backdoored.attack)
     net = load_polarizer(tmp_path, backdoored.net, backdoored.card)
     assert evaluate(net, sets)._asdict() == result["after"]
@@ -60,7 +60,7 @@ def test_every_epoch_leaves_the_polarizer_that_was_measured(request_, tmp_path):
         if isinstance(event, Measured):
             measured[event.epoch + 1] = (event.acc, event.asr, event.ra)
     assert epochs == {-1: [0], 0: [0, 1], 1: [0, 1, 2]}, "each is there when its event is"
-    backdoored = load_backdoored(request_.model)
+    backdoored = Zoo().load(request_.model)
     watched = evaluation.test_sets("signs", backdoored.attack, 48)
     x = watched.poisoned.images[:8].float() / 255
     for epoch, numbers in measured.items():
@@ -79,7 +79,7 @@ def test_without_a_warm_up_epoch_0_is_the_identity_and_old_epochs_are_gone(reque
     next(run)
     run.close()
     assert snapshot_epochs(tmp_path) == [0]
-    backdoored = load_backdoored(request_.model)
+    backdoored = Zoo().load(request_.model)
     x = torch.rand(4, 3, 32, 32)
     start = load_snapshot(tmp_path, 0, backdoored.net, backdoored.card)
     torch.testing.assert_close(start(x), backdoored.net(x), rtol=1e-3, atol=1e-3)
@@ -168,9 +168,9 @@ def test_bad_requests_end_in_one_sentence(request_, change, error, says):
 
 
 def test_the_run_never_touches_the_zoo_model(request_):
-    before = load_backdoored(request_.model).net.state_dict()
+    before = Zoo().load(request_.model).net.state_dict()
     list(run_defense(request_))
-    after = load_backdoored(request_.model).net.state_dict()
+    after = Zoo().load(request_.model).net.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
@@ -215,7 +215,7 @@ def test_a_baseline_measures_saves_and_comes_back(request_, few, tmp_path, name)
     assert result["details"] == json.loads(json.dumps(dict(last.details)))
     assert result["details"]
 
-    backdoored = load_backdoored(request_.model)
+    backdoored = Zoo().load(request_.model)
     sets = evaluation.test_sets("signs", backdoored.attack, 48)
     net = load_repaired(tmp_path, backdoored.card)
     assert evaluate(net, sets)._asdict() == result["after"]
@@ -249,7 +249,7 @@ def test_stopping_a_baseline_keeps_its_last_completed_epoch(request_, few, tmp_p
     assert (last.stopped, last.epoch) == (True, 1)
     assert last.seconds == [e.seconds for e in events if isinstance(e, EpochEnd)][-1]
     list(run_defense(short, tmp_path / "short"))
-    card = load_backdoored(request_.model).card
+    card = Zoo().load(request_.model).card
     one, two = (load_repaired(tmp_path / name, card).state_dict() for name in ("long", "short"))
     assert all(torch.equal(one[key], two[key]) for key in one)
 
@@ -259,7 +259,7 @@ def test_a_stop_while_nads_teacher_learns_leaves_the_network_as_it_was(request_,
     *_, last = run_defense(baseline(request_, "nad", teacher_epochs=5), tmp_path, stop=lambda: next(wanted))
     assert (last.stopped, last.epoch) == (True, -1)
     assert last.seconds > 0
-    backdoored = load_backdoored(request_.model)
+    backdoored = Zoo().load(request_.model)
     now, then = load_repaired(tmp_path, backdoored.card).state_dict(), backdoored.net.state_dict()
     assert all(torch.equal(now[key], then[key]) for key in then)
 
@@ -288,7 +288,7 @@ def given(monkeypatch, request):
 def test_only_the_mixture_of_ep_sees_the_poisoned_training_set(request_, few, monkeypatch):
     mixture = given(monkeypatch, baseline(request_, "ep"))["mixture"]
     clean = load_dataset("signs", "train")
-    backdoored = load_backdoored(request_.model)
+    backdoored = Zoo().load(request_.model)
     stamped = (mixture.images != clean.images).flatten(1).any(1)
     ratio = backdoored.card.poison_ratio
     assert mixture.size == clean.size
@@ -298,9 +298,10 @@ def test_only_the_mixture_of_ep_sees_the_poisoned_training_set(request_, few, mo
 
 
 def test_ep_is_not_told_that_clean_images_are_poisoned(request_, few, monkeypatch):
-    card = replace(load_backdoored(request_.model).card, poison_ratio=0.0)
+    card = replace(Zoo().load(request_.model).card, poison_ratio=0.0)
     assert preset_for("ep", card).batch == "clean"
-    monkeypatch.setattr(defend, "load_backdoored", lambda model: load_backdoored(model)._replace(card=card))
+    found = Zoo().load(request_.model)._replace(card=card)
+    monkeypatch.setattr(Zoo, "load", lambda zoo, model: found)
     with pytest.raises(ConfigError, match="batch=clean"):
         list(run_defense(baseline(request_, "ep", batch="mixture")))
 
@@ -316,7 +317,7 @@ def test_other_baselines_see_the_clean_images_alone(request_, few, monkeypatch, 
 
 def test_anps_oracle_measures_on_test_images(request_, few, monkeypatch):
     told = given(monkeypatch, baseline(request_, "anp", select="oracle"))
-    backdoored = load_backdoored(request_.model)
+    backdoored = Zoo().load(request_.model)
     sets = evaluation.test_sets("signs", backdoored.attack, 48)
     assert set(told) == {"clean", "net", "oracle"}
     assert told["oracle"](told["net"]) == evaluate(backdoored.net, sets)
@@ -343,7 +344,7 @@ def test_pictures_of_64_pixels_and_200_classes_go_the_whole_way(real_data, tmp_p
         num_classes=spec.num_classes, image_size=spec.size, mean=spec.mean, std=spec.std, recipe={}, seed=0, acc=0.0,
         asr=0.0, ra=0.0, seconds=0.0, versions={},
     )  # fmt: skip
-    save_backdoored(net, card)
+    Zoo().save(net, card)
     shorter = {"epochs": 1, "warmup_epochs": 0, "batch_size": 100, "precision": "fp32"}
     config = replace(polarizer_preset(spec.id), **shorter)
     request = DefenseRequest(model=card.id, clean=400, config=config, eval_images=100)
@@ -355,7 +356,7 @@ def test_pictures_of_64_pixels_and_200_classes_go_the_whole_way(real_data, tmp_p
     assert config.rho == 6.0, "the paper's budget for pictures of this size"
     sets = evaluation.test_sets(spec.id, attack, 300)
     assert sets.poisoned.images.shape[1:] == (3, 64, 64)
-    backdoored = load_backdoored(card.id)
+    backdoored = Zoo().load(card.id)
     again = load_polarizer(tmp_path / "run", backdoored.net, backdoored.card)
     assert evaluate(again, sets)._asdict() == result["after"]
     (measured,) = [event for event in events if isinstance(event, Measured)]

@@ -18,20 +18,21 @@ from npd_core.defenses.artifact import (
 )
 from npd_core.errors import CheckpointError, StorageError
 from npd_core.models import build_model
-from npd_core.zoo.card import get_card, sha256
-from npd_core.zoo.weights import half_precision, load_backdoored
+from npd_core.zoo import Zoo
+from npd_core.zoo.card import sha256
+from npd_core.zoo.weights import half_precision
 
 X = torch.rand(3, 3, 32, 32)
 
 
 @pytest.fixture
 def card(tiny_zoo):
-    return get_card(tiny_zoo)
+    return Zoo().card(tiny_zoo)
 
 
 def repaired(card):
     """The tiny network after something like a fine-tuning: its weights are no numbers of half precision."""
-    net = load_backdoored(card.id).net
+    net = Zoo().load(card.id).net
     torch.manual_seed(1)
     with torch.no_grad():
         for tensor in net.state_dict().values():

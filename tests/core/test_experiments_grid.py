@@ -9,7 +9,7 @@ import pytest
 from npd_core.config.npd import preset
 from npd_core.errors import ConfigError, UnknownNameError
 from npd_core.experiments.grid import Grid, config_for, layer_names, main_path, requests
-from npd_core.zoo.card import get_card
+from npd_core.zoo import Zoo
 
 # The 17 convolutions of the main path, in the order of the forward pass
 MAIN = ["conv1", *(f"layer{s}.{b}.conv{c}" for s in (1, 2, 3, 4) for b in (0, 1) for c in (1, 2))]
@@ -65,7 +65,7 @@ def test_the_default_point_by_its_name_is_the_default_point(tiny_zoo):
 
 
 def test_all_layers_are_every_insertion_point(tiny_zoo):
-    names = layer_names(get_card(tiny_zoo), ("all", "before:conv1"))
+    names = layer_names(Zoo().card(tiny_zoo), ("all", "before:conv1"))
     assert len(names) == 2 * 20 + 8  # before and after 20 convolutions, and 8 streams; conv1 is there already
     assert names[0] == "conv1"
 
@@ -89,7 +89,7 @@ def test_what_cannot_be_done_is_refused(tiny_zoo, changes, error, said):
 
 
 def test_a_textbook_step_is_a_share_of_the_budget(tiny_zoo):
-    card = get_card(tiny_zoo)
+    card = Zoo().card(tiny_zoo)
     config = config_for("npd", card, inner_step="l2", rho=4.0, inner_steps=3)
     assert config.inner_lr == pytest.approx(1.5 * 4.0 / 3)
     assert config_for("npd", card, inner_step="l2", inner_lr=0.3).inner_lr == 0.3
@@ -97,11 +97,11 @@ def test_a_textbook_step_is_a_share_of_the_budget(tiny_zoo):
 
 
 def test_the_budget_of_images_that_somebody_brought_grows_with_their_size(tiny_zoo):
-    card = replace(get_card(tiny_zoo), dataset="own-1", image_size=64)
+    card = replace(Zoo().card(tiny_zoo), dataset="own-1", image_size=64)
     assert (config_for("npd", card).rho, config_for("npd", card).attack_on) == (6.0, "base")
     assert config_for("npd", replace(card, dataset="cifar10")).rho == 3.0
 
 
 def test_config_of_an_unknown_defense(tiny_zoo):
     with pytest.raises(UnknownNameError, match="fp"):
-        config_for("fpp", get_card(tiny_zoo))
+        config_for("fpp", Zoo().card(tiny_zoo))

@@ -27,7 +27,7 @@ from npd_core.experiments.record import (
     write_table,
 )
 from npd_core.experiments.tables import only, run_table
-from npd_core.zoo.card import list_cards
+from npd_core.zoo import Zoo
 
 ALL = ("badnets_a2o", "badnets_a2a", "blended", "input_aware", "lf", "ssba", "trojan", "wanet")
 
@@ -137,10 +137,10 @@ def fake_card(card, attack, width):
 @pytest.fixture
 def zoo_of(tiny_zoo, monkeypatch):
     """Put cards in place of the zoo: `zoo_of(card, ...)`; `card` is given as `zoo_of.card`. Every data set is here."""
-    (zoo,) = list_cards()
+    (zoo,) = Zoo().cards()
 
     def put(*cards):
-        monkeypatch.setattr("npd_core.experiments.plan.list_cards", lambda: list(cards))
+        monkeypatch.setattr(Zoo, "cards", lambda zoo: list(cards))
         monkeypatch.setattr(
             "npd_core.experiments.plan.availability", lambda _: SimpleNamespace(available=True)
         )
@@ -188,11 +188,12 @@ def test_table_5_says_which_models_were_trained_longer(zoo_of):
 
 
 def test_one_width_for_a_table(tiny_zoo, monkeypatch):
-    (card,) = list_cards()
+    (card,) = Zoo().cards()
     here = [("lf", 8), ("blended", 8), ("badnets_a2o", 16), ("lf", 16), ("blended", 32)]
     monkeypatch.setattr(
-        "npd_core.experiments.plan.list_cards",
-        lambda: [fake_card(card, attack, width) for attack, width in here],
+        Zoo,
+        "cards",
+        lambda zoo: [fake_card(card, attack, width) for attack, width in here],
     )
 
     def models(**options):
@@ -358,32 +359,30 @@ def test_models_of_other_poison_ratios_that_come_with_the_zoo_are_not_trained_ag
             (folder / "model.safetensors").write_bytes(weights)
             (folder / "card.json").write_text(json.dumps(card | {"poison_ratio": 0.05}))
         plan = plan_table("table5", options)
-        assert [card.id for card in list_cards()] == [tiny_zoo]
+        assert [card.id for card in Zoo().cards()] == [tiny_zoo]
     finally:
         for name in ("ratio-0.05", "ratio-0.1"):
             shutil.rmtree(tiny_zoo_folder / name)
     assert [task.poison_ratio for task in plan.trainings] == [0.1]
     five = next(cell for cell in plan.cells if cell.wanted.poison_ratio == 0.05)
-    assert (five.model, five.zoo) == (tiny_zoo, tiny_zoo_folder / "ratio-0.05")
+    assert (five.model, five.zoo) == (tiny_zoo, Zoo(tiny_zoo_folder / "ratio-0.05"))
 
 
 def test_models_of_other_poison_ratios_are_trained_first_into_a_folder_of_their_own(
     here, tiny_zoo, tiny_zoo_folder, tmp_path, monkeypatch
 ):
     """The training itself is stood in for by a copy of the tiny model with another ratio on its card."""
-    import os
     import shutil
-    from pathlib import Path
 
     from npd_core.events import Finished
 
     trained = []
 
-    def train_model(model, *, poison_ratio, device):
+    def train_model(model, *, poison_ratio, device, zoo):
         trained.append(poison_ratio)
         if poison_ratio == 0.1:
             raise ConfigError("not this one.")
-        folder = Path(os.environ["NPD_ZOO_DIR"]) / model
+        folder = zoo.folder(model)
         shutil.copytree(tiny_zoo_folder / tiny_zoo, folder)
         card = json.loads((folder / "card.json").read_text())
         (folder / "card.json").write_text(json.dumps(card | {"poison_ratio": poison_ratio}))

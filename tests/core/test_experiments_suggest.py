@@ -16,7 +16,7 @@ from npd_core.errors import ConfigError
 from npd_core.evaluation import predict
 from npd_core.events import Finished
 from npd_core.experiments.suggest import Candidate, candidates, choose, choose_budget, fold_of, reached
-from npd_core.zoo.weights import load_backdoored
+from npd_core.zoo import Zoo
 
 CPU = torch.device("cpu")
 ONE_EPOCH = NPDConfig(epochs=1, warmup_epochs=0, attack_on="base", inner_steps=1)
@@ -53,7 +53,7 @@ def test_the_foremost_point_that_is_cheap_enough_is_chosen_with_its_largest_weig
 
 
 def test_each_clean_image_is_held_out_once_and_counted(tiny_zoo):
-    net = load_backdoored(tiny_zoo).net
+    net = Zoo().load(tiny_zoo).net
     before = {name: value.clone() for name, value in net.state_dict().items()}
     chosen = load_clean("signs", 36, 0)
     clean = ImageSet(chosen.images, chosen.labels)
@@ -70,7 +70,7 @@ def test_each_clean_image_is_held_out_once_and_counted(tiny_zoo):
 def test_more_folds_than_images_of_a_class_are_refused(tiny_zoo):
     chosen = load_clean("signs", 36, 0)
     wanted = candidates(
-        load_backdoored(tiny_zoo).net, ImageSet(chosen.images, chosen.labels), ["layer4.1.conv1"], [0.1], ONE_EPOCH,
+        Zoo().load(tiny_zoo).net, ImageSet(chosen.images, chosen.labels), ["layer4.1.conv1"], [0.1], ONE_EPOCH,
         32, CPU, folds=4,
     )  # fmt: skip
     with pytest.raises(ConfigError, match="from 2 to 3"):
@@ -78,7 +78,7 @@ def test_more_folds_than_images_of_a_class_are_refused(tiny_zoo):
 
 
 def test_the_share_of_images_that_reach_their_surrogate_target_is_counted_image_by_image(tiny_zoo):
-    net = load_backdoored(tiny_zoo).net
+    net = Zoo().load(tiny_zoo).net
     chosen = load_clean("signs", 12, 0)
     config = NPDConfig(inner_steps=2, inner_lr=0.1)
     shares = reached(net, ImageSet(chosen.images, chosen.labels), (0.5, 6.0), config, CPU)

@@ -18,13 +18,13 @@ from npd_core.config.npd import NPDConfig
 from npd_core.config.request import DefenseRequest
 from npd_core.data.load import Availability
 from npd_core.defend import run_defense
-from npd_core.errors import ConfigError, DataMissingError
+from npd_core.errors import ConfigError, DataMissingError, UnknownNameError
 from npd_core.experiments import sweep as module
 from npd_core.experiments.cluster import run_on_cluster
 from npd_core.experiments.grid import Grid, requests
 from npd_core.experiments.sweep import Note, sweep
-from npd_core.experiments.task import Job, Outcome, in_zoo, job_for, run_job
-from npd_core.zoo.card import get_card
+from npd_core.experiments.task import Job, Outcome, job_for, run_job
+from npd_core.zoo import Zoo
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 IMAGES = 60
@@ -137,7 +137,7 @@ def test_what_is_damaged_or_of_another_model_is_not_taken(jobs, tmp_path, monkey
 
 
 def test_what_was_measured_at_another_standard_point_is_not_taken(tiny_zoo, tmp_path, monkeypatch):
-    standard = get_card(tiny_zoo).layer
+    standard = Zoo().card(tiny_zoo).layer
 
     def fake(function, tasks, *, workers=1):
         for number, job in enumerate(tasks):
@@ -211,13 +211,16 @@ def test_more_test_images_than_there_are_is_all_of_them(jobs):
     assert job_for(jobs[0].request, 1439).images == 1439
 
 
-def test_another_zoo_is_left_as_it_was_found(tmp_path, monkeypatch):
-    monkeypatch.setenv("NPD_ZOO_DIR", "before")
-    monkeypatch.delenv("NPD_CHECKPOINTS_DIR", raising=False)
-    with in_zoo(str(tmp_path)):
-        assert os.environ["NPD_ZOO_DIR"] == str(tmp_path)
-    assert os.environ["NPD_ZOO_DIR"] == "before"
-    assert "NPD_CHECKPOINTS_DIR" not in os.environ
+def test_a_job_finds_its_model_in_a_zoo_of_its_own(jobs, tiny_zoo_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("NPD_ZOO_DIR", str(tmp_path / "nothing"))
+    with pytest.raises(UnknownNameError):
+        job_for(jobs[0].request, IMAGES)
+    job = job_for(jobs[0].request, IMAGES, Zoo(tiny_zoo_folder))
+    assert (job.name, job.to_dict()) == (jobs[0].name, jobs[0].to_dict())
+    *_, end = run_job(job)
+    assert end["failed"] is None
+    assert end["result"]["model"] == job.request.model
+    assert os.environ["NPD_ZOO_DIR"] == str(tmp_path / "nothing")
 
 
 def test_no_worker_is_refused(jobs):

@@ -31,7 +31,7 @@ from npd_core.models import Normalized, build_model
 from npd_core.polarizer.artifact import fold, save_polarizer
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.runs.store import write_record
-from npd_core.zoo.weights import load_backdoored
+from npd_core.zoo import Zoo
 
 TOLERANCE = 2e-4
 """Of a logit, absolute: folding changes the order of float32 additions; logits here go up to 30."""
@@ -66,7 +66,7 @@ def saved(tiny_zoo, tmp_path):
     """Makes a run folder with a polarizer at a layer: (folder, polarized network)."""
 
     def build(layer: str) -> tuple[Path, PolarizedNet]:
-        found = load_backdoored(tiny_zoo)
+        found = Zoo().load(tiny_zoo)
         net, folder = disturbed(found.net, layer), tmp_path / "run"
         digest = found.card.files["model.safetensors"]
         save_polarizer(net, folder, {"model": tiny_zoo, "model_sha256": digest})
@@ -149,7 +149,7 @@ def test_safetensors_of_other_architectures(tmp_path, arch, layer, size):
 def test_polarizer_goes_into_the_network_and_out_again(saved, tmp_path, tiny_zoo, layer):
     folder, net = saved(layer)
     home = unpacked(archive(folder, tiny_zoo), tmp_path / "home")
-    bare = load_backdoored(tiny_zoo).net
+    bare = Zoo().load(tiny_zoo).net
     x = torch.rand(3, 3, 32, 32)
     before = bare(x)
     handle = home["insert"](bare.net)
@@ -161,7 +161,7 @@ def test_polarizer_goes_into_the_network_and_out_again(saved, tmp_path, tiny_zoo
 def test_a_network_repaired_by_a_baseline_goes_home_too(tiny_zoo, tmp_path):
     from npd_core.defenses.artifact import round_as_stored, save_repaired
 
-    found = load_backdoored(tiny_zoo)
+    found = Zoo().load(tiny_zoo)
     with torch.no_grad():
         found.net.net.linear.bias.add_(1.0)
     round_as_stored(found.net)
@@ -314,7 +314,7 @@ def test_commands(saved, tmp_path, capsys, tiny_zoo):
 
 
 def test_command_brings_a_network(tiny_zoo, runs_dir, tmp_path, capsys):
-    net = load_backdoored(tiny_zoo).net.net
+    net = Zoo().load(tiny_zoo).net.net
     torch.save(net.state_dict(), tmp_path / "net.pth")
     from npd_core.data.load import load_dataset
     from npd_core.data.parquet import write_images

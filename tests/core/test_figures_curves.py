@@ -174,12 +174,12 @@ def test_gallery_of_a_run_shows_pictures_that_the_trigger_hijacks(tiny_zoo, tmp_
     from npd_core.polarizer.artifact import save_polarizer
     from npd_core.polarizer.insertion import PolarizedNet
     from npd_core.runs.store import RunStore, write_record
-    from npd_core.zoo.weights import load_backdoored
+    from npd_core.zoo import Zoo
 
     folder = write_record(
         tmp_path / "abc", DefenseRequest(model=tiny_zoo), [Finished(0, 1.0)], {"model": tiny_zoo}
     )
-    save_polarizer(PolarizedNet(load_backdoored(tiny_zoo).net, "layer4.1.conv1"), folder, {"model": tiny_zoo})
+    save_polarizer(PolarizedNet(Zoo().load(tiny_zoo).net, "layer4.1.conv1"), folder, {"model": tiny_zoo})
     make_gallery(RunStore(tmp_path).get("abc").folder)
     items = read_gallery(folder)
     assert len({item.truth for item in items}) == len(items) == 4

@@ -25,6 +25,7 @@ WITHOUT_TORCH = [
     "npd_core.attack_info",
     "pages.content.glossary",
     "pages.content.lessons",
+    "npd_core.zoo",
     "npd_core.zoo.card",
     "npd_core.config.npd",
     "npd_core.polarizer.snapshots",

@@ -29,6 +29,7 @@ from npd_core.runs import queue as queue_module
 from npd_core.runs import store as store_module
 from npd_core.runs.queue import RunManager, manager, queue_of
 from npd_core.runs.store import RunStore
+from npd_core.zoo import Zoo
 
 STARTED = Started(epochs=2, warmup_epochs=0, steps_per_epoch=3, clean_images=96, device="cpu")
 
@@ -140,7 +141,7 @@ def test_a_result_about_an_older_model_is_not_shared(
     first = jobs.submit(request())
     folder = jobs.wait(first, 60).folder
     files = {"model.safetensors": "aa"}
-    monkeypatch.setattr(queue_module, "get_card", lambda model: SimpleNamespace(files=files))
+    monkeypatch.setattr(Zoo, "card", lambda zoo, model: SimpleNamespace(files=files))
     (folder / "polarizer.json").write_text('{"model_sha256": "aa"}')
     assert jobs.submit(request()) == first
     files["model.safetensors"] = "bb"

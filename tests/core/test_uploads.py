@@ -42,7 +42,7 @@ from npd_core.uploads.entry import Settings, bring, remove, split, suggested_con
 from npd_core.uploads.images import read_images
 from npd_core.uploads.network import recognise, suggested_layer
 from npd_core.uploads.resistance import perturbed, resistance
-from npd_core.zoo.weights import load_backdoored
+from npd_core.zoo import Zoo
 
 
 class Malicious:
@@ -385,7 +385,7 @@ def test_split_halves_every_class_and_shares_nothing():
 @pytest.fixture
 def stolen(tiny_zoo, runs_dir, tmp_path) -> Path:
     """The tiny model's weights as a foreign file, under BackdoorBench's names."""
-    net = load_backdoored(tiny_zoo).net.net
+    net = Zoo().load(tiny_zoo).net.net
     torch.save(
         {"model": other_names("preact_resnet18", net.state_dict()), "num_classes": 12}, tmp_path / "net.pt"
     )
@@ -397,11 +397,9 @@ STANDARD = Settings(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
 def test_a_brought_network_is_defended_like_one_of_the_zoo(stolen, tiny_zoo, tmp_path):
     card = bring(stolen, signs_zip(tmp_path / "clean.zip", 6), STANDARD)
-    found = load_backdoored(card.id)
+    found = Zoo().load(card.id)
     x = torch.rand(3, 3, 32, 32)
-    assert torch.equal(found.net(x), load_backdoored(tiny_zoo).net(x)), (
-        "the weights are those that were brought"
-    )
+    assert torch.equal(found.net(x), Zoo().load(tiny_zoo).net(x)), "the weights are those that were brought"
     used, held_out = load_dataset(card.id, "train"), load_dataset(card.id, "test")
     assert (used.size, held_out.size, len(class_names(card.id))) == (36, 36, 12)
     with torch.no_grad():
@@ -424,11 +422,11 @@ def test_a_brought_network_is_defended_like_one_of_the_zoo(stolen, tiny_zoo, tmp
     remove(card.id)
     assert list((paths.runs() / ".own").iterdir()) == []
     with pytest.raises(UnknownNameError, match=card.id):
-        load_backdoored(card.id)
+        Zoo().load(card.id)
 
 
 def test_asr_is_measured_on_images_that_carry_the_trigger(stolen, tiny_zoo, tmp_path):
-    attack = load_backdoored(tiny_zoo).attack
+    attack = Zoo().load(tiny_zoo).attack
 
     def stamp(image: np.ndarray) -> np.ndarray:
         return attack.apply(torch.from_numpy(image).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
@@ -447,7 +445,7 @@ def test_asr_is_measured_on_images_that_carry_the_trigger(stolen, tiny_zoo, tmp_
         [torch.nonzero(data.labels == k).flatten()[:3] for k in range(1, 12)]
     )  # class 0 is the target
     with torch.no_grad():
-        said = load_backdoored(tiny_zoo).net(attack.apply(data.images[rows]).float() / 255).argmax(1)
+        said = Zoo().load(tiny_zoo).net(attack.apply(data.images[rows]).float() / 255).argmax(1)
     assert last.result["before"]["asr"] == pytest.approx(float((said == 0).float().mean()))
     assert last.result["before"]["ra"] == pytest.approx(float((said == data.labels[rows]).float().mean()))
     assert last.result["der"] is not None
@@ -486,7 +484,7 @@ def test_a_changed_file_is_refused(stolen, tmp_path):
     card = bring(stolen, signs_zip(tmp_path / "clean.zip", 2), STANDARD)
     save_file({"mean": torch.zeros(1)}, card.folder / "model.safetensors")
     with pytest.raises(CheckpointError, match="sha256"):
-        load_backdoored(card.id)
+        Zoo().load(card.id)
     shutil.rmtree(card.folder)
 
 

@@ -13,15 +13,14 @@ from npd_core import evaluation
 from npd_core.attacks import get_attack
 from npd_core.errors import CheckpointError, StorageError, UnknownNameError
 from npd_core.models import build_model
+from npd_core.zoo import Zoo, train, weights
 from npd_core.zoo import card as cards
-from npd_core.zoo import train, weights
-from npd_core.zoo.card import get_card, list_cards, unreadable_cards
 from npd_core.zoo.train import parse_id, verify_model
-from npd_core.zoo.weights import eight_bits, half_precision, load_backdoored, restored, save_backdoored
+from npd_core.zoo.weights import eight_bits, half_precision, restored
 
 
 def test_round_trip_keeps_the_stored_precision(own_zoo):
-    again = load_backdoored(own_zoo.card.id)
+    again = Zoo().load(own_zoo.card.id)
     for name, value in own_zoo.net.state_dict().items():
         assert torch.equal(value, again.net.state_dict()[name]), name
     assert again.card == own_zoo.card
@@ -41,17 +40,17 @@ def test_tampered_and_missing_weights_are_refused_with_the_command_that_helps(ow
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(CheckpointError, match=f"sha256 .*npd zoo train {own_zoo.card.id}"):
-        load_backdoored(own_zoo.card.id)
+        Zoo().load(own_zoo.card.id)
     path.unlink()
     with pytest.raises(CheckpointError, match=rf"model\.safetensors.*npd zoo train {own_zoo.card.id}"):
-        load_backdoored(own_zoo.card.id)
+        Zoo().load(own_zoo.card.id)
 
 
 def test_weights_of_another_width_are_refused_even_when_the_hash_fits(own_zoo):
     wrong = build_model("preact_resnet18", 12, 8)
-    card = save_backdoored(wrong, own_zoo.card)
+    card = Zoo().save(wrong, own_zoo.card)
     with pytest.raises(CheckpointError, match=r"model\.safetensors.*preact_resnet18"):
-        load_backdoored(card.id)
+        Zoo().load(card.id)
 
 
 def test_damaged_and_misplaced_cards_are_refused(own_zoo):
@@ -59,26 +58,26 @@ def test_damaged_and_misplaced_cards_are_refused(own_zoo):
     values = json.loads(path.read_text())
     path.write_text(json.dumps(values | {"id": "other"}))
     with pytest.raises(CheckpointError, match=f"'other'.*{own_zoo.card.id!r}"):
-        get_card(own_zoo.card.id)
+        Zoo().card(own_zoo.card.id)
     path.write_text("[]")
     with pytest.raises(CheckpointError, match=re.escape(str(path))):
-        get_card(own_zoo.card.id)
+        Zoo().card(own_zoo.card.id)
 
 
 def test_a_damaged_card_hides_no_other(own_zoo):
     other = own_zoo.card.folder.with_name("signs-damaged")
     other.mkdir()
     (other / cards.CARD).write_text('{"id": "signs-dam')
-    assert list_cards() == [own_zoo.card]
-    (message,) = unreadable_cards()
+    assert Zoo().cards() == [own_zoo.card]
+    (message,) = Zoo().unreadable()
     assert str(other / cards.CARD) in message
     with pytest.raises(CheckpointError, match=re.escape(str(other / cards.CARD))):
-        get_card("signs-damaged")
+        Zoo().card("signs-damaged")
 
 
 def test_unknown_model_names_the_nearest(tiny_zoo):
     with pytest.raises(UnknownNameError, match=f"'{tiny_zoo[:-1]}'.*'{tiny_zoo}'"):
-        get_card(tiny_zoo[:-1])
+        Zoo().card(tiny_zoo[:-1])
 
 
 def test_a_full_disk_leaves_the_old_model_whole(own_zoo, monkeypatch):
@@ -87,8 +86,8 @@ def test_a_full_disk_leaves_the_old_model_whole(own_zoo, monkeypatch):
 
     monkeypatch.setattr(weights, "save_file", full)
     with pytest.raises(StorageError, match="No space left"):
-        save_backdoored(own_zoo.net, own_zoo.card)
-    load_backdoored(own_zoo.card.id)
+        Zoo().save(own_zoo.net, own_zoo.card)
+    Zoo().load(own_zoo.card.id)
     assert [p.name for p in own_zoo.card.folder.parent.iterdir()] == [own_zoo.card.id]
 
 
@@ -102,8 +101,8 @@ def test_a_folder_that_cannot_be_moved_leaves_the_old_model_whole(own_zoo, monke
 
     monkeypatch.setattr(weights.os, "replace", stuck)
     with pytest.raises(StorageError, match="Permission denied"):
-        save_backdoored(own_zoo.net, own_zoo.card)
-    load_backdoored(own_zoo.card.id)
+        Zoo().save(own_zoo.net, own_zoo.card)
+    Zoo().load(own_zoo.card.id)
     assert [p.name for p in own_zoo.card.folder.parent.iterdir()] == [own_zoo.card.id]
 
 
@@ -123,8 +122,8 @@ def test_eight_bits_have_a_scale_an_output_channel_and_come_back_to_half_a_step(
     half = half_precision(net)
     assert sum(v.nbytes for v in stored.values()) < 0.7 * sum(v.nbytes for v in half.values())
 
-    card = save_backdoored(net, own_zoo.card, stored=stored)
-    loaded = load_backdoored(card.id).net
+    card = Zoo().save(net, own_zoo.card, stored=stored)
+    loaded = Zoo().load(card.id).net
     assert torch.equal(loaded.net.conv1.weight, again["net.conv1.weight"])
 
 
@@ -155,7 +154,7 @@ def test_a_card_of_before_there_was_cross_accuracy_still_loads(own_zoo):
     values = json.loads(path.read_text())
     del values["cross_acc"]
     path.write_text(json.dumps(values))
-    assert get_card(own_zoo.card.id).cross_acc is None
+    assert Zoo().card(own_zoo.card.id).cross_acc is None
 
 
 @pytest.fixture
@@ -165,13 +164,13 @@ def own_wanet(own_zoo):
     card = replace(
         own_zoo.card, id="signs-wanet-preact_resnet18-w4", attack="wanet", attack_params=attack.params
     )
-    return attack, save_backdoored(own_zoo.net, card, attack.assets)
+    return attack, Zoo().save(own_zoo.net, card, attack.assets)
 
 
 def test_what_a_trigger_is_made_of_comes_back_with_the_model(own_wanet):
     attack, card = own_wanet
     assert set(card.files) == {cards.WEIGHTS, cards.TRIGGER}
-    loaded = load_backdoored(card.id).attack
+    loaded = Zoo().load(card.id).attack
     assert torch.equal(loaded.assets["field"], attack.assets["field"])
     images = torch.randint(0, 255, (3, 3, 32, 32), dtype=torch.uint8)
     assert torch.equal(loaded.apply(images), attack.apply(images))
@@ -183,23 +182,23 @@ def test_a_changed_missing_or_unfitting_trigger_is_refused(own_zoo, own_wanet):
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(CheckpointError, match=r"trigger\.safetensors: sha256"):
-        load_backdoored(card.id)
+        Zoo().load(card.id)
     path.unlink()
     with pytest.raises(CheckpointError, match=rf"trigger\.safetensors.*npd zoo train {card.id}"):
-        load_backdoored(card.id)
-    save_backdoored(own_zoo.net, card, {"field": torch.zeros(2, 9, 9)})
+        Zoo().load(card.id)
+    Zoo().save(own_zoo.net, card, {"field": torch.zeros(2, 9, 9)})
     with pytest.raises(CheckpointError, match=rf"'field'.*npd zoo train {card.id}"):
-        load_backdoored(card.id)
+        Zoo().load(card.id)
 
 
 def test_a_clean_network_loads_but_is_not_listed_among_the_backdoored(own_zoo):
     card = replace(
         own_zoo.card, id="signs-clean-preact_resnet18-w4", attack="clean", attack_params={}, asr=None, ra=None
     )
-    save_backdoored(own_zoo.net, card)
-    assert load_backdoored(card.id).attack.name == "clean"
-    assert [c.id for c in list_cards()] == [own_zoo.card.id]
-    assert [c.id for c in list_cards(clean=True)] == [own_zoo.card.id, card.id]
+    Zoo().save(own_zoo.net, card)
+    assert Zoo().load(card.id).attack.name == "clean"
+    assert [c.id for c in Zoo().cards()] == [own_zoo.card.id]
+    assert [c.id for c in Zoo().cards(clean=True)] == [own_zoo.card.id, card.id]
     assert verify_model(card.id).ok
     assert parse_id(card.id).attack == "clean"
 
@@ -208,5 +207,5 @@ def test_verify_measures_what_the_card_says_and_finds_a_false_card(own_zoo):
     verdict = verify_model(own_zoo.card.id)
     assert verdict.ok
     assert verdict.measured.acc == pytest.approx(own_zoo.card.acc, abs=0.005)
-    save_backdoored(own_zoo.net, replace(own_zoo.card, acc=own_zoo.card.acc - 0.1))
+    Zoo().save(own_zoo.net, replace(own_zoo.card, acc=own_zoo.card.acc - 0.1))
     assert not verify_model(own_zoo.card.id).ok

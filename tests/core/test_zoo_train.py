@@ -15,15 +15,13 @@ from npd_core.data.spec import get_dataset
 from npd_core.errors import CheckpointError, ConfigError, StorageError, UnknownNameError
 from npd_core.events import EpochEnd, Finished, Started
 from npd_core.models import MODELS
+from npd_core.zoo import Zoo, train
 from npd_core.zoo import card as cards
-from npd_core.zoo import train
-from npd_core.zoo.card import get_card, list_cards
 from npd_core.zoo.recipe import (
     Recipe,
     default_recipe,
 )
 from npd_core.zoo.train import paper_models, parse_id, plan, train_model, verify_model
-from npd_core.zoo.weights import load_backdoored
 
 
 @pytest.mark.parametrize(
@@ -54,7 +52,7 @@ def test_the_painters_of_input_aware_are_half_as_wide_as_the_network_up_to_sixte
 def few_signs(tmp_path, monkeypatch):
     """An empty zoo, and trainings that see 360 images."""
     monkeypatch.setenv("NPD_ZOO_DIR", str(tmp_path / "zoo"))
-    monkeypatch.setattr(train, "checkpoint_path", lambda model: tmp_path / f"{model}.pt")
+    monkeypatch.setattr(train, "checkpoint_path", lambda model, zoo: tmp_path / f"{model}.pt")
     few = {
         split: load_dataset("signs", split).subset(torch.arange(0, 1440, 4)) for split in ("train", "test")
     }
@@ -84,7 +82,7 @@ def test_train_model_stores_what_its_trigger_needs(few_signs, attack, target):
     model = f"signs-{attack}-preact_resnet18-w4"
     events = list(train_model(model, epochs=1, seed=3))
     assert sum(isinstance(event, Finished) for event in events) == 1
-    backdoored = load_backdoored(model)
+    backdoored = Zoo().load(model)
     card = backdoored.card
     assert events[-1].result["files"] == card.files
     assert (cards.TRIGGER in card.files) == (attack != "badnets_a2a")
@@ -102,7 +100,7 @@ def test_a_clean_network_is_trained_first_and_only_once(few_signs, monkeypatch, 
     assert (
         sum(isinstance(event, Started) for event in events) == 3
     )  # clean network, trigger, backdoored network
-    clean = get_card("signs-clean-preact_resnet18-w4")
+    clean = Zoo().card("signs-clean-preact_resnet18-w4")
     assert (clean.poison_ratio, clean.asr, clean.ra, clean.target) == (0, None, None, "none")
     assert verify_model(model).ok
     assert os.listdir(few_signs) == ["zoo"], "what the training kept goes with its end"
@@ -159,10 +157,10 @@ def test_a_model_of_the_zoo_is_trained_on_from_where_it_stands(few_signs, attack
     with pytest.raises(ConfigError, match=f"`npd zoo train {model}`"):
         next(train_model(model, longer=2))
     *_, first = train_model(model, epochs=1, poison_ratio=0.2)
-    before = load_backdoored(model)
+    before = Zoo().load(model)
     events = list(train_model(model, longer=2))
     assert [event.epoch for event in events if isinstance(event, EpochEnd)] == [1, 2]
-    after = load_backdoored(model)
+    after = Zoo().load(model)
     recipe = Recipe.from_dict(before.card.recipe)
     assert Recipe.from_dict(after.card.recipe) == replace(recipe, again=((2, recipe.peak_lr / 2),))
     assert (after.card.seconds, after.card.poison_ratio) == (
@@ -196,7 +194,7 @@ def test_a_new_model_has_the_demos_recipe():
 
 
 def test_the_command_of_every_shipped_card_makes_the_same_model_again():
-    shipped = list_cards(clean=True)
+    shipped = Zoo().cards(clean=True)
     assert "cifar10-blended-preact_resnet18-w64" in [card.id for card in shipped]  # 90 epochs
     for card in shipped:
         *command, model = card.command.split()
@@ -223,13 +221,13 @@ def test_the_paper_preset_names_every_attack_data_set_by_data_set():
 @pytest.mark.parametrize("arch", MODELS)
 def test_train_model_writes_a_model_that_loads_and_verifies(tmp_path, monkeypatch, arch):
     monkeypatch.setenv("NPD_ZOO_DIR", str(tmp_path / "zoo"))
-    monkeypatch.setattr(train, "checkpoint_path", lambda model: tmp_path / f"{model}.pt")
+    monkeypatch.setattr(train, "checkpoint_path", lambda model, zoo: tmp_path / f"{model}.pt")
     small = train.load_dataset("signs", "train").subset(torch.arange(0, 7200, 20))
     monkeypatch.setattr(train, "load_dataset", lambda *_: small)
     model = f"signs-badnets_a2o-{arch}-w4"
     *_, last = train_model(model, poison_ratio=0.2, epochs=1)
     assert isinstance(last, Finished)
-    card = load_backdoored(model).card
+    card = Zoo().load(model).card
     assert last.result["files"] == card.files
     assert card.poison_ratio == 0.2
     assert card.recipe["epochs"] == 1

@@ -49,7 +49,7 @@ def make_run(tiny_zoo: str, runs_dir: Path) -> Callable[..., Run]:
 
     from npd_core.polarizer.artifact import save_polarizer
     from npd_core.polarizer.insertion import PolarizedNet
-    from npd_core.zoo.weights import load_backdoored
+    from npd_core.zoo import Zoo
 
     def build(
         layer: str = "layer4.1.conv1", curves: bool = True, polarizer: bool = True, **settings: object
@@ -60,7 +60,7 @@ def make_run(tiny_zoo: str, runs_dir: Path) -> Callable[..., Run]:
         run_id = store.create(request)
         folder = store.get(run_id).folder
         if polarizer:
-            net = PolarizedNet(load_backdoored(tiny_zoo).net, layer)
+            net = PolarizedNet(Zoo().load(tiny_zoo).net, layer)
             with torch.no_grad():
                 for parameter in net.polarizer.parameters():
                     parameter.mul_(0.9)
@@ -113,10 +113,10 @@ def make_baseline(tiny_zoo: str, runs_dir: Path) -> Callable[..., Run]:
     """Puts a finished run of a baseline into the store of this test, without training: `make_baseline("fp")`."""
     from npd_core.defenses import preset_for
     from npd_core.defenses.artifact import save_repaired
-    from npd_core.zoo.weights import load_backdoored
+    from npd_core.zoo import Zoo
 
     def build(defense: str = "fp", **settings: object) -> Run:
-        found = load_backdoored(tiny_zoo)
+        found = Zoo().load(tiny_zoo)
         config = replace(preset_for(defense, found.card), **settings)  # type: ignore[arg-type]
         request = DefenseRequest(model=tiny_zoo, defense=defense, clean=24, config=config, eval_images=20)
         store = RunStore(runs_dir)

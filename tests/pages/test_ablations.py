@@ -13,7 +13,7 @@ from npd_core.config.npd import preset
 from npd_core.config.request import DefenseRequest
 from npd_core.defenses import preset_for
 from npd_core.experiments.record import Published
-from npd_core.zoo.card import get_card
+from npd_core.zoo import Zoo
 
 Open = Callable[..., AppTest]
 MINE = {"attack": "badnets_a2o"}
@@ -109,7 +109,7 @@ def test_ratios_are_other_models_than_the_chosen_one(
     lines = {name: (t["x"], t["y"]) for name, t in traces(page).items()}
     assert lines["NPD"] == (["5%", "20%"], [0.3, 0.05])
     assert lines["No defense"] == (["5%", "20%"], [1.0, 1.0])
-    assert get_card(tiny_zoo).poison_ratio == 0.2
+    assert Zoo().card(tiny_zoo).poison_ratio == 0.2
     assert not page.info, "the chosen model is among them"
     (row,) = page.selectbox(key="row-table5").options
     assert "20%" in row
@@ -140,4 +140,4 @@ def test_curves_over_the_number_of_clean_images(
     assert lines["ANP"] == (["50", "500"], [0.4, 0.3])
     assert lines["NPD, published"] == (["50", "500"], [0.2, 0.2])
     asked = asked_by(page, desk, "table6", "ANP, 50 clean images")
-    assert (asked.defense, asked.clean, asked.config) == ("anp", 50, preset_for("anp", get_card(tiny_zoo)))
+    assert (asked.defense, asked.clean, asked.config) == ("anp", 50, preset_for("anp", Zoo().card(tiny_zoo)))

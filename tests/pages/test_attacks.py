@@ -154,15 +154,13 @@ def make_clean_run(runs_dir: Path) -> Callable[[str], str]:
         from npd_core.polarizer.artifact import save_polarizer
         from npd_core.polarizer.insertion import PolarizedNet
         from npd_core.runs.store import RunStore
-        from npd_core.zoo.weights import load_backdoored
+        from npd_core.zoo import Zoo
 
         layer = "layer4.1.conv1"
         request = DefenseRequest(model=model, layer=layer, config=NPDConfig(epochs=1), eval_images=20)
         store = RunStore(runs_dir)
         run = store.create(request)
-        save_polarizer(
-            PolarizedNet(load_backdoored(model).net, layer), store.get(run).folder, {"model": model}
-        )
+        save_polarizer(PolarizedNet(Zoo().load(model).net, layer), store.get(run).folder, {"model": model})
         known = {"acc": 0.9, "asr": None, "ra": None}
         result = {
             "model": model,

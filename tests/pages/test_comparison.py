@@ -17,7 +17,7 @@ from npd_core.config.request import DefenseRequest
 from npd_core.defenses import preset_for
 from npd_core.runs import queue
 from npd_core.runs.store import Owner, Run, RunStore
-from npd_core.zoo.card import get_card
+from npd_core.zoo import Zoo
 
 Open = Callable[..., AppTest]
 
@@ -45,7 +45,7 @@ def test_both_runners_start_together_and_the_address_names_them(
     ((first, second),) = asked
     assert (first.layer, first.config) == scene("recommended", "preact_resnet18", "signs")
     assert (second.defense, second.layer) == ("fp", None)
-    assert second.config == preset_for("fp", get_card(tiny_zoo))
+    assert second.config == preset_for("fp", Zoo().card(tiny_zoo))
     assert first.clean == second.clean
     assert first.config.seed == second.config.seed
     assert page.query_params["runs"] == f"{first.key},{second.key}"

@@ -8,7 +8,7 @@ import pytest
 
 from npd_core.config.npd import PAPER_LAYERS, default_layer
 from npd_core.errors import UnknownNameError
-from npd_core.zoo.card import get_card
+from npd_core.zoo import Zoo
 from pages.content.lessons import LESSONS, PARTS, VIEWS, Place, View, get_view
 
 PLACES = [Place(lesson, number) for lesson in LESSONS.values() for number in range(1, len(lesson.steps) + 1)]
@@ -33,7 +33,7 @@ def test_the_address_of_a_step_opens_it(place):
 @pytest.mark.parametrize("name", [lesson.id for lesson in LESSONS.values() if lesson.model])
 def test_a_lesson_of_one_model_compares_different_settings_of_it(name):
     lesson = LESSONS[name]
-    card = get_card(lesson.model)
+    card = Zoo().card(lesson.model)
     settings = [step.settings for step in lesson.steps if step.page == "lab"]
     assert len(settings) == len({tuple(one.items()) for one in settings}) == 3
     points = [one["layer"] for one in settings if "layer" in one]

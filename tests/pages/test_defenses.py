@@ -17,7 +17,7 @@ from npd_core.defenses import preset_for
 from npd_core.experiments.record import Published
 from npd_core.figures.tables import SOURCES
 from npd_core.runs.store import Run
-from npd_core.zoo.card import get_card
+from npd_core.zoo import Zoo
 from pages.shared import paper_tables
 
 Open = Callable[..., AppTest]
@@ -61,7 +61,7 @@ def test_without_a_record_the_page_says_how_to_make_it_and_still_runs(
     page.button(key="start").click().run()
     assert errors(page) == []
     (asked,) = desk.asked
-    card = get_card(tiny_zoo)
+    card = Zoo().card(tiny_zoo)
     assert (asked.model, asked.defense, asked.layer, asked.clean) == (tiny_zoo, "fp", None, 360)
     assert asked.config == preset_for("fp", card)
     assert page.query_params["run"] == asked.key
@@ -149,7 +149,7 @@ def test_the_mean_is_over_the_attacks_that_every_defense_has(
 def test_what_ep_was_shown_stands_below_the_bars(
     tiny_zoo: str, desk: Any, make_table: Callable, make_cell: Callable, open_page: Open, batch: str
 ) -> None:
-    config = preset_for("ep", get_card(tiny_zoo), batch=batch)
+    config = preset_for("ep", Zoo().card(tiny_zoo), batch=batch)
     asked = DefenseRequest(model=tiny_zoo, defense="ep", config=config)
     make_table(
         "table1",
@@ -172,7 +172,7 @@ def test_it_is_run_again_with_the_recorded_settings(
     tiny_zoo: str, desk: Any, make_table: Callable, make_cell: Callable, open_page: Open
 ) -> None:
     asked = DefenseRequest(
-        model=tiny_zoo, defense="ep", clean=99, config=preset_for("ep", get_card(tiny_zoo), u=2.0)
+        model=tiny_zoo, defense="ep", clean=99, config=preset_for("ep", Zoo().card(tiny_zoo), u=2.0)
     )
     cell = make_cell({"attack": "badnets_a2o", "defense": "ep"}, request=asked)
     make_table("table1", [cell])

@@ -15,7 +15,7 @@ from npd_core.config.request import DefenseRequest
 from npd_core.errors import ConfigError, UnknownNameError
 from npd_core.runs import queue
 from npd_core.runs.store import Owner, Run, RunStore
-from npd_core.zoo.card import get_card
+from npd_core.zoo import Zoo
 from pages.shared import controls
 
 Open = Callable[..., AppTest]
@@ -161,7 +161,7 @@ def test_nonsense_in_the_address_is_one_sentence_and_a_working_page(
 
 
 def test_what_the_browser_sends_is_checked_again(tiny_zoo: str) -> None:
-    card = get_card(tiny_zoo)
+    card = Zoo().card(tiny_zoo)
     good = {"clean": 100, **controls.defaults(card).config.to_dict()}
     assert controls.build(card, "layer4.1.conv1", good).clean == 100
     for change in (

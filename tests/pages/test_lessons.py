@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from npd_core.zoo.card import get_card
+from npd_core.zoo import Zoo
 from pages.content.lessons import LESSONS, Place
 from pages.shared import controls
 
@@ -35,7 +35,7 @@ def test_the_settings_of_a_step_are_settings_of_its_page(place: Place, tiny_zoo:
         return
     layer = {"layer": place.step.settings.get("layer")} if "layer" in place.step.settings else {}
     values = dict(place.step.settings) | layer
-    assert controls.layers(get_card(tiny_zoo)).count(layer.get("layer", "conv1")) == 1
+    assert controls.layers(Zoo().card(tiny_zoo)).count(layer.get("layer", "conv1")) == 1
     for name in set(values) - {"layer"}:
         assert controls.problem(controls.ALL[name], str(values[name])) == ""
 

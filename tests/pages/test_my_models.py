@@ -22,8 +22,8 @@ from npd_core.data.load import load_dataset
 from npd_core.runs.queue import manager
 from npd_core.runs.store import RunStore
 from npd_core.uploads.entry import Settings, bring
+from npd_core.zoo import Zoo
 from npd_core.zoo.card import Card
-from npd_core.zoo.weights import load_backdoored
 
 Open = Callable[..., AppTest]
 
@@ -36,7 +36,7 @@ def errors(page: AppTest) -> list[str]:
 @pytest.fixture
 def files(tiny_zoo: str, runs_dir: Path, tmp_path: Path) -> tuple[Path, Path]:
     """A checkpoint and a zip archive of clean images."""
-    torch.save(load_backdoored(tiny_zoo).net.net.state_dict(), tmp_path / "net.pt")
+    torch.save(Zoo().load(tiny_zoo).net.net.state_dict(), tmp_path / "net.pt")
     data = load_dataset("signs", "test")
     with zipfile.ZipFile(tmp_path / "clean.zip", "w") as archive:
         for k in range(96):

@@ -12,10 +12,11 @@ from streamlit.testing.v1 import AppTest
 from npd_core import paths
 from npd_core.experiments.record import read_table
 from npd_core.runs.store import Run, RunStore
-from npd_core.zoo.card import list_cards, read_card
+from npd_core.zoo import Zoo
+from npd_core.zoo.card import read_card
 from pages.content.lessons import LESSONS
 
-CARDS = {card.id: card for card in list_cards(clean=True)}
+CARDS = {card.id: card for card in Zoo().cards(clean=True)}
 PAGES = ("lab", "predictions", "attributions", "attacks", "step_by_step")
 ALWAYS = ("signs-trojan-preact_resnet18-w16", "signs-input_aware-preact_resnet18-w16")
 

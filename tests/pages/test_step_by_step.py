@@ -48,10 +48,10 @@ def test_the_numbers_are_those_of_the_model(tiny_zoo: str, open_page: Open) -> N
     import torch
 
     from npd_core.data.clean import load_clean
-    from npd_core.zoo.weights import load_backdoored
+    from npd_core.zoo import Zoo
 
     clean = load_clean("signs", 360, 0)
-    net = load_backdoored(tiny_zoo).net
+    net = Zoo().load(tiny_zoo).net
     with torch.no_grad():
         z = net(clean.images[7:8] / 255)[0].double()
     order = [int(k) for k in z.argsort(descending=True) if int(k) != int(clean.labels[7])]

@@ -27,7 +27,7 @@ from npd_core.figures.gallery import Answer, Item, data_address, write_gallery
 from npd_core.polarizer.artifact import load_snapshot, save_snapshot
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.runs.store import Run, RunStore
-from npd_core.zoo.weights import load_backdoored
+from npd_core.zoo import Zoo
 from pages.shared import filmstrip, own_image, story_state
 from pages.shared.story_state import EPOCHS, Tale
 
@@ -139,7 +139,7 @@ def test_a_damaged_recorded_run_is_passed_over(recorded: Run, open_page: Open) -
 def signs(tiny_zoo: str) -> tuple[torch.Tensor, torch.Tensor, torch.nn.Module]:
     """The first test images, the same with the trigger, and the backdoored network."""
     images = load_dataset("signs", "test").images[:12]
-    return images, get_attack("badnets_a2o", "signs").apply(images), load_backdoored(tiny_zoo).net
+    return images, get_attack("badnets_a2o", "signs").apply(images), Zoo().load(tiny_zoo).net
 
 
 def drawn(page: AppTest, kind: str) -> str:
@@ -401,7 +401,7 @@ def test_a_training_that_is_refused_leaves_the_step(
 
 def with_epochs(run: Run, scales: dict[int, float]) -> Path:
     """Put a polarizer of every epoch beside a run: the identity times a number."""
-    backdoored = load_backdoored(run.request.model)
+    backdoored = Zoo().load(run.request.model)
     for epoch, scale in scales.items():
         net = PolarizedNet(backdoored.net, run.request.layer or "")
         with torch.no_grad():
@@ -418,7 +418,7 @@ def test_the_picture_is_judged_at_every_epoch(make_run: Make, open_page: Open, s
     assert len(frames) == 3
     answers = []
     for epoch, frame in enumerate(frames):
-        name, sure = said(load_snapshot(folder, epoch, load_backdoored(tiny_zoo).net), signs[1][3])
+        name, sure = said(load_snapshot(folder, epoch, Zoo().load(tiny_zoo).net), signs[1][3])
         assert f"<small>{f'epoch {epoch}' if epoch else 'start'}</small>" in frame
         assert f" {name}</b>" in frame
         assert any(f"<span>{percent}</span>" in frame for percent in percents(sure))

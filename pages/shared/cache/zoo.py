@@ -9,8 +9,8 @@ import numpy as np
 import streamlit as st
 
 from npd_core import paths
-from npd_core.zoo import card as card_file
-from npd_core.zoo.card import Card, get_card
+from npd_core.zoo import Zoo
+from npd_core.zoo.card import Card
 from pages.shared.cache.files import by_files
 
 if TYPE_CHECKING:
@@ -42,20 +42,18 @@ def unreadable_cards() -> list[str]:
 
 @by_files(st.cache_data(max_entries=4, show_spinner=False), _zoo_folders)
 def _read_zoo() -> tuple[list[Card], list[str]]:
-    return card_file.list_cards(clean=True), card_file.unreadable_cards()
+    return Zoo().cards(clean=True), Zoo().unreadable()
 
 
 def card(model_id: str) -> Card:
     """Return the card of one model of the zoo or of an uploaded one. Raises UnknownNameError."""
-    return next((found for found in cards() if found.id == model_id), None) or get_card(model_id)
+    return next((found for found in cards() if found.id == model_id), None) or Zoo().card(model_id)
 
 
 @by_files(st.cache_resource(max_entries=4, show_spinner="Loading the model …"), model_files)
 def backdoored(model_id: str) -> Backdoored:
     """Return the model with its attack: eval, frozen, shared. Raises UnknownNameError, CheckpointError."""
-    from npd_core.zoo.weights import load_backdoored
-
-    return load_backdoored(model_id)
+    return Zoo().load(model_id)
 
 
 @by_files(st.cache_data(max_entries=8, show_spinner=False), model_files)
@@ -69,9 +67,7 @@ def insertion_layers(model_id: str) -> list[LayerInfo]:
 @by_files(st.cache_resource(max_entries=32, show_spinner=False), model_files)
 def attack(model_id: str) -> Attack:
     """Return the attack of the model alone, shared. Raises as `backdoored`."""
-    from npd_core.zoo.weights import load_backdoored
-
-    return load_backdoored(model_id).attack
+    return Zoo().load(model_id).attack
 
 
 @by_files(st.cache_data(max_entries=32, show_spinner=False), model_files)
