@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from npd_core.figures import tables
 from npd_core.figures.tables import DEFENSES, Outcome
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import paper_tables, run_panel, selectors, shell, table_runs, tiles
+from pages.shared import controls, paper_tables, run_panel, selectors, shell, table_runs, tiles
 
 
 class Variant(NamedTuple):
@@ -41,7 +41,7 @@ class Question:
     """Axis of a cell -> title of its column in the table."""
     label: Callable[[Cell], str]
     """Place of a cell on the axis of the chart."""
-    variants: Callable[[Card, list[Cell]], dict[str, Variant]]
+    variants: Callable[[Card, Sequence[Cell]], dict[str, Variant]]
     """What can be run, by title."""
     axis: str = ""
     """Title of a numeric axis, drawn as curves; empty: bars."""
@@ -55,43 +55,38 @@ def targeted(defense: str) -> str:
     return f"{DEFENSES[defense]}, {'targeted' if defense == 'npd' else 'untargeted'}"
 
 
-def term_variants(card: Card, cells: list[Cell]) -> dict[str, Variant]:
-    default = table_runs.default_request(card, "npd")
+def term_variants(card: Card, cells: Sequence[Cell]) -> dict[str, Variant]:
+    default = controls.defaults(card)
     assert isinstance(default.config, NPDConfig)
-    found = {}
-    for words in TERMS:
-        recorded = table_runs.recorded_request([c for c in cells if c.row["terms"] == words], card)
-        request = recorded or replace(default, config=only(default.config, words))
-        found[terms(words)] = Variant(terms(words), "", request)
-    return found
+    defaults = {words: replace(default, config=only(default.config, words)) for words in TERMS}
+    found = table_runs.requests(cells, card, lambda cell: cell.row["terms"], defaults)
+    return {terms(words): Variant(terms(words), "", request) for words, request in found.items()}
 
 
-def target_variants(card: Card, cells: list[Cell]) -> dict[str, Variant]:
-    found = {}
-    for name in TABLES["table4"].defenses:
-        recorded = table_runs.recorded_request([c for c in cells if c.defense == name], card)
-        found[targeted(name)] = Variant(
-            targeted(name), "", recorded or table_runs.default_request(card, name)
-        )
-    return found
+def target_variants(card: Card, cells: Sequence[Cell]) -> dict[str, Variant]:
+    defaults = {name: controls.defaults(card, name) for name in TABLES["table4"].defenses}
+    found = table_runs.requests(cells, card, lambda cell: cell.defense, defaults)
+    return {targeted(name): Variant(targeted(name), "", request) for name, request in found.items()}
 
 
-def ratio_variants(card: Card, cells: list[Cell]) -> dict[str, Variant]:
+def ratio_variants(card: Card, cells: Sequence[Cell]) -> dict[str, Variant]:
     label = f"{card.poison_ratio:.0%}"
-    recorded = table_runs.recorded_request([c for c in cells if c.defense == "npd"], card)
-    request = recorded or table_runs.default_request(card, "npd")
-    return {f"NPD, poison ratio {label} of the chosen model": Variant(label, "NPD", request)}
+    found = table_runs.requests(cells, card, lambda cell: cell.defense, {"npd": controls.defaults(card)})
+    return {f"NPD, poison ratio {label} of the chosen model": Variant(label, "NPD", found["npd"])}
 
 
-def clean_variants(card: Card, cells: list[Cell]) -> dict[str, Variant]:
-    found = {}
-    for count in sorted(TABLES["table6"].values[0]):
-        for name in reversed(TABLES["table6"].defenses):
-            same = [c for c in cells if c.defense == name and c.row["clean"] == count]
-            request = table_runs.recorded_request(same, card)
-            request = request or replace(table_runs.default_request(card, name), clean=count)
-            found[f"{DEFENSES[name]}, {count} clean images"] = Variant(str(count), DEFENSES[name], request)
-    return found
+def clean_variants(card: Card, cells: Sequence[Cell]) -> dict[str, Variant]:
+    table = TABLES["table6"]
+    defaults = {
+        (count, name): replace(controls.defaults(card, name), clean=count)
+        for count in sorted(table.values[0])
+        for name in reversed(table.defenses)
+    }
+    found = table_runs.requests(cells, card, lambda cell: (cell.row["clean"], cell.defense), defaults)
+    return {
+        f"{DEFENSES[name]}, {count} clean images": Variant(str(count), DEFENSES[name], request)
+        for (count, name), request in found.items()
+    }
 
 
 QUESTIONS = {
@@ -170,7 +165,7 @@ question = QUESTIONS[selectors.switch("Question", list(QUESTIONS), "question", l
 st.markdown(question.text)
 view = paper_tables.choose((question.table,), card)
 with selectors.working():
-    variants = question.variants(card, [] if view.record is None else list(view.record.cells))
+    variants = question.variants(card, [] if view.record is None else view.record.cells)
 finished = table_runs.finished({title: variant.request for title, variant in variants.items()}, run)
 if not view.comparable:
     finished = {}

@@ -27,7 +27,6 @@ from pages.shared import (
     run_panel,
     selectors,
     shell,
-    table_runs,
     tiles,
 )
 from pages.shared.components.chart import chart
@@ -60,7 +59,7 @@ def runners() -> dict[str, tuple[str, Runner]]:
         return replace(scene("recommended")(card), layer=PAPER_LAYERS[card.arch])
 
     def other(name: str) -> Runner:
-        return lambda card: table_runs.default_request(card, name)
+        return lambda card: controls.defaults(card, name)
 
     found = {name: (f"NPD · {scene_.title.lower()}", scene(name)) for name, scene_ in presets.SCENES.items()}
     found["paper_layer"] = ("NPD · our settings at the paper's layer", at_paper_layer)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import streamlit as st
 
-from npd_core.config.request import DefenseRequest
 from npd_core.experiments.average import AVG, averages
 from npd_core.experiments.record import Cell, TableRecord
 from npd_core.figures import tables
 from npd_core.figures.tables import DEFENSES, METRICS, SOURCES, Outcome
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import cache, paper_tables, run_panel, selectors, shell, table_runs, tiles
+from pages.shared import cache, controls, paper_tables, run_panel, selectors, shell, table_runs, tiles
 from pages.shared.components.chart import chart
 
 MEAN = "Mean over the attacks"
@@ -26,16 +25,6 @@ def in_order(outcomes: list[Outcome]) -> list[Outcome]:
     """Sort by defense as in the paper's tables."""
     order = list(DEFENSES.values())
     return sorted(outcomes, key=lambda outcome: order.index(outcome.label))
-
-
-def requests(card: Card, cells: list[Cell]) -> dict[str, DefenseRequest]:
-    """Return the request for each defense: as recorded for this model, otherwise the default."""
-    found = {}
-    for name in DEFENSES:
-        if name != "none":
-            recorded = table_runs.recorded_request([c for c in cells if c.defense == name], card)
-            found[name] = recorded or table_runs.default_request(card, name)
-    return found
 
 
 def mean_outcomes(found: TableRecord) -> list[Outcome]:
@@ -126,23 +115,24 @@ names = ("table1", "table2")
 view = paper_tables.choose(names[::-1] if card.dataset == "tiny_imagenet" else names, card, all_attacks=MEAN)
 cells = [] if view.record is None else list(view.record.cells)
 with selectors.working():
-    asked = requests(card, cells)
-comparison(view, card, table_runs.finished(asked, run))
+    defaults = {name: controls.defaults(card, name) for name in DEFENSES if name != "none"}
+    requests = table_runs.requests(cells, card, lambda cell: cell.defense, defaults)
+comparison(view, card, table_runs.finished(requests, run))
 
 st.subheader("Run a defense")
 defense = st.selectbox(
     "Defense",
-    list(asked),
-    index=list(asked).index("npd"),
+    list(requests),
+    index=list(requests).index("npd"),
     format_func=lambda name: DEFENSES.get(name, name),
     key="defense",
     bind="query-params",
     help="NPD and its variants train one thin layer; the other defenses change the network itself.",
 )
-recorded = table_runs.recorded_request([cell for cell in cells if cell.defense == defense], card)
-settings = "the default settings of the data set" if recorded is None else "the settings of the recorded run"
+recorded = any(cell.defense == defense and cell.config and paper_tables.is_of(cell, card) for cell in cells)
+settings = "the settings of the recorded run" if recorded else "the default settings of the data set"
 st.caption(f"Runs on the chosen model, {shell.model_title(card)}, with {settings}.")
-table_runs.start(asked[defense], card, run)
+table_runs.start(requests[defense], card, run)
 
 if view.record is not None:
     overview(view.record)

@@ -7,7 +7,6 @@ from dataclasses import replace
 import streamlit as st
 
 from npd_core.config.npd import PAPER_LAYERS, default_layer
-from npd_core.config.request import DefenseRequest
 from npd_core.errors import UnknownNameError
 from npd_core.experiments.record import Cell
 from npd_core.figures import network as drawing
@@ -52,16 +51,6 @@ def layer_select(options: list[str], first: str) -> str:
         bind="query-params",
         help="In the order of the forward pass. You can also click the layer in the drawing.",
     )
-
-
-def requests(card: Card, cells: list[Cell], layers: list[str]) -> dict[str, DefenseRequest]:
-    """Return the request for each layer: as recorded for this model, otherwise the default at that layer."""
-    default = table_runs.default_request(card, "npd")
-    found = {}
-    for layer in layers:
-        recorded = table_runs.recorded_request([cell for cell in cells if cell.row["layer"] == layer], card)
-        found[layer] = recorded or replace(default, layer=layer)
-    return found
 
 
 def recorded_numbers(cell: Cell | None) -> None:
@@ -149,12 +138,18 @@ if cells and not values:
     st.caption("The record is of another architecture, which has other insertion layers.")
 
 with selectors.working():
-    asked = requests(card, [] if view.record is None else list(view.record.cells), options)
-finished = table_runs.finished(asked, run) if view.comparable else {}
+    default = controls.defaults(card)
+    requests = table_runs.requests(
+        [] if view.record is None else view.record.cells,
+        card,
+        lambda cell: cell.row["layer"],
+        {place: replace(default, layer=place) for place in options},
+    )
+finished = table_runs.finished(requests, run) if view.comparable else {}
 st.subheader(f"Polarizer: {drawing.describe(layer)}")
 recorded_numbers(cells.get(layer))
 if st.button("Use this layer in the Lab", icon=":material/science:", key="lab"):
     selectors.go("lab", layer=layer)
-table_runs.start(asked[layer], card, run)
+table_runs.start(requests[layer], card, run)
 curve(view, options, layer, finished)
 run_panel.warm()

@@ -16,10 +16,11 @@ import streamlit as st
 
 from npd_core.config import npd as settings
 from npd_core.config import presets
-from npd_core.config.npd import PAPER_LAYERS, NPDConfig, default_layer
+from npd_core.config.npd import PAPER_LAYERS, VARIANTS, NPDConfig, default_layer
 from npd_core.config.request import DefenseRequest
 from npd_core.data.spec import get_dataset
 from npd_core.errors import ConfigError, NPDError, UnknownNameError, unknown_name
+from npd_core.experiments.grid import config_for
 from npd_core.figures import network as drawing
 from npd_core.zoo.card import Card
 from pages.shared import cache
@@ -166,14 +167,14 @@ ADVANCED = (
 ALL = {setting.key: setting for setting in (*LOSSES, *TRAINING, *ADVANCED)}
 
 
-def defaults(card: Card) -> DefenseRequest:
-    """What the app proposes for a model: seconds rather than minutes on two CPU cores."""
-    config, clean = settings.preset(card.dataset), get_dataset(card.dataset).train_images // 20
+def defaults(card: Card, defense: str = "npd") -> DefenseRequest:
+    """Return the default request for a defense of a model; NPD takes seconds to minutes. Raises ConfigError."""
     return DefenseRequest(
         model=card.id,
-        layer=default_layer(card.arch, card.dataset),
-        clean=clean,
-        config=config,
+        defense=defense,
+        layer=default_layer(card.arch, card.dataset) if defense in VARIANTS else None,
+        clean=get_dataset(card.dataset).train_images // 20,
+        config=config_for(defense, card),
         eval_images=EVAL_IMAGES,
     )
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import streamlit as st
 
-from npd_core.config.npd import VARIANTS, default_layer
 from npd_core.config.request import DefenseRequest
 from npd_core.data.load import availability
-from npd_core.data.spec import get_dataset
-from npd_core.experiments.grid import config_for
 from npd_core.experiments.record import Cell
 from npd_core.figures.tables import DEFENSES
 from npd_core.runs import queue
@@ -19,17 +17,17 @@ from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
 from pages.shared import cache, controls, paper_tables, run_panel, selectors, shell
 
+T = TypeVar("T")
 
-def default_request(card: Card, defense: str) -> DefenseRequest:
-    """Return the default request for a defense of a model; for NPD that of the Lab. Raises ConfigError."""
-    return DefenseRequest(
-        model=card.id,
-        defense=defense,
-        layer=default_layer(card.arch, card.dataset) if defense in VARIANTS else None,
-        clean=get_dataset(card.dataset).train_images // 20,
-        config=config_for(defense, card),
-        eval_images=controls.EVAL_IMAGES,
-    )
+
+def requests(
+    cells: Sequence[Cell], card: Card, key: Callable[[Cell], T], defaults: Mapping[T, DefenseRequest]
+) -> dict[T, DefenseRequest]:
+    """Return for each key the request that was recorded for this model, otherwise the default."""
+    return {
+        name: recorded_request([cell for cell in cells if key(cell) == name], card) or default
+        for name, default in defaults.items()
+    }
 
 
 def recorded_request(cells: Sequence[Cell], card: Card) -> DefenseRequest | None:

@@ -78,7 +78,7 @@ def test_a_named_setting_sets_every_widget_and_is_recognised(
     )
     page.button(key="preset-too_weak").click().run()
     assert errors(page) == []
-    assert any(SCENES["too_weak"].eval_images in caption.value for caption in page.caption)
+    assert any(SCENES["too_weak"].watch in caption.value for caption in page.caption)
     page.button(key="preset-paper").click().run()
     page.button(key="start").click().run()
     (asked,) = desk.asked
