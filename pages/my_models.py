@@ -217,8 +217,9 @@ def facts(card: Card) -> int:
     """Show architecture, accuracy and number of images. Returns the number of images to train on."""
     spec = get_dataset(card.dataset)
     width = f", width {card.width}" if card.width else ""
+    arch = ARCHITECTURES.get(card.arch, card.arch.removeprefix("torchvision:"))
     st.markdown(
-        f"**{plain(card.arch.removeprefix('torchvision:'))}**{width} · {card.num_classes} classes · "
+        f"**{plain(arch)}**{width} · {card.num_classes} classes · "
         f"{card.image_size} × {card.image_size} pixels · `{card.id}`"
     )
     metrics = {
@@ -345,8 +346,8 @@ def resistance(run: Run) -> None:
 shell.selection()
 st.title("My models")
 st.write(
-    "Import a classifier that you did not train yourself and a few clean images that you trust. Half of "
-    "the images train a polarizer, the other half measure it."
+    "Import a classifier and a few clean images that you trust: half of them train a polarizer, the other half "
+    "evaluate it."
 )
 if notice := st.session_state.pop("_uploaded_notice", ""):
     st.success(notice, icon=":material/check_circle:")

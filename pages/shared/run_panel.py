@@ -87,6 +87,8 @@ def tiles(before: dict[str, Any], now: dict[str, Any], der: float | None = None)
     with st.grid("auto", min_column_width=150):
         for name, title in titles.items():
             old, new = before.get(name), now.get(name)
+            if old is None and new is None and name != "acc":
+                continue  # a model without a known trigger
             change = f"{100 * (new - old):+.1f} points" if old is not None and new is not None else None
             st.metric(
                 title,
@@ -167,8 +169,9 @@ def _moment(run: Run, before: dict[str, Any], measured: curves.MetricCurves, epo
         tiles(before, {}, result.get("der"))
         return
     tiles(before, shown[-1]._asdict(), result.get("der") if epoch is None else None)
-    announce = _milestone(run, measured) if epoch is None else ""
-    light(shown[-1:], asr_before=before.get("asr"), key="light", announce=announce)
+    if before.get("asr") is not None:
+        announce = _milestone(run, measured) if epoch is None else ""
+        light(shown[-1:], asr_before=before.get("asr"), key="light", announce=announce)
 
 
 @st.fragment

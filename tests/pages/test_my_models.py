@@ -120,7 +120,7 @@ def test_train_compare_and_remove(open_page: Open, imported: Card) -> None:
     assert [open_page("my_models", uploaded_model=imported.id, **named).run().selectbox(key="uploaded_run").value
             for named in ({}, {"uploaded_run": run.id})] == [newer, run.id]  # fmt: skip
     shutil.rmtree(run.folder.parent / newer)
-    assert [metric.value for metric in page.metric][4:] == ["–", "–"], "no ASR and RA without a trigger"
+    assert len(page.metric) == 4, "three of the model, ACC of the run: no ASR and RA without a trigger"
     assert [info.icon for info in page.info] == [":material/info:"]
     assert len(page.get("download_button")) == 4
     page.button(key="uploaded_resistance").click().run()
