@@ -346,7 +346,7 @@ def resistance(run: Run) -> None:
 shell.selection()
 st.title("My models")
 st.write(
-    "Import a classifier and a few clean images that you trust: half of them train a polarizer, the other half "
+    "Import a classifier and a few clean images that you trust: half of them train a polarizer, half "
     "evaluate it."
 )
 if notice := st.session_state.pop("_uploaded_notice", ""):
