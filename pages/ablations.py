@@ -15,7 +15,8 @@ from npd_core.experiments.published import TERMS
 from npd_core.experiments.record import Cell
 from npd_core.experiments.tables import only
 from npd_core.figures import tables
-from npd_core.figures.tables import DEFENSES, Outcome
+from npd_core.figures.tables import Outcome
+from npd_core.names import DEFENSES, defense_name
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
 from pages.shared import controls, paper_tables, run_panel, selectors, shell, table_runs, tiles
@@ -52,7 +53,7 @@ def terms(words: str) -> str:
 
 
 def targeted(defense: str) -> str:
-    return f"{DEFENSES[defense]}, {'targeted' if defense == 'npd' else 'untargeted'}"
+    return f"{defense_name(defense)}, {'targeted' if defense == 'npd' else 'untargeted'}"
 
 
 def term_variants(card: Card, cells: Sequence[Cell]) -> dict[str, Variant]:
@@ -84,7 +85,7 @@ def clean_variants(card: Card, cells: Sequence[Cell]) -> dict[str, Variant]:
     }
     found = table_runs.requests(cells, card, lambda cell: (cell.row["clean"], cell.defense), defaults)
     return {
-        f"{DEFENSES[name]}, {count} clean images": Variant(str(count), DEFENSES[name], request)
+        f"{defense_name(name)}, {count} clean images": Variant(str(count), defense_name(name), request)
         for (count, name), request in found.items()
     }
 
@@ -133,7 +134,7 @@ def curves(question: Question, cells: list[Cell], runs: list[tuple[Variant, Run]
     places = {question.label(cell): cell.row[axis] for cell in cells}
     for cell in cells:
         label = question.label(cell)
-        series.setdefault(DEFENSES[cell.defense], []).extend(paper_tables.recorded(cell, label))
+        series.setdefault(defense_name(cell.defense), []).extend(paper_tables.recorded(cell, label))
         if axis == "poison_ratio" and cell.before is not None:
             series.setdefault(DEFENSES["none"], []).append(Outcome(label, "recorded", *cell.before))
     for variant, run in runs:

@@ -8,6 +8,7 @@ import streamlit as st
 
 from npd_core.attack_info import ATTACK_INFO
 from npd_core.errors import NPDError
+from npd_core.names import CURVES, METRICS
 from npd_core.zoo.card import Card, model_id
 from pages.shared import cache, selectors, shell, tiles, url_state
 from pages.shared.components.compare import compare
@@ -97,11 +98,7 @@ def facts(attack: str) -> None:
 def model_card(model: Card) -> None:
     """Show the card of a model."""
     st.caption(f"`{model.id}` · measured on the whole test split after training")
-    measured: list[tuple[str, float | None, str]] = [
-        ("ACC", model.acc, "Clean test images predicted as their true class."),
-        ("ASR", model.asr, "Triggered test images predicted as the target class."),
-        ("RA", model.ra, "Triggered test images predicted as their true class."),
-    ]
+    measured = [(METRICS[name].short, getattr(model, name), METRICS[name].help) for name in CURVES]
     if model.cross_acc is not None:
         words = "Cross-trigger test images predicted as their true class."
         measured.append(("Cross-trigger ACC", model.cross_acc, words))

@@ -15,7 +15,7 @@ from npd_core.config.request import DefenseRequest
 from npd_core.errors import NPDError
 from npd_core.figures.curves import MetricCurves, read_metrics, read_progress
 from npd_core.figures.runs import differing
-from npd_core.figures.tables import DEFENSES
+from npd_core.names import defense_name
 from npd_core.runs import queue
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
@@ -64,7 +64,7 @@ def runners() -> dict[str, tuple[str, Runner]]:
     found = {name: (f"NPD · {scene_.title.lower()}", scene(name)) for name, scene_ in presets.SCENES.items()}
     found["paper_layer"] = ("NPD · our settings at the paper's layer", at_paper_layer)
     found["few"] = (f"NPD · {FEW} clean images", lambda card: replace(controls.defaults(card), clean=FEW))
-    return found | {name: (DEFENSES[name], other(name)) for name in CONFIGS}
+    return found | {name: (defense_name(name), other(name)) for name in CONFIGS}
 
 
 def take(pair: tuple[str, str]) -> None:

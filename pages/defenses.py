@@ -7,7 +7,8 @@ import streamlit as st
 from npd_core.experiments.average import AVG, averages
 from npd_core.experiments.record import Cell, TableRecord
 from npd_core.figures import tables
-from npd_core.figures.tables import DEFENSES, METRICS, SOURCES, Outcome
+from npd_core.figures.tables import SOURCES, Outcome
+from npd_core.names import DEFENSES, METRICS, attack_name, defense_name
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
 from pages.shared import cache, controls, paper_tables, run_panel, selectors, shell, table_runs, tiles
@@ -18,7 +19,7 @@ AXES = {"attack": "attack", "defense": "defense"}
 
 
 def title(cell: Cell) -> str:
-    return DEFENSES[cell.defense]
+    return defense_name(cell.defense)
 
 
 def in_order(outcomes: list[Outcome]) -> list[Outcome]:
@@ -30,7 +31,7 @@ def in_order(outcomes: list[Outcome]) -> list[Outcome]:
 def mean_outcomes(found: TableRecord) -> list[Outcome]:
     """Return the mean of each defense over the attacks for which all have numbers, and name these attacks."""
     means, attacks = averages(list(found.cells), found.dataset)
-    names = ", ".join(shell.ATTACK_TITLES.get(name, name) for name in attacks)
+    names = ", ".join(attack_name(name) for name in attacks)
     st.caption(
         f"Mean over the attacks for which every defense has numbers: {names}."
         if attacks
@@ -46,12 +47,12 @@ def comparison(view: paper_tables.View, card: Card, finished: dict[str, Run]) ->
         outcomes = mean_outcomes(found)
     else:
         outcomes = paper_tables.outcomes(view.cells, title)
-    outcomes += [paper_tables.of_run(run, DEFENSES[name]) for name, run in runs.items()]
+    outcomes += [paper_tables.of_run(run, defense_name(name)) for name, run in runs.items()]
     if outcomes:
         paper_tables.bars(in_order(outcomes), "defenses")
         if paper_tables.saw_poison(view.cells, runs.values()):
             st.caption(paper_tables.SAW_POISON)
-        labels = {DEFENSES[name]: run for name, run in runs.items()}
+        labels = {defense_name(name): run for name, run in runs.items()}
         paper_tables.number_table(view.cells, AXES, "defenses-table", labels, "defense")
     elif found is None:
         st.caption("Run a defense on this model to see its results here.")
@@ -65,19 +66,19 @@ def overview(found: TableRecord) -> None:
     for source in ["recorded", *(["published"] if any(cell.published for cell in found.cells) else [])]:
         rows: dict[str, dict[str, float | None]] = {}
         for cell in found.cells:
-            row = rows.setdefault(shell.ATTACK_TITLES.get(cell.row["attack"], cell.row["attack"]), {})
+            row = rows.setdefault(attack_name(cell.row["attack"]), {})
             values = [getattr(o, metric) for o in paper_tables.recorded(cell, "") if o.source == source]
-            row[DEFENSES[cell.defense]] = values[0] if values else None
+            row[defense_name(cell.defense)] = values[0] if values else None
         if any(value is not None for row in rows.values() for value in row.values()):
-            st.markdown(f"**{METRICS[metric]}**, {SOURCES[source]}, in percent")
+            st.markdown(f"**{METRICS[metric].full}**, {SOURCES[source]}, in percent")
             chart(
                 tables.tiles(rows, metric, tiles.mode()),
                 key=f"glance-{source}",
-                alt=f"{METRICS[metric]} of every defense against every attack, {SOURCES[source]}; "
+                alt=f"{METRICS[metric].full} of every defense against every attack, {SOURCES[source]}; "
                 "the table below lists the numbers.",
             )
         else:
-            st.caption(f"{METRICS[metric]} is not {source}.")
+            st.caption(f"{METRICS[metric].full} is not {source}.")
     paper_tables.number_table(found.cells, AXES, "glance-table")
 
 
@@ -124,7 +125,7 @@ defense = st.selectbox(
     "Defense",
     list(requests),
     index=list(requests).index("npd"),
-    format_func=lambda name: DEFENSES.get(name, name),
+    format_func=defense_name,
     key="defense",
     bind="query-params",
     help="NPD and its variants train one thin layer; the other defenses change the network itself.",

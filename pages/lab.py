@@ -7,6 +7,7 @@ from npd_core.data.load import availability
 from npd_core.errors import NPDError, UnknownNameError
 from npd_core.export.bundle import has_polarizer
 from npd_core.figures import network as drawing
+from npd_core.names import attack_name
 from npd_core.runs import queue
 from npd_core.zoo.card import Card
 from pages.shared import controls, paper_tables, run_panel, shell
@@ -22,7 +23,7 @@ def picked() -> None:
 
 def facts(card: Card) -> None:
     """The model card, in a few lines."""
-    attack = shell.ATTACK_TITLES.get(card.attack, card.attack)
+    attack = attack_name(card.attack)
     if card.asr is None or card.ra is None:
         st.markdown(
             f"Right on **{card.acc:.1%}** of clean test images, and **not backdoored**: it has no trigger."

@@ -11,7 +11,7 @@ from npd_core.errors import UnknownNameError
 from npd_core.experiments.record import Cell
 from npd_core.figures import network as drawing
 from npd_core.figures import tables
-from npd_core.figures.tables import METRICS
+from npd_core.names import METRICS
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
 from pages.shared import controls, paper_tables, run_panel, selectors, shell, table_runs, tiles, url_state

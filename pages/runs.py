@@ -12,7 +12,7 @@ from npd_core.errors import NPDError
 from npd_core.export.bundle import has_network, has_polarizer
 from npd_core.figures.curves import read_metrics
 from npd_core.figures.runs import comparison_figure, differing, outcome_figure, read_row
-from npd_core.figures.tables import DEFENSES
+from npd_core.names import METRICS, defense_name
 from npd_core.runs.store import Run
 from pages.shared import cache, controls, downloads, paper_tables, run_panel, selectors, shell, tiles
 
@@ -22,16 +22,12 @@ COLUMNS: dict[str, Any] = {
     "model": "Model",
     "defense": "Defense",
     "layer": "Layer",
-    "acc": st.column_config.NumberColumn(
-        "ACC", format="percent", help="Clean pictures that get their true label."
-    ),
-    "asr": st.column_config.NumberColumn(
-        "ASR", format="percent", help="Triggered pictures that the attacker gets."
-    ),
-    "ra": st.column_config.NumberColumn(
-        "RA", format="percent", help="Triggered pictures that get their true label."
-    ),
-    "der": st.column_config.NumberColumn("DER", format="%.3f", help="1: full repair. 0.5: nothing done."),
+    **{
+        name: st.column_config.NumberColumn(
+            metric.short, format="%.3f" if name == "der" else "percent", help=metric.help
+        )
+        for name, metric in METRICS.items()
+    },
     "seconds": st.column_config.NumberColumn("Seconds", format="%.1f", help="Training only."),
     "acc_before": st.column_config.NumberColumn("ACC before", format="percent"),
     "asr_before": st.column_config.NumberColumn("ASR before", format="percent"),
@@ -77,7 +73,7 @@ def table(runs: list[Run]) -> None:
         row = read_row(
             run.id, run.recorded, run.state, run.created, run.request.to_dict(), run.result
         )._asdict()
-        row["defense"] = DEFENSES.get(row["defense"], row["defense"])
+        row["defense"] = defense_name(row["defense"])
         row["when"] = shell.local_time(row.pop("created"))
         if run.state == "running":
             row["state"] = f"running, {run.share:.0%}"

@@ -103,7 +103,7 @@ DATASETS: dict[str, DatasetSpec] = {
     for spec in (
         DatasetSpec(
             id="signs",
-            title="Signs",
+            title="Traffic signs",
             classes=SIGNS_CLASSES,
             num_classes=12,
             size=32,
@@ -112,7 +112,7 @@ DATASETS: dict[str, DatasetSpec] = {
             train_images=7200,
             test_images=1440,
             flip=False,
-            source="Drawn by this project and shipped with it; `python -m npd_core.data.signs` draws it again.",
+            source="Drawn by this project and shipped with it; `python scripts/draw_signs.py` draws it again.",
         ),
         DatasetSpec(
             id="cifar10",

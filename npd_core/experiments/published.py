@@ -11,6 +11,7 @@ from npd_core import paths
 from npd_core.errors import StorageError
 from npd_core.experiments.record import Published
 from npd_core.metrics import Metrics, der
+from npd_core.names import DEFENSES as NAMES
 
 ATTACKS = {
     "badnets_a2o": "BadNets-A2O",
@@ -23,19 +24,7 @@ ATTACKS = {
     "wanet": "WaNet",
 }
 """Our name -> the paper's."""
-DEFENSES = {
-    "fp": "FP",
-    "nad": "NAD",
-    "nc": "NC",
-    "anp": "ANP",
-    "i_bau": "i-BAU",
-    "ep": "EP",
-    "npd_tu": "NPD-TU",
-    "npd_tp": "NPD-TP",
-    "npd_uu": "NPD-UU",
-    "npd_up": "NPD-UP",
-    "npd": "NPD",
-}
+DEFENSES = {name: title for name, title in NAMES.items() if name != "none"}
 ROUNDING = 0.005
 """DERs that differ by less are the same: the network before a defense is printed in Tables 1 and 2 alone."""
 TERMS = {

@@ -26,16 +26,12 @@ from npd_core.export.formats import Repaired, read_repaired
 from npd_core.export.gallery import answer, choose_pictures, first_of_each_class
 from npd_core.figures import svg, theme
 from npd_core.figures.attributions import map_image
-from npd_core.figures.curves import DASHES, METRICS, read_losses, read_metrics
+from npd_core.figures.curves import DASHES, read_losses, read_metrics
 from npd_core.figures.predictions import png
+from npd_core.names import CURVES, METRICS
 from npd_core.runs.store import EVENTS, Run, write_text
 
 METHOD = "integrated_gradients"
-SHARES = {
-    "acc": ("ACC", "clean test pictures that get their true label"),
-    "asr": ("ASR", "triggered test pictures that get the attacker's label"),
-    "ra": ("RA", "triggered test pictures that get their true label"),
-}
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -139,9 +135,9 @@ def _shares(result: Mapping[str, Any]) -> str:
     if not after:
         return ""
     lines = [
-        f"<tr><th scope='row'>{name}</th><td>{_percent(before.get(key))}</td><td>{_percent(after.get(key))}</td>"
-        f"<td class='words'>{escape(means)}</td></tr>"
-        for key, (name, means) in SHARES.items()
+        f"<tr><th scope='row'>{METRICS[key].short}</th><td>{_percent(before.get(key))}</td><td>{_percent(after.get(key))}</td>"
+        f"<td class='words'>{escape(METRICS[key].help)}</td></tr>"
+        for key in CURVES
     ]
     der = result.get("der")
     lines.append(
@@ -158,8 +154,10 @@ def _curves(records: Sequence[Mapping[str, Any]], before: Mapping[str, Any] | No
     if len(measured.epochs) > 1:
         shades = {"acc": "var(--benign)", "asr": "var(--trigger)", "ra": "var(--polarizer)"}
         lines = [
-            svg.Line(words, measured.epochs, getattr(measured, name), shades[name], DASHES[name])
-            for name, words in METRICS.items()
+            svg.Line(
+                METRICS[name].short, measured.epochs, getattr(measured, name), shades[name], DASHES[name]
+            )
+            for name in CURVES
         ]
         drawn += _figure(
             svg.curves(lines, title="ACC, ASR and RA by epoch", x_title="epoch", percent=True),

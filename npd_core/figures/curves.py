@@ -8,16 +8,8 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 
 from npd_core.figures import theme
+from npd_core.names import CURVES, LOSS_TERMS, METRICS
 
-TERMS = {
-    "total": "total",
-    "bn": "L<sub>bn</sub>",
-    "asr": "L<sub>asr</sub>",
-    "bce1": "L<sub>bce1</sub>",
-    "bce2": "L<sub>bce2</sub>",
-}
-"""Loss terms in the order they are drawn, with the name beside each: Eq. 5, 2 and the two terms of Eq. 3."""
-METRICS = {"acc": "ACC clean", "asr": "ASR attack", "ra": "RA recovered"}
 DASHES = {
     "total": "solid",
     "bn": "solid",
@@ -81,7 +73,7 @@ def read_losses(records: Iterable[Mapping[str, Any]], limit: int = 300) -> LossC
     if len(kept) > limit:
         chosen = sorted({round(i * (len(kept) - 1) / (limit - 1)) for i in range(limit)})
         kept, positions = [kept[i] for i in chosen], [positions[i] for i in chosen]
-    terms = [name for name in TERMS if any(name in r["losses"] for r in kept)]
+    terms = [name for name in LOSS_TERMS if any(name in r["losses"] for r in kept)]
     return LossCurves(positions, {name: [r["losses"].get(name) for r in kept] for name in terms})
 
 
@@ -148,7 +140,7 @@ def loss_figure(curves: LossCurves, mode: str | None = "light", epochs: int | No
         go.Scatter(
             x=[round(x, 3) for x in curves.x],
             y=[_drawn(v) for v in values],
-            name=TERMS[name],
+            name=LOSS_TERMS[name],
             mode="lines",
             connectgaps=False,
             line={"color": shades[name], "dash": DASHES[name], "width": 3 if name == "total" else 2},
@@ -184,13 +176,13 @@ def metric_figure(curves: MetricCurves, mode: str | None = "light", epochs: int 
         go.Scatter(
             x=curves.epochs,
             y=getattr(curves, name),
-            name=words,
+            name=METRICS[name].short,
             mode="lines+markers",
             line={"color": shades[name], "dash": dashes[name], "width": 3},
             marker={"symbol": MARKERS[name], "size": 8, "color": shades[name]},
             hovertemplate="%{y:.1%}<extra>" + name.upper() + "</extra>",
         )
-        for name, words in METRICS.items()
+        for name in CURVES
     ]
     return go.Figure(
         lines,

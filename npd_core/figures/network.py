@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from npd_core.errors import unknown_name
-from npd_core.figures.tables import METRICS, percent
+from npd_core.figures.tables import percent
+from npd_core.names import METRICS
 
 KINDS = {
     "before": "just before a convolution (the paper's place)",
@@ -191,7 +192,7 @@ class Tint:
         span = self.high - self.low
         return {
             "metric": self.metric,
-            "title": METRICS[self.metric],
+            "title": METRICS[self.metric].full,
             "low": percent(self.low),
             "high": percent(self.high),
             "points": {

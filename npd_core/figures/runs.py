@@ -10,7 +10,8 @@ from plotly.subplots import make_subplots
 
 from npd_core.config.baselines import CONFIGS
 from npd_core.figures import theme
-from npd_core.figures.curves import METRICS, MetricCurves
+from npd_core.figures.curves import MetricCurves
+from npd_core.names import CURVES, METRICS
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = ("circle", "x", "diamond", "square", "triangle-up", "cross")
@@ -107,11 +108,15 @@ def comparison_figure(runs: Mapping[str, MetricCurves], mode: str | None = "ligh
     colors = theme.palette(mode)
     shades = (colors.benign, colors.trigger, colors.polarizer, colors.green, colors.text, colors.muted)
     figure = make_subplots(
-        1, len(METRICS), subplot_titles=list(METRICS.values()), shared_yaxes=True, horizontal_spacing=0.03
+        1,
+        len(CURVES),
+        subplot_titles=[METRICS[name].short for name in CURVES],
+        shared_yaxes=True,
+        horizontal_spacing=0.03,
     )
     for number, (words, curves) in enumerate(runs.items()):
         look = number % len(shades)
-        for column, name in enumerate(METRICS, start=1):
+        for column, name in enumerate(CURVES, start=1):
             figure.add_trace(
                 go.Scatter(
                     x=curves.epochs,
@@ -163,7 +168,7 @@ def outcome_figure(rows: Sequence[Row], names: Sequence[str], mode: str | None =
         after, before = [getattr(row, name) for row in rows], [getattr(row, f"{name}_before") for row in rows]
         figure.add_trace(
             go.Bar(
-                name=METRICS[name],
+                name=METRICS[name].short,
                 x=list(names),
                 y=after,
                 customdata=before,

@@ -12,30 +12,13 @@ import plotly.graph_objects as go
 
 from npd_core.figures import theme
 from npd_core.figures.curves import DASHES, MARKERS
-from npd_core.figures.curves import METRICS as CURVES
 from npd_core.figures.runs import DASHES as LINE_DASHES
 from npd_core.figures.runs import SYMBOLS
+from npd_core.names import METRICS
 
-METRICS = {**CURVES, "der": "DER defense"}
-"""What is measured of a defense, with the words for each."""
 SOURCES = {"recorded": "recorded here", "live": "live here", "published": "published in the paper"}
 """Where a number comes from, in the order in which they are drawn."""
 PATTERNS = {"recorded": "", "live": ".", "published": "/"}
-DEFENSES = {
-    "none": "No defense",
-    "fp": "FP",
-    "nad": "NAD",
-    "nc": "NC",
-    "anp": "ANP",
-    "i_bau": "i-BAU",
-    "ep": "EP",
-    "npd_uu": "NPD-UU",
-    "npd_up": "NPD-UP",
-    "npd_tu": "NPD-TU",
-    "npd_tp": "NPD-TP",
-    "npd": "NPD",
-}
-"""Words for each defense, in the order of the paper's tables."""
 
 
 class Outcome(NamedTuple):
@@ -62,7 +45,7 @@ def bars(outcomes: Sequence[Outcome], metric: str, mode: str | None = "light") -
     """
     colors = theme.palette(mode)
     labels, sources = _labels(outcomes), _sources(outcomes)
-    figure = _bar_chart(mode, METRICS[metric], len(labels), len(sources))
+    figure = _bar_chart(mode, METRICS[metric].full, len(labels), len(sources))
     for source in sources:
         rows = {outcome.label: getattr(outcome, metric) for outcome in outcomes if outcome.source == source}
         values = [rows.get(label) for label in labels]
@@ -124,7 +107,7 @@ def curves(
                 },
                 hovertemplate=f"%{{x}}: %{{y:.1%}}<extra>{words}, {SOURCES[source]}</extra>",
             )
-    figure.update_layout(title=_title(METRICS[metric]), legend={"y": -0.25, "yanchor": "top"})
+    figure.update_layout(title=_title(METRICS[metric].full), legend={"y": -0.25, "yanchor": "top"})
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=order, title_text=axis)
     figure.update_yaxes(range=[-0.04, 1.05], tickformat=".0%")
     return figure
@@ -158,7 +141,7 @@ def along_layers(
             figure.add_scatter(
                 x=[o.label for o in kept],
                 y=[getattr(o, name) for o in kept],
-                name=METRICS[name] + {"line": "", "other": ", not after", "live": ", live"}[words],
+                name=METRICS[name].short + {"line": "", "other": ", not after", "live": ", live"}[words],
                 showlegend=words == "line" or not any(o.label.startswith("after:") for o in outcomes),
                 legendgroup=name,
                 mode="lines+markers" if words == "line" else "markers",

@@ -17,7 +17,8 @@ from npd_core.experiments.record import Cell, TableRecord
 from npd_core.figures import tables
 from npd_core.figures.curves import MetricCurves
 from npd_core.figures.network import Tint, tint
-from npd_core.figures.tables import DEFENSES, METRICS, SOURCES, Outcome, percent
+from npd_core.figures.tables import SOURCES, Outcome, percent
+from npd_core.names import DEFENSES, METRICS, attack_name, defense_name
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
 from pages.shared import cache, selectors, shell, tiles
@@ -86,11 +87,9 @@ def _attack(found: TableRecord | None, card: Card, all_attacks: str) -> str:
     if found is None or not found.cells:
         return card.attack
     titles = {all_attacks: ""} if all_attacks else {}
-    titles |= {
-        shell.ATTACK_TITLES.get(c.row["attack"], c.row["attack"]): c.row["attack"] for c in found.cells
-    }
+    titles |= {attack_name(c.row["attack"]): c.row["attack"] for c in found.cells}
     _forget_unless("table_attack", titles)
-    own = shell.ATTACK_TITLES.get(card.attack, card.attack)
+    own = attack_name(card.attack)
     chosen = st.selectbox(
         "Attack",
         list(titles),
@@ -193,7 +192,7 @@ def panels(
                 for o in shown
                 if getattr(o, metric) is not None
             )
-            chart(draw(metric), key=f"{key}-{metric}", alt=f"{METRICS[metric]}: {numbers}.")
+            chart(draw(metric), key=f"{key}-{metric}", alt=f"{METRICS[metric].full}: {numbers}.")
 
 
 def bars(shown: Sequence[Outcome], key: str) -> None:
@@ -269,7 +268,7 @@ def _numbers(outcome: Outcome) -> dict[str, Any]:
 
 def _axis_value(axis: str, value: Any) -> Any:
     if axis in ("attack", "defense"):
-        return (shell.ATTACK_TITLES if axis == "attack" else DEFENSES).get(value, value)
+        return (attack_name if axis == "attack" else defense_name)(value)
     if axis == "poison_ratio":
         return f"{value:.0%}"
     if axis == "targeted":

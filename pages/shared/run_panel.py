@@ -10,6 +10,7 @@ from npd_core import paths
 from npd_core.errors import NPDError
 from npd_core.export.bundle import has_polarizer
 from npd_core.figures import curves
+from npd_core.names import CURVES, METRICS
 from npd_core.runs import queue, worker
 from npd_core.runs.store import Run, RunStore
 from npd_core.zoo.card import Card
@@ -20,12 +21,6 @@ from pages.shared.components.light import Frame, light
 REFRESH = 0.5
 RESULT = -1
 """In place of an epoch: the end of the run, as it was kept and measured."""
-MEANING = {
-    "acc": "Clean accuracy: clean test images that get their true label. Should stay high.",
-    "asr": "Attack success rate: triggered test images that get the attacker's label. Should fall to near 0.",
-    "ra": "Recovery accuracy: triggered test images that get their true label again. Should rise.",
-    "der": "Defense effectiveness: (max(0, drop of ASR) − max(0, drop of ACC) + 1) / 2; 0.5: no defense.",
-}
 
 
 def panel(run_id: str, card: Card | None) -> None:
@@ -83,23 +78,22 @@ def frames(run: Run, measured: curves.MetricCurves) -> list[Frame]:
 
 def tiles(before: dict[str, Any], now: dict[str, Any], der: float | None = None) -> None:
     """ACC, ASR and RA, with the change in points; DER where it is known."""
-    titles = {"acc": "ACC clean", "asr": "ASR attack", "ra": "RA recovered"}
     with st.grid("auto", min_column_width=150):
-        for name, title in titles.items():
+        for name in CURVES:
             old, new = before.get(name), now.get(name)
             if old is None and new is None and name != "acc":
                 continue  # a model without a known trigger
             change = f"{100 * (new - old):+.1f} points" if old is not None and new is not None else None
             st.metric(
-                title,
+                METRICS[name].short,
                 "–" if new is None else f"{new:.1%}",
                 change,
                 border=True,
-                help=MEANING[name],
-                delta_color="inverse" if name == "asr" else "normal",
+                help=METRICS[name].help,
+                delta_color="inverse" if METRICS[name].lower_is_better else "normal",
             )
         if der is not None:
-            st.metric("DER defense", f"{der:.3f}", border=True, help=MEANING["der"])
+            st.metric("DER", f"{der:.3f}", border=True, help=METRICS["der"].help)
 
 
 def chart_tables(losses: curves.LossCurves, measured: curves.MetricCurves) -> None:

@@ -15,10 +15,9 @@ import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
 from npd_core import paths
-from npd_core.attack_info import ATTACK_INFO
 from npd_core.config.baselines import CONFIGS
 from npd_core.errors import NPDError
-from npd_core.figures.tables import DEFENSES
+from npd_core.names import ATTACKS, architecture_name, attack_name, dataset_name, defense_name
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
 from pages.shared import cache, controls, lesson_view, tiles
@@ -26,7 +25,6 @@ from pages.shared.components import appearance
 
 NO_RUN = "none"
 WITHOUT_MODEL = ("glossary", "lessons")  # pages of words, where a choice of model would only be in the way
-ATTACK_TITLES = {**{name: info.title for name, info in ATTACK_INFO.items()}, "clean": "not backdoored"}
 STATES = {
     "queued": (":material/hourglass_empty:", "gray"),
     "running": (":material/play_circle:", "violet"),
@@ -248,15 +246,8 @@ def link(page: str, label: str, icon: str, query: dict[str, str] | None = None) 
 
 def model_title(card: Card) -> str:
     """One line for a visitor: data set, attack, architecture, width."""
-    arch = {"preact_resnet18": "PreAct-ResNet18", "vgg19_bn": "VGG19-BN"}.get(card.arch, card.arch)
-    names = {
-        "signs": "Traffic signs",
-        "cifar10": "CIFAR-10",
-        "gtsrb": "GTSRB",
-        "tiny_imagenet": "Tiny ImageNet",
-    }
-    attack = ATTACK_TITLES.get(card.attack, card.attack)
-    return f"{names.get(card.dataset, card.dataset)} · {attack} · {arch}, width {card.width}"
+    arch, attack = architecture_name(card.arch), attack_name(card.attack)
+    return f"{dataset_name(card.dataset)} · {attack} · {arch}, width {card.width}"
 
 
 def run_title(run: Run | None) -> str:
@@ -272,7 +263,7 @@ def run_title(run: Run | None) -> str:
 
 def repair(run: Run) -> str:
     """The defense of a run and its layer, as "NPD · layer4.1.conv1"; a baseline has none: "FP"."""
-    name = DEFENSES.get(run.request.defense, run.request.defense)
+    name = defense_name(run.request.defense)
     if run.request.defense in CONFIGS:
         return name
     return f"{name} · {run.request.layer or (run.result or {}).get('layer') or 'default layer'}"
@@ -316,7 +307,7 @@ def join_app() -> None:
 
 def _cards() -> list[Card]:
     """The zoo, the built-in data set first: what it shows works on every machine. Honest networks come last of each."""
-    order = {attack: place for place, attack in enumerate(ATTACK_TITLES)}
+    order = {attack: place for place, attack in enumerate(ATTACKS)}
     return sorted(
         cache.zoo.cards(),
         key=lambda c: (c.dataset != "signs", c.dataset, order.get(c.attack, len(order)), c.width, c.id),

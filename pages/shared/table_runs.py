@@ -11,7 +11,7 @@ import streamlit as st
 from npd_core.config.request import DefenseRequest
 from npd_core.data.load import availability
 from npd_core.experiments.record import Cell
-from npd_core.figures.tables import DEFENSES
+from npd_core.names import defense_name
 from npd_core.runs import queue
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
@@ -87,6 +87,6 @@ def start(request: DefenseRequest, card: Card, run: Run | None) -> None:
                 st.toast("Stopping after this step …", icon=":material/stop:")
     if run is not None:
         layer = (run.result or {}).get("layer") or run.request.layer
-        name = DEFENSES.get(run.request.defense, run.request.defense)
+        name = defense_name(run.request.defense)
         st.markdown(f"**{name}**{f', {layer}' if layer else ''} · run `{run.id}`")
         run_panel.panel(run.id, card)

@@ -16,6 +16,7 @@ from npd_core.figures.tables import (
     tiles,
     time_bars,
 )
+from npd_core.names import METRICS
 
 MEASURED = Outcome("NPD", "recorded", 0.9, 0.02, 0.8, 0.95, 12.0)
 PRINTED = Outcome("NPD", "published", 0.92, 0.01, None, 0.97, 55.16)
@@ -38,7 +39,7 @@ def test_bars_have_a_pattern_for_each_source(mode: str) -> None:
         theme.palette(mode).trigger
     }
     assert list(figure.data[0].text) == ["60%", "2%"]
-    assert figure.layout.title.text == "ASR attack"
+    assert figure.layout.title.text == METRICS["asr"].full
     assert drawn(bars([FP, MEASURED], "der", mode)) == {"recorded": {"FP": 0.7, "NPD": 0.95}}
 
 

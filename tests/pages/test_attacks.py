@@ -13,7 +13,7 @@ from streamlit.testing.v1 import AppTest
 
 from npd_core.attack_info import ATTACK_INFO
 from npd_core.attacks import ATTACKS, MAKE
-from pages.shared.shell import ATTACK_TITLES
+from npd_core.names import attack_name
 
 Open = Callable[..., AppTest]
 
@@ -118,7 +118,7 @@ def test_clean_models_come_last_in_the_list(open_page: Open, clean_zoo: str) -> 
     assert errors(page) == []
     assert page.selectbox(key="model").value == clean_zoo
     assert len(page.selectbox(key="model").options) == 2
-    assert ATTACK_TITLES["clean"] in page.selectbox(key="model").options[-1]
+    assert attack_name("clean") in page.selectbox(key="model").options[-1]
     assert [info.icon for info in page.info] == [":material/verified:"]
     page.button(key="choose_badnets_a2o").click().run()
     assert page.selectbox(key="model").value != clean_zoo, "choosing an attack chooses its model"

@@ -184,10 +184,10 @@ def test_a_finished_run_in_the_address_is_opened(desk: Desk, make_run: Make, ope
     assert errors(page) == []
     values = {metric.label: metric.value for metric in page.metric}
     assert values == {
-        "ACC clean": "79.0%",
-        "ASR attack": "3.0%",
-        "RA recovered": "74.0%",
-        "DER defense": "0.960",
+        "ACC": "79.0%",
+        "ASR": "3.0%",
+        "RA": "74.0%",
+        "DER": "0.960",
     }
     assert any("live · seed 5 · cpu" in caption.value for caption in page.caption)
     assert "Take it home" in [caption.value for caption in page.caption], "a link, in the app"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from npd_core.figures.tables import DEFENSES
+from npd_core.names import DEFENSES
 from npd_core.runs.store import Run
 
 Open = Callable[..., AppTest]

@@ -14,7 +14,7 @@ from npd_core.config.baselines import CONFIGS
 from npd_core.errors import CheckpointError, UnknownNameError
 from npd_core.experiments.record import TableRecord, list_tables, read_table, table_path
 from npd_core.export.bundle import has_polarizer
-from npd_core.figures.tables import DEFENSES
+from npd_core.names import defense_name
 from npd_core.polarizer.snapshots import snapshot_epochs, snapshot_file
 from npd_core.runs.queue import is_current
 from npd_core.runs.store import Run, RunStore
@@ -173,7 +173,7 @@ def usable_runs(model_id: str) -> list[Run]:
 def no_polarizer(run: Run) -> str:
     """Return why a run has no polarizer, and what to do."""
     if run.request.defense in CONFIGS:
-        name = DEFENSES.get(run.request.defense, run.request.defense)
+        name = defense_name(run.request.defense)
         return f"Run {run.id} is of {name}, which trains no polarizer. Choose a run of NPD."
     why = f": {run.message}" if run.message else "."
     return f"Run {run.id} is {run.state} and has no polarizer{why} Choose a finished run."
