@@ -1,10 +1,8 @@
-"""The frame of the app: page list, header, and the choices that a link carries. Imports no torch."""
-
-import streamlit as st
+"""The entry point of the app: style, menu, choice of model and run, then the page of the URL. Imports no torch."""
 
 from pages.shared import shell
 
-shell.dress()
-page = st.navigation(shell.pages(), position=shell.menu())
+shell.configure_page()
+page = shell.navigation()
 shell.header(page.url_path)
 page.run()

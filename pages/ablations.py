@@ -19,7 +19,7 @@ from npd_core.figures.tables import Outcome
 from npd_core.names import DEFENSES, defense_name
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import controls, paper_tables, run_panel, selectors, shell, table_runs, tiles
+from pages.shared import controls, describe, paper_tables, run_panel, selectors, shell, table_runs, tiles
 
 
 class Variant(NamedTuple):
@@ -191,6 +191,6 @@ choice = st.selectbox(
     index=0 if question.axis else len(variants) - 1,
     bind="query-params",
 )
-st.caption(f"Runs on the chosen model, {shell.model_title(card)}.")
+st.caption(f"Runs on the chosen model, {describe.model(card)}.")
 table_runs.start(variants[choice].request, card, run)
 run_panel.warm()

@@ -10,7 +10,7 @@ from npd_core.attack_info import ATTACK_INFO
 from npd_core.errors import NPDError
 from npd_core.names import CURVES, METRICS
 from npd_core.zoo.card import Card, model_id
-from pages.shared import cache, selectors, shell, tiles, url_state
+from pages.shared import cache, choice, describe, selectors, shell, tiles, url_state
 from pages.shared.components.compare import compare
 
 ATTACK = url_state.choice("attack", list(ATTACK_INFO), default="")
@@ -32,7 +32,7 @@ def choose_attack(attack: str, card: Card | None) -> None:
         ATTACK.set(attack)
     else:
         ATTACK.clear()
-        shell.choose_model(card.id)
+        choice.choose_model(card.id)
 
 
 def chosen_attack(card: Card | None, models: dict[str, Card | None]) -> str:
@@ -147,7 +147,7 @@ if card is not None and card.attack == attack:
     model = card
 elif card is not None and card.asr is None:
     st.info(
-        f"The chosen model, {shell.model_title(card)}, is a clean model. An attack is shown for comparison.",
+        f"The chosen model, {describe.model(card)}, is a clean model. An attack is shown for comparison.",
         icon=":material/verified:",
     )
     with st.expander("Card of the clean model", icon=":material/badge:"):

@@ -22,12 +22,13 @@ from npd_core.zoo.card import Card
 from pages.shared import (
     cache,
     controls,
-    lesson_view,
+    describe,
     paper_tables,
     run_panel,
     selectors,
     shell,
     tiles,
+    url_state,
 )
 from pages.shared.components.chart import chart
 
@@ -110,34 +111,26 @@ def stop(runs: list[Run]) -> None:
                 queue.manager().cancel(run.id)
 
 
-def in_address() -> list[Run]:
-    """The two runs of the race that the address names, or named before the visitor went to another page; empty without
-    one, and after a sentence where one is unknown."""
-    names = [name for name in lesson_view.carried("runs").split(",") if name]
-    if not names:
-        return []
-    try:
-        if len(names) != 2:
-            raise NPDError(f"A race has two runs, but the address names {len(names)}: start one here.")
-        if names[0] == names[1]:
-            raise NPDError(
-                f"A race has two runs, but the address names {names[0][:40]!r} twice: start one here."
-            )
-        return [cache.runs.find_run(name) for name in names]
-    except NPDError as error:
-        lesson_view.forget("runs")
-        st.error(str(error), icon=":material/error:")
-        return []
+def two_runs(found: str) -> tuple[str, ...]:
+    """Read the ids of two different runs."""
+    names = tuple(dict.fromkeys(found.split(",")))
+    if len(names) != 2:
+        raise NPDError("It must name two different runs.")
+    return tuple(cache.runs.find_run(name).id for name in names)
+
+
+NO_RUNS: tuple[str, ...] = ()
+RUNS = url_state.UrlValue("runs", two_runs, NO_RUNS, ",".join)
 
 
 def titles(runs: list[Run], card: Card) -> list[str]:
     """Words for both runs, no two the same: the first runner that asks for exactly this, else defense and layer."""
     known = {make(card).key: title for title, make in reversed(runners().values())}
-    words = [known.get(run.request.key, shell.repair(run)) for run in runs]
+    words = [known.get(run.request.key, describe.defense(run)) for run in runs]
     if words[0] == words[1]:
         settings = differing({run.id: run.request.config.to_dict() for run in runs})
         told = [" · ".join(f"{name} {values[lane]}" for name, values in settings.items()) for lane in (0, 1)]
-        own = [shell.brief(run) for run in runs] if not settings or len(settings) > MOST else told
+        own = [describe.short_id(run) for run in runs] if not settings or len(settings) > MOST else told
         words = [f"{word} · {end}" for word, end in zip(words, own, strict=True)]
     return words
 
@@ -155,7 +148,7 @@ def lanes(runs: list[Run], names: list[str], card: Card) -> None:
         last = {m: (getattr(seen, m)[-1] if seen.epochs else None) for m in ("acc", "asr", "ra")}
         now.append(dict(after) if after else last)
         with column:
-            icon, color = shell.STATES[run.state]
+            icon, color = describe.STATES[run.state]
             epoch = f"epoch {done.epoch} of {done.epochs}" if run.active and done.epochs else run.state
             st.markdown(f"**{name}** :{color}-badge[{icon} {epoch}]")
             run_panel.tiles(before, now[-1], (run.result or {}).get("der"))
@@ -217,7 +210,8 @@ first, second = (
     )
     for column, word, key, name in ((left, "One", "first", "recommended"), (right, "Two", "second", "paper"))
 )
-runs = in_address()
+runs = [cache.runs.find_run(name) for name in RUNS.get()]
+url_state.show_notices(RUNS)
 running = any(run.active for run in runs)
 with selectors.working():
     asked = []
@@ -230,7 +224,7 @@ with selectors.working():
     if st.button(
         "Start the race", type="primary", icon=":material/flag:", key="start", disabled=running or same
     ):
-        st.query_params["runs"] = ",".join(queue.manager().race(*asked))
+        RUNS.set(tuple(queue.manager().race(*asked)))
         st.rerun()
 
 if runs:
@@ -248,8 +242,7 @@ if runs:
             icon=":material/close:",
             type="tertiary",
             key="away",
-            on_click=lesson_view.drop,
-            args=("comparison",),
+            on_click=RUNS.clear,
             help="Both runs stay on the page Runs; a run that goes on is not stopped.",
         )
     if running:
@@ -257,7 +250,7 @@ if runs:
     else:
         lanes(runs, names, card)
         for run, name in zip(runs, names, strict=True):
-            st.caption(f"{name}: {shell.provenance(run)} · run `{run.id}`")
+            st.caption(f"{name}: {describe.provenance(run)} · run `{run.id}`")
         settings = differing({run.id: run.request.to_dict() for run in runs})
         if settings:
             st.dataframe(

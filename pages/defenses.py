@@ -11,7 +11,17 @@ from npd_core.figures.tables import SOURCES, Outcome
 from npd_core.names import DEFENSES, METRICS, attack_name, defense_name
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import cache, controls, paper_tables, run_panel, selectors, shell, table_runs, tiles
+from pages.shared import (
+    cache,
+    controls,
+    describe,
+    paper_tables,
+    run_panel,
+    selectors,
+    shell,
+    table_runs,
+    tiles,
+)
 from pages.shared.components.chart import chart
 
 MEAN = "Mean over the attacks"
@@ -132,7 +142,7 @@ defense = st.selectbox(
 )
 recorded = any(cell.defense == defense and cell.config and paper_tables.is_of(cell, card) for cell in cells)
 settings = "the settings of the recorded run" if recorded else "the default settings of the data set"
-st.caption(f"Runs on the chosen model, {shell.model_title(card)}, with {settings}.")
+st.caption(f"Runs on the chosen model, {describe.model(card)}, with {settings}.")
 table_runs.start(requests[defense], card, run)
 
 if view.record is not None:

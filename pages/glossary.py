@@ -1,37 +1,36 @@
-"""Every word of the field that the app uses. Each has an address of its own: /glossary?term=asr. Imports no torch."""
+"""The technical terms of the app. Each has its own URL: /glossary?term=asr. Imports no torch."""
 
 import streamlit as st
 
-from npd_core.errors import NPDError
 from pages.content.glossary import TERMS, Term, get_term, search
-from pages.shared import shell
+from pages.shared import shell, url_state
 
 
-def links(term: Term) -> str:
-    """Links to the terms that explain more, within this page."""
+def parse_term(found: str) -> str:
+    return get_term(found).id
+
+
+def related(term: Term) -> str:
     return " · ".join(f"[{TERMS[name].title}](#{name})" for name in term.see)
 
 
-def entry(term: Term) -> None:
+def draw_term(term: Term) -> None:
     st.subheader(term.title, anchor=term.id)
-    st.markdown(term.text + (f"\n\n:gray[See also] {links(term)}" if term.see else ""))
+    st.markdown(term.text + (f"\n\n:gray[See also] {related(term)}" if term.see else ""))
 
 
 shell.selection()
 st.title("Glossary", anchor=False)
 st.write(
-    "The words that this app uses, in a sentence or two each. The link beside a word leads straight to it."
+    "The technical terms of the app, explained in a sentence or two. Each heading has a link of its own."
 )
 
-asked = st.query_params.get("term")
-if asked:
-    try:
-        one = get_term(asked)
-    except NPDError as error:
-        st.error(str(error), icon=":material/error:")
-    else:
-        with st.container(border=True, key="asked"):
-            st.markdown(f"**{one.title}**\n\n{one.text}")
+TERM = url_state.UrlValue("term", parse_term, "")
+chosen = TERM.get()
+url_state.show_notices(TERM)
+if chosen:
+    with st.container(border=True, key="chosen-term"):
+        st.markdown(f"**{TERMS[chosen].title}**\n\n{TERMS[chosen].text}")
 words = st.text_input(
     "Search",
     key="words",
@@ -42,8 +41,11 @@ words = st.text_input(
 )
 found = search(words)
 if not found:
-    st.info("No word fits. Try a shorter one, or empty the field to see all.", icon=":material/search_off:")
+    st.info(
+        "No term matches. Try a shorter word, or clear the search to see all terms.",
+        icon=":material/search_off:",
+    )
 for section, terms in found.items():
     st.header(section, anchor=False, divider="gray")
     for term in terms:
-        entry(term)
+        draw_term(term)

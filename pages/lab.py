@@ -10,7 +10,7 @@ from npd_core.figures import network as drawing
 from npd_core.names import attack_name
 from npd_core.runs import queue
 from npd_core.zoo.card import Card
-from pages.shared import controls, paper_tables, run_panel, shell
+from pages.shared import choice, controls, paper_tables, run_panel, shell
 from pages.shared.components.network import network
 
 
@@ -90,7 +90,7 @@ def start_and_stop(card: Card, layer: str) -> None:
             if answer in there:
                 st.toast("Exactly this was asked for before: here is that run.", icon=":material/replay:")
             controls.forget_problems()
-            shell.open_run(answer)
+            choice.open_run(answer)
         if stop and run is not None:
             queue.manager().cancel(run.id)
             st.toast("Stopping after this step …", icon=":material/stop:")

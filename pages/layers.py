@@ -14,7 +14,17 @@ from npd_core.figures import tables
 from npd_core.names import METRICS
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import controls, paper_tables, run_panel, selectors, shell, table_runs, tiles, url_state
+from pages.shared import (
+    controls,
+    describe,
+    paper_tables,
+    run_panel,
+    selectors,
+    shell,
+    table_runs,
+    tiles,
+    url_state,
+)
 from pages.shared.components.chart import chart
 from pages.shared.components.network import network
 from pages.shared.text import message
@@ -61,7 +71,7 @@ def recorded_numbers(cell: Cell | None) -> None:
     run_panel.tiles(cell.before._asdict() if cell.before else {}, cell.after._asdict(), cell.der)
     seconds = f"{cell.seconds.train:.0f} s of training" if cell.seconds else "training time not recorded"
     st.caption(
-        f"recorded · `{cell.model}` · seed {cell.seed} · {cell.device} · {shell.local_time(cell.date)} · "
+        f"recorded · `{cell.model}` · seed {cell.seed} · {cell.device} · {describe.local_time(cell.date)} · "
         f"{seconds}"
     )
 

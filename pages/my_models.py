@@ -18,7 +18,7 @@ from npd_core.runs import queue
 from npd_core.runs.store import Run
 from npd_core.zoo import Zoo
 from npd_core.zoo.card import Card
-from pages.shared import cache, downloads, run_panel, selectors, shell, url_state
+from pages.shared import cache, describe, downloads, run_panel, selectors, shell, url_state
 from pages.shared.text import plain, show_error
 from pages.shared.url_state import UrlValue
 
@@ -259,7 +259,7 @@ def choose_run(runs: dict[str, Run]) -> Run:
 
 def title(run: Run) -> str:
     epochs = getattr(run.request.config, "epochs", 0)
-    return f"{shell.repair(run)} · {epochs} epochs · {run.state} · {shell.local_time(run.created)}"
+    return f"{describe.defense(run)} · {epochs} epochs · {run.state} · {describe.local_time(run.created)}"
 
 
 def run_settings(card: Card, images: int) -> DefenseRequest | None:

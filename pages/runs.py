@@ -14,7 +14,17 @@ from npd_core.figures.curves import read_metrics
 from npd_core.figures.runs import comparison_figure, differing, outcome_figure, read_row
 from npd_core.names import METRICS, defense_name
 from npd_core.runs.store import Run
-from pages.shared import cache, controls, downloads, paper_tables, run_panel, selectors, shell, tiles
+from pages.shared import (
+    cache,
+    controls,
+    describe,
+    downloads,
+    paper_tables,
+    run_panel,
+    selectors,
+    shell,
+    tiles,
+)
 
 MOST = 6  # runs compared at once
 COLUMNS: dict[str, Any] = {
@@ -49,12 +59,12 @@ COLUMNS: dict[str, Any] = {
 
 def words(run: Run) -> str:
     """A run in one line, told apart from every other by the start of its id, or as the recorded one of its model."""
-    return " · ".join(dict.fromkeys((run.request.model, shell.run_title(run), shell.brief(run))))
+    return " · ".join(dict.fromkeys((run.request.model, describe.run(run), describe.short_id(run))))
 
 
 def short(run: Run) -> str:
     """Start of the id, the defense and its layer: enough to tell runs apart in a chart."""
-    return f"{shell.brief(run)} · {shell.repair(run)}"
+    return f"{describe.short_id(run)} · {describe.defense(run)}"
 
 
 def visible() -> list[Run]:
@@ -74,7 +84,7 @@ def table(runs: list[Run]) -> None:
             run.id, run.recorded, run.state, run.created, run.request.to_dict(), run.result
         )._asdict()
         row["defense"] = defense_name(row["defense"])
-        row["when"] = shell.local_time(row.pop("created"))
+        row["when"] = describe.local_time(row.pop("created"))
         if run.state == "running":
             row["state"] = f"running, {run.share:.0%}"
         rows.append({name: row[name] for name in COLUMNS})
@@ -92,9 +102,9 @@ def refresh() -> None:
 
 def details(run: Run) -> None:
     """One run: how it ended, its figures, and what can be done with it."""
-    icon, color = shell.STATES[run.state]
+    icon, color = describe.STATES[run.state]
     st.markdown(
-        f":{color}-badge[{icon} {run.state}] `{run.id}` · {shell.provenance(run)}"
+        f":{color}-badge[{icon} {run.state}] `{run.id}` · {describe.provenance(run)}"
         + (f" · {run.message}" if run.message else "")
         + (f" · {run_panel.ahead(run)}" if run.state == "queued" else "")
     )

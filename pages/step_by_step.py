@@ -8,7 +8,7 @@ import streamlit as st
 from npd_core.config.npd import NPDConfig
 from npd_core.export.bundle import has_polarizer
 from npd_core.runs.store import Run
-from pages.shared import cache, controls, selectors, shell, step_view
+from pages.shared import cache, controls, describe, selectors, shell, step_view
 
 SETTINGS = (
     "lambda1", "lambda2", "lambda3", "lambda4", "rho", "norm", "inner_steps", "inner_lr", "inner_step",
@@ -143,7 +143,7 @@ with selectors.working():
         )
         if theta == "trained":
             start = run
-            st.caption(f"Polarizer of run `{run.id}` · {shell.provenance(run)}")
+            st.caption(f"Polarizer of run `{run.id}` · {describe.provenance(run)}")
     trace = cache.attribution.trace(request, number, start.id if start else None)
 assert isinstance(request.config, NPDConfig)
 with stage:

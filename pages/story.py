@@ -17,6 +17,8 @@ from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
 from pages.shared import (
     cache,
+    choice,
+    describe,
     downloads,
     filmstrip,
     lesson_view,
@@ -291,7 +293,7 @@ def lens(card: Card) -> None:
             story_state.asked(story, card)
         )  # where it is refused, this step stays
         story.step = 5
-        shell.open_run(run_id)
+        choice.open_run(run_id)
 
 
 def picked() -> None:
@@ -363,7 +365,7 @@ def show_training(run: Run, card: Card, one: story_state.Subject, names: tuple[s
             one.target,
             who=f"Your triggered picture, {since}",
             alt=f"{one.called(names)} with the trigger",
-            tag=shell.provenance(run),
+            tag=describe.provenance(run),
             top=0,
             right=one.right,
         )
@@ -521,7 +523,7 @@ def tell(selected: shell.Selection) -> None:
 
 
 selection = shell.selection()
-first = 1 if lesson_view.booth() else 0
+first = 1 if lesson_view.at_booth() else 0
 story = story_state.tale(first)
 story_state.dress()
 with st.container(key="story"):

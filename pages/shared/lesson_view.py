@@ -1,14 +1,12 @@
-"""What the address says about the screen itself: which parts of a page a lesson shows, and whether this is a booth.
+"""What the URL says about the screen: the parts of a page that a lesson or a view shows, and whether it is a booth.
 
-Both travel from page to page. `frame.header` draws what they ask for; pages need to know nothing of it, except that a
-part which a view may leave out stands in a container whose key starts with "view-" and the part's name. What one page
-alone has in its address, and comes back to after another page, is kept in the same way.
+Both hold on every page. A part that a view may leave out is drawn in a container with the key "view-" and the name
+of the part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import NoReturn
+from collections.abc import Iterable, Mapping
 
 import streamlit as st
 from streamlit.errors import StreamlitAPIException
@@ -16,121 +14,97 @@ from streamlit.errors import StreamlitAPIException
 from npd_core import paths
 from npd_core.errors import NPDError
 from npd_core.runs.store import Run
-from pages.content.lessons import PARTS, Place, View, get_view
-from pages.shared import cache, controls
+from pages.content.lessons import PARTS, Step, View, get_view
+from pages.shared import cache, choice, url_state
 from pages.shared.components.idle import IDLE, countdown
 
-Go = Callable[[str, dict[str, str]], NoReturn]
 
+def _parse_view(found: str) -> str:
+    get_view(found)
+    return found
+
+
+VIEW = url_state.UrlValue("view", _parse_view, "")
+BOOTH = url_state.short_text("booth")
 CHECK = 5.0
-"""Seconds between two looks at whether a visitor's run goes on."""
+"""Seconds between two checks whether a run of the visitor is active."""
 BIG_TYPE = """<style>
 :root { font-size: clamp(18px, min(1.45vw, 2.6vh), 56px) !important; --npd-sky: max(230px, min(19vw, 34vh)); }
 </style>"""
 
 
-def carried(name: str) -> str:
-    """Value of `name` in the address, kept in it from page to page until `drop` is called; "" when there is none."""
-    kept = st.session_state.setdefault("_carried", {})
-    asked = st.query_params.get(name)
-    if asked is not None:
-        kept[name] = asked
-    elif kept.get(name):
-        st.query_params[name] = kept[name]
-    return str(kept.get(name, ""))
+def current_view() -> View | Step | None:
+    """Return the view or the step of a lesson that the URL names; None without one."""
+    name = VIEW.get()
+    return get_view(name) if name else None
 
 
-def forget(name: str) -> None:
-    """Do not come back to the value of `name` that the address has now, as it leads nowhere."""
-    st.session_state.setdefault("_carried", {})[name] = ""
+def shown_parts() -> frozenset[str]:
+    """Return the parts of a page that are shown, out of `PARTS`."""
+    view = current_view()
+    return frozenset(PARTS) if view is None else view.shows
 
 
-def drop(name: str) -> None:
-    """Take `name` out of the address; for a button's `on_click`."""
-    forget(name)
-    st.query_params.pop(name, None)
+def at_booth() -> bool:
+    """Return whether this screen stands at a booth."""
+    return BOOTH.get() == "1"
 
 
-def asked() -> View | Place | None:
-    """The view that the address names; None without one. An unknown name is said once and shows everything."""
-    name = carried("view")
-    if not name:
-        return None
-    try:
-        return get_view(name)
-    except NPDError as error:
-        st.session_state["_unknown_view"] = f"{error} Everything is shown instead."
-        drop("view")
-        return None
-
-
-def shown() -> frozenset[str]:
-    """The parts of a page that are shown, out of `PARTS`."""
-    view = asked()
-    return frozenset(PARTS) if view is None else (view.view if isinstance(view, Place) else view).shows
-
-
-def booth() -> bool:
-    """Whether this screen stands at a booth."""
-    return carried("booth") == "1"
-
-
-def dress(page: str, go: Go) -> None:
-    """Leave out what the view leaves out, and draw the lesson's bar; before the page.
+def draw(page: str) -> None:
+    """Hide the parts that the view leaves out, and draw the bar of the lesson. Call it before the page.
 
     Args:
-        page: url path of the page on show.
-        go: opens the page of a url path with values in the address.
+        page: URL path of the page.
     """
-    view, parts = asked(), shown()
-    sentence = st.session_state.pop("_unknown_view", None)
-    if sentence:
-        st.info(sentence, icon=":material/visibility:")
+    view, parts = current_view(), shown_parts()
+    url_state.show_notices(VIEW)
     hidden = [f'[class*="st-key-view-{part}"]' for part in PARTS if part not in parts]
     if hidden:
         st.html(f"<style>{', '.join(hidden)} {{ display: none; }}</style>")
-    if isinstance(view, Place):
-        _bar(view, go, page)
+    if isinstance(view, Step):
+        _draw_bar(view, page)
 
 
-def open_step(place: Place, go: Go) -> None:
-    """Open the page of a step, set as the step asks. Call it while the script runs, not from a callback."""
-    state, about = st.session_state, place.lesson.model
-    model = about if about in [card.id for card in cache.zoo.cards()] else state.get("model")
-    if place.step.page == "lab":
-        state["_chosen"] = {"model": model, "run": "none"}
+def open_step(step: Step) -> None:
+    """Open the page of a step with the settings of the step. Not for callbacks."""
+    state = st.session_state
+    if step.page == "lab":
+        about = step.lesson.model
+        model = about if about in choice.cards() else state.get("model")
         if model:
-            controls.reset(cache.zoo.card(model))
-    for name, value in place.step.settings.items():
+            choice.choose_model(model)
+    for name, value in step.settings.items():
         state[name] = value
+    page = f"pages/{step.page}.py"
     try:
-        go(place.step.page, place.query())
-    except StreamlitAPIException:  # its widgets are on show: they write the address themselves
-        go(place.step.page, {"view": place.name})
+        st.switch_page(page, query_params=step.query())
+    except StreamlitAPIException:  # the widgets of the settings are on show: they write the URL themselves
+        st.switch_page(page, query_params={"view": step.name})
 
 
-def keep_watch(page: str) -> None:
-    """At a booth: big type, and back to the loop when nobody has touched anything for a while. While a run goes on that
-    an address of this session was about, nothing is reset."""
+def watch_idle(page: str) -> None:
+    """Draw big type, and go back to the loop of the booth when nobody has touched anything for a while.
+
+    Not while a run is active that a URL of this session has named.
+    """
     st.html(BIG_TYPE)
 
     @st.fragment(run_every=CHECK)
     def watch() -> None:
         try:
             active = {run.id: run for run in cache.runs.all_runs() if run.active}
-        except NPDError:  # the page says so
+        except NPDError:  # shown by the page
             return
         mine: set[str] = st.session_state.setdefault("_mine", set())
-        mine |= named(active.values(), st.query_params.to_dict())
+        mine |= runs_in_url(active.values(), st.query_params.to_dict())
         countdown(page=page, busy=not mine.isdisjoint(active), idle=IDLE, key="idle")
 
     watch()
 
 
-def named(runs: Iterable[Run], address: Mapping[str, str]) -> set[str]:
-    """Those of `runs` that the address names, by their ids or as runs of a network that the visitor brought; a model
-    of the zoo is named without a run of one's own."""
-    parts = {part for value in address.values() for part in value.split(",")}
+def runs_in_url(runs: Iterable[Run], query: Mapping[str, str]) -> set[str]:
+    """Return the ids of those runs that the URL names, by their own id or by that of an uploaded model."""
+    parts = {part for value in query.values() for part in value.split(",")}
     return {
         run.id
         for run in runs
@@ -138,12 +112,11 @@ def named(runs: Iterable[Run], address: Mapping[str, str]) -> set[str]:
     }
 
 
-def _bar(place: Place, go: Go, page: str) -> None:
-    step, lesson = place.step, place.lesson
+def _draw_bar(step: Step, page: str) -> None:
     with st.container(key="lesson", border=True):
         st.markdown(
-            f":violet[:material/school: **{lesson.title}**] · step {place.number} of {len(lesson.steps)} "
-            f"· **{step.title}**"
+            f":violet[:material/school: **{step.lesson.title}**] · step {step.number} of "
+            f"{len(step.lesson.steps)} · **{step.title}**"
         )
         here = page in (step.page, "alone")
         if here:
@@ -154,16 +127,15 @@ def _bar(place: Place, go: Go, page: str) -> None:
             st.markdown("This step of the lesson is on another page.")
         with st.container(horizontal=True):
             if not here and st.button("Go to the page of this step", key="lesson-here", type="primary"):
-                open_step(place, go)
-            if place.previous and st.button("Back", key="lesson-back", icon=":material/arrow_back:"):
-                open_step(place.previous, go)
-            if place.next and st.button("Next", key="lesson-next", icon=":material/arrow_forward:"):
-                open_step(place.next, go)
+                open_step(step)
+            if step.previous and st.button("Back", key="lesson-back", icon=":material/arrow_back:"):
+                open_step(step.previous)
+            if step.next and st.button("Next", key="lesson-next", icon=":material/arrow_forward:"):
+                open_step(step.next)
             st.button(
-                "Leave the lesson" if place.next else "End the lesson",
+                "Leave the lesson" if step.next else "End the lesson",
                 key="lesson-leave",
                 icon=":material/close:",
                 type="tertiary",
-                on_click=drop,
-                args=("view",),
+                on_click=VIEW.clear,
             )

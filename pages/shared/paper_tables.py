@@ -21,7 +21,7 @@ from npd_core.figures.tables import SOURCES, Outcome, percent
 from npd_core.names import DEFENSES, METRICS, attack_name, defense_name
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import cache, selectors, shell, tiles
+from pages.shared import cache, describe, selectors, tiles
 from pages.shared.components.chart import chart
 from pages.shared.text import message
 
@@ -119,7 +119,7 @@ def origin(found: TableRecord | None, cells: Sequence[Cell], card: Card) -> None
     measured = [cell for cell in cells if cell.after is not None]
     if measured:
         seeds, devices = (sorted({str(getattr(c, name)) for c in measured}) for name in ("seed", "device"))
-        dates = sorted({shell.local_time(cell.date)[:10] for cell in measured})
+        dates = sorted({describe.local_time(cell.date)[:10] for cell in measured})
         between = " to ".join(dict.fromkeys((dates[0], dates[-1])))
         st.caption(
             f"recorded · seed {', '.join(seeds)} · {', '.join(devices)} · {between} · command "
@@ -227,7 +227,7 @@ def number_table(
     for label, run in (runs or {}).items():
         device = (run.result or {}).get("environment", {}).get("device", run.request.device)
         about = {"model": run.request.model, "seed": run.request.config.seed, "device": device}
-        when = shell.local_time(run.ended or run.created)
+        when = describe.local_time(run.ended or run.created)
         rows.append({run_column: label} | _numbers(of_run(run, label)) | about | {"date": when})
     table(rows, key)
 
@@ -295,6 +295,6 @@ def _cell_origin(source: str, cell: Cell) -> dict[str, Any]:
         "model": cell.model,
         "seed": cell.seed,
         "device": cell.device,
-        "date": shell.local_time(cell.date),
+        "date": describe.local_time(cell.date),
     }
     return about | {"note": "; ".join(notes) or None}

@@ -13,7 +13,7 @@ from npd_core.errors import NPDError
 from npd_core.figures import curves, theme
 from npd_core.figures.gallery import Answer, Item, read_gallery
 from npd_core.runs.store import Run, RunStore
-from pages.shared import run_panel, shell
+from pages.shared import describe, run_panel
 from pages.shared.components.light import Frame, light
 
 STRIP = """<style>
@@ -65,7 +65,7 @@ def play(run: Run, *, key: str) -> None:
     )
     st.caption(
         "Light is a metaphor, its heights are measured: the blue wave is ACC, the orange one √(ASR / ASR before). "
-        f":material/history: **{shell.provenance(run)}** · {run.request.model}"
+        f":material/history: **{describe.provenance(run)}** · {run.request.model}"
     )
 
 

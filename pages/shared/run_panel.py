@@ -14,7 +14,7 @@ from npd_core.names import CURVES, METRICS
 from npd_core.runs import queue, worker
 from npd_core.runs.store import Run, RunStore
 from npd_core.zoo.card import Card
-from pages.shared import cache, filmstrip, shell
+from pages.shared import cache, describe, filmstrip
 from pages.shared.components.chart import chart
 from pages.shared.components.light import Frame, light
 
@@ -150,7 +150,7 @@ def _show(run: Run, card: Card | None) -> None:
         )
     if not run.active:
         chart_tables(seen.losses, seen.measured)
-        st.caption(f"{shell.provenance(run)} · test images are only measured, never trained on")
+        st.caption(f"{describe.provenance(run)} · test images are only measured, never trained on")
 
 
 def _moment(run: Run, before: dict[str, Any], measured: curves.MetricCurves, epoch: int | None) -> None:
@@ -230,7 +230,7 @@ def _status(run: Run, done: curves.Progress, epochs: int) -> None:
         seconds = (run.result or {}).get("seconds", {})
         took = f" in {seconds['train']:.0f} s of training" if seconds.get("train") is not None else ""
         ended = f"Stopped after epoch {done.epoch}" if run.state == "stopped" else f"Finished{took}"
-        icon, color = shell.STATES[run.state]
+        icon, color = describe.STATES[run.state]
         st.markdown(
             f":{color}[{icon} **{ended}**] · {'recorded run' if run.recorded else 'live run'}"
             + (f" · {run.message}" if run.message else "")

@@ -19,7 +19,7 @@ from npd_core.errors import NPDError
 from npd_core.export.bundle import has_polarizer
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import cache, shell
+from pages.shared import cache, choice, describe, shell
 from pages.shared.text import show_error
 
 
@@ -63,7 +63,7 @@ def finished_run(selection: shell.Selection) -> Run | None:
     run = selection.run
     if run is not None and run.request.model == selection.card.id:
         if has_polarizer(run.folder) and not run.active:
-            st.caption(f"Polarizer of run `{run.id}` · {shell.provenance(run)}")
+            st.caption(f"Polarizer of run `{run.id}` · {describe.provenance(run)}")
             return run
         st.warning(cache.runs.no_polarizer(run), icon=":material/hourglass_empty:")
     with working():
@@ -78,21 +78,21 @@ def finished_run(selection: shell.Selection) -> Run | None:
         return None
     run = usable[0]
     st.caption(
-        f"No run with a polarizer is chosen; showing `{run.id}` · {shell.run_title(run)} · "
-        f"{shell.provenance(run)}"
+        f"No run with a polarizer is chosen; showing `{run.id}` · {describe.run(run)} · "
+        f"{describe.provenance(run)}"
     )
     return run
 
 
 def follow(widget: str) -> None:
     """Make the run chosen in `widget` the run of the URL; for `on_change`."""
-    st.session_state["_open_run"] = st.session_state[widget]
+    choice.RUN.set(st.session_state[widget])
 
 
 def go(page: str, **query: str) -> None:
     """Open a page with these values in its URL; when the current page runs alone, say where to go."""
     if "run" in query:
-        st.session_state["_open_run"] = query["run"]
+        choice.RUN.set(query["run"])
     try:
         shell.open_page(page, query)
     except StreamlitAPIException:

@@ -1,13 +1,12 @@
-"""What every page shares: the model and the run that the address names, links between pages, honest labels.
+"""The shell around every page: the menu, the choice of model and run, links between pages.
 
-`app.py` draws the choice of model and run above each page; a page opened alone (by AppTest) draws it itself. Both are
-kept in the address by hand: a selectbox bound to it would write its titles there.
+`app.py` draws the choice of model and run above each page; a page that runs alone, as in a test, draws it itself.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from datetime import datetime
 from typing import Any, Literal, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
@@ -15,190 +14,188 @@ import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
 from npd_core import paths
-from npd_core.config.baselines import CONFIGS
 from npd_core.errors import NPDError
-from npd_core.names import ATTACKS, architecture_name, attack_name, dataset_name, defense_name
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import cache, controls, lesson_view, tiles
+from pages.shared import cache, choice, describe, lesson_view, text, tiles, url_state
 from pages.shared.components import appearance
 
-NO_RUN = "none"
-WITHOUT_MODEL = ("glossary", "lessons")  # pages of words, where a choice of model would only be in the way
-STATES = {
-    "queued": (":material/hourglass_empty:", "gray"),
-    "running": (":material/play_circle:", "violet"),
-    "finished": (":material/check_circle:", "blue"),
-    "stopped": (":material/stop_circle:", "blue"),
-    "failed": (":material/error:", "red"),
-    "interrupted": (":material/power_off:", "orange"),
-}
+
+class Page(NamedTuple):
+    """A page of the menu: `file` is its name in `pages/` and its path in the URL."""
+
+    file: str
+    title: str
+    icon: str
+    help: str
+    section: str = ""
+    """Section of the menu; "" is the bar itself."""
+
+
+PAGES = (
+    Page(
+        "story",
+        "Story",
+        "wb_twilight",
+        "What a backdoor is and how a thin layer filters it out, in six steps that you do yourself.",
+    ),
+    Page(
+        "lab",
+        "Lab",
+        "science",
+        "Choose a backdoored model and a layer, then train a neural polarizer live.",
+    ),
+    Page(
+        "predictions",
+        "Predictions",
+        "image_search",
+        "Clean, triggered and purified images side by side, with the predictions of the network.",
+        "Inspect",
+    ),
+    Page(
+        "attributions",
+        "Attributions",
+        "center_focus_strong",
+        "Which pixels decide, before and after the polarizer, on one scale.",
+        "Inspect",
+    ),
+    Page(
+        "attacks",
+        "Attacks",
+        "bug_report",
+        "The eight attacks: how each changes an image, how it poisons the training, and how well it works.",
+        "Inspect",
+    ),
+    Page(
+        "layers",
+        "Layers",
+        "layers",
+        "How well the polarizer works at each insertion layer, on a drawing of the network.",
+        "Compare",
+    ),
+    Page(
+        "defenses",
+        "Defenses",
+        "shield",
+        "Every defense against every attack, measured beside the paper's numbers.",
+        "Compare",
+    ),
+    Page(
+        "ablations",
+        "Ablations",
+        "tune",
+        "Loss terms, targets, poison ratio and number of clean images, one at a time.",
+        "Compare",
+    ),
+    Page(
+        "comparison",
+        "Comparison",
+        "compare_arrows",
+        "Train two defenses of one model side by side and compare them epoch by epoch.",
+        "Compare",
+    ),
+    Page(
+        "step_by_step",
+        "Step by step",
+        "slow_motion_video",
+        "One training step in detail: each formula beside its numbers.",
+        "Learn",
+    ),
+    Page(
+        "lessons",
+        "Lessons",
+        "school",
+        "Three lessons for a class, step by step, with a link to each step; and views that hide settings.",
+        "Learn",
+    ),
+    Page(
+        "glossary",
+        "Glossary",
+        "menu_book",
+        "Every technical term of the app, explained in a sentence or two.",
+        "Learn",
+    ),
+    Page(
+        "my_models",
+        "My models",
+        "upload_file",
+        "Upload a network and a few clean images; then defend, compare and export it.",
+        "My models",
+    ),
+    Page(
+        "runs",
+        "Runs",
+        "history",
+        "Every run on this machine: compare, download, open again.",
+        "My models",
+    ),
+)
+WITHOUT_MODEL = ("glossary", "lessons")
+"""Pages that need no choice of model and run."""
+FOLDED = ("", "my_models")
+"""Pages that keep the choice of model and run folded away: the first page, and the one with models of its own."""
+OLD_ADDRESSES = {"your_model": "my_models", "race": "comparison", "learn": "step_by_step"}
+OLD_QUERY = {"own": "uploaded", "own_run": "uploaded_run", "race": "runs"}
 
 
 class Selection(NamedTuple):
-    """What the address names. Either is None when nothing (valid) was chosen."""
+    """The model and the run of the URL. Either is None when nothing valid is chosen."""
 
     card: Card | None
     run: Run | None
 
 
-def pages() -> dict[str, list[st.Page]]:
-    """The pages by section of the menu, in their order; those of the section without a name stand in the bar itself."""
-    return {
-        "": [
-            st.Page(
-                "pages/story.py",
-                title="Story",
-                icon=":material/wb_twilight:",
-                default=True,
-                help="What a backdoor is and how a thin lens filters it out, in six steps that you do yourself.",
-            ),
-            st.Page(
-                "pages/lab.py",
-                title="Lab",
-                icon=":material/science:",
-                help="Choose a backdoored model and a layer, then train a neural polarizer live.",
-            ),
-            st.Page("pages/booth.py", title="Booth", visibility="hidden"),
-        ],
-        "Look": [
-            st.Page(
-                "pages/predictions.py",
-                title="Predictions",
-                icon=":material/image_search:",
-                help="Clean, triggered and purified images side by side, with what the network says.",
-            ),
-            st.Page(
-                "pages/attributions.py",
-                title="Attributions",
-                icon=":material/center_focus_strong:",
-                help="Which pixels decide, before and after the polarizer, on one scale.",
-            ),
-            st.Page(
-                "pages/attacks.py",
-                title="Attacks",
-                icon=":material/bug_report:",
-                help="The eight attacks: what each does to a picture, how it is trained in, and how well it works.",
-            ),
-        ],
-        "Compare": [
-            st.Page(
-                "pages/layers.py",
-                title="Layers",
-                icon=":material/layers:",
-                help="What the polarizer achieves at each place of the network, on its drawing.",
-            ),
-            st.Page(
-                "pages/defenses.py",
-                title="Defenses",
-                icon=":material/shield:",
-                help="Every defense against every attack, measured beside the paper's numbers.",
-            ),
-            st.Page(
-                "pages/ablations.py",
-                title="Ablations",
-                icon=":material/tune:",
-                help="Loss terms, targets, poison ratio and number of clean images, one at a time.",
-            ),
-            st.Page(
-                "pages/comparison.py",
-                title="Race",
-                icon=":material/flag:",
-                help="Two repairs of the same network, trained by turns and compared epoch by epoch.",
-            ),
-        ],
-        "Learn": [
-            st.Page(
-                "pages/step_by_step.py",
-                title="Step by step",
-                icon=":material/slow_motion_video:",
-                help="One step of the training in slow motion: each formula beside the numbers that it gives.",
-            ),
-            st.Page(
-                "pages/lessons.py",
-                title="Lessons",
-                icon=":material/school:",
-                help="Three lessons for a class, step by step, each with a link; and views that hide settings.",
-            ),
-            st.Page(
-                "pages/glossary.py",
-                title="Glossary",
-                icon=":material/menu_book:",
-                help="Every word of the field that this app uses, in a sentence or two.",
-            ),
-        ],
-        "Yours": [
-            st.Page(
-                "pages/my_models.py",
-                title="Your model",
-                icon=":material/upload_file:",
-                help="Bring a network of your own and a few clean pictures: polarize, compare, take it home.",
-            ),
-            st.Page(
-                "pages/runs.py",
-                title="Runs",
-                icon=":material/history:",
-                help="Every run on this machine: compare, download, open again.",
-            ),
-        ],
-    }
+def navigation() -> st.Page:
+    """Draw the menu and return the page of the URL. An old address leads to the page that took its place."""
+    sections: dict[str, list[st.Page]] = {}
+    for page in PAGES:
+        sections.setdefault(page.section, []).append(_streamlit_page(page))
+    hidden = [st.Page("pages/booth.py", title="Booth", visibility="hidden")]
+    hidden += [st.Page(_nothing, url_path=old, visibility="hidden") for old in OLD_ADDRESSES]
+    sections[""] += hidden
+    position: Literal["top", "hidden"] = "top" if "menu" in lesson_view.shown_parts() else "hidden"
+    current = st.navigation(sections, position=position)
+    if current.url_path in OLD_ADDRESSES:
+        query = {OLD_QUERY.get(name, name): value for name, value in st.query_params.to_dict().items()}
+        open_page(OLD_ADDRESSES[current.url_path], query)
+    return current
 
 
-def dress() -> None:
-    """Title, icon and width of the tab; before `st.navigation`, which would fetch a page's icon from a font server."""
+def configure_page() -> None:
+    """Set title, icon and style. Before `st.navigation`, which would fetch the icon of a page from a font server."""
     ui = paths.assets() / "ui"
     st.set_page_config(page_title="Neural Polarizer Lab", page_icon=str(ui / "favicon.png"), layout="wide")
     st.logo(str(ui / "logo.svg"), size="large")
     st.html(f"<style>{(ui / 'app.css').read_text(encoding='utf-8')}</style>")
 
 
-def menu() -> Literal["top", "hidden"]:
-    """Where `st.navigation` puts the menu: nowhere in a view that goes without it."""
-    return "top" if "menu" in lesson_view.shown() else "hidden"
-
-
 def header(page: str = "") -> None:
-    """Draw the choice of model and run. Called once a script run, before the page.
-
-    Args:
-        page: url path of the page; "", the first page, and `your_model`, which has a network of its own, keep the
-            choice folded away.
-    """
+    """Draw the choice of model and run. Call it once in a script run, before the page of this URL path."""
     state = st.session_state
     state["_framed"] = True
     state["_page"] = page
     appearance.follow(tiles.mode())
     if page == "booth":
         return
-    lesson_view.dress(page, open_page)
-    cards = {card.id: card for card in _cards()}
+    lesson_view.draw(page)
+    cards = choice.cards()
     for sentence in cache.zoo.unreadable_cards():
-        st.warning(sentence, icon=":material/warning:")
+        st.warning(text.message(sentence), icon=":material/warning:")
     try:
         runs = {run.id: run for run in cache.runs.all_runs()}
     except NPDError as error:
-        st.error(str(error), icon=":material/error:")
+        text.show_error(error)
         runs = {}
-    chosen = state.setdefault("_chosen", {"model": None, "run": NO_RUN})
-    _read_address(cards, runs)
-    if chosen["model"] not in cards:
-        chosen["model"] = next(iter(cards), None)
-    state["model"] = chosen["model"]
-    fitting = [NO_RUN, *(run.id for run in runs.values() if run.request.model == state["model"])]
-    if chosen["run"] not in fitting:
-        chosen["run"] = NO_RUN
-    state["run"] = chosen["run"]
+    choice.read_url(cards, runs)
     if page not in WITHOUT_MODEL:
-        _draw_choice(page, cards, runs, fitting)
-    _write_address(default=next(iter(cards), None))
-    if lesson_view.booth():
-        lesson_view.keep_watch(page)
-    for sentence in state.get("_notices", []):
-        st.error(sentence, icon=":material/error:")
+        _draw_choice(page, cards, runs)
+    if lesson_view.at_booth():
+        lesson_view.watch_idle(page)
+    url_state.show_notices(choice.model_value(cards), choice.RUN)
 
 
 def selection() -> Selection:
-    """The model and run that the address names; draws the choice first when no frame did."""
+    """Return the model and the run of the URL; a page that runs alone draws the choice first."""
     if not st.session_state.get("_framed"):
         join_app()
         header("alone")
@@ -207,36 +204,28 @@ def selection() -> Selection:
     try:
         if st.session_state.get("model"):
             card = cache.zoo.card(st.session_state["model"])
-        if st.session_state.get("run", NO_RUN) != NO_RUN:
+        if st.session_state.get("run", choice.NO_RUN) != choice.NO_RUN:
             run = cache.runs.find_run(st.session_state["run"])
     except NPDError as error:
-        st.error(str(error), icon=":material/error:")
+        text.show_error(error)
     return Selection(card, run)
 
 
-def open_run(run_id: str) -> None:
-    """Make `run_id` the run of the address (on the next script run, which this starts)."""
-    st.session_state["_open_run"] = run_id
-    st.session_state["_notices"] = []
-    st.rerun()
-
-
-def open_page(page: str, values: dict[str, str]) -> NoReturn:
-    """Go to the page of this url path, with `values` in the address. Not for callbacks.
+def open_page(page: str, query: Mapping[str, str]) -> NoReturn:
+    """Go to the page of this URL path, with `query` in its URL. Not for callbacks.
 
     Raises:
-        StreamlitAPIException: one of the values belongs to a widget that is on show, or the page runs alone.
+        StreamlitAPIException: a value belongs to a widget on show, or the current page runs alone.
     """
-    target = next((p for section in pages().values() for p in section if p.url_path == page), page)
-    st.switch_page(target, query_params=values)
+    st.switch_page(f"pages/{page or PAGES[0].file}.py", query_params=dict(query))
 
 
-def link(page: str, label: str, icon: str, query: dict[str, str] | None = None) -> None:
-    """Link to another page that keeps the choices of the address; plain words when the page runs alone.
+def link(page: str, label: str, icon: str, query: Mapping[str, str] | None = None) -> None:
+    """Link to another page; the label as a caption when the current page runs alone.
 
     Args:
         page: file of the page, as "pages/lab.py".
-        query: what the address of that page is to carry.
+        query: values of that page's URL.
     """
     try:
         st.page_link(page, label=label, icon=icon, query_params=query)
@@ -244,81 +233,38 @@ def link(page: str, label: str, icon: str, query: dict[str, str] | None = None) 
         st.caption(label)
 
 
-def model_title(card: Card) -> str:
-    """One line for a visitor: data set, attack, architecture, width."""
-    arch, attack = architecture_name(card.arch), attack_name(card.attack)
-    return f"{dataset_name(card.dataset)} · {attack} · {arch}, width {card.width}"
-
-
-def run_title(run: Run | None) -> str:
-    """One line for a visitor: what was asked, how it ended, when."""
-    if run is None:
-        return "no run yet"
-    result = run.result or {}
-    end = f"ASR {result['after']['asr']:.1%}" if result.get("after", {}).get("asr") is not None else run.state
-    kind = "recorded" if run.recorded else "live"
-    when = local_time(run.created)
-    return f"{kind} · {repair(run)} · {end} · {when}"
-
-
-def repair(run: Run) -> str:
-    """The defense of a run and its layer, as "NPD · layer4.1.conv1"; a baseline has none: "FP"."""
-    name = defense_name(run.request.defense)
-    if run.request.defense in CONFIGS:
-        return name
-    return f"{name} · {run.request.layer or (run.result or {}).get('layer') or 'default layer'}"
-
-
-def brief(run: Run) -> str:
-    """Of a run's id what tells it from others: the start, and the number among those of the same request. A recorded
-    run is called by its whole id, which is that of its model."""
-    return run.id if run.recorded else f"{run.id[:6]}{run.id[16:]}"
-
-
-def provenance(run: Run) -> str:
-    """Where a number comes from, in one line: live or recorded, seed, device, date."""
-    result = run.result or {}
-    environment = result.get("environment", {})
-    device = environment.get("device") or run.request.device
-    kind = "recorded" if run.recorded else "live"
-    return f"{kind} · seed {run.request.config.seed} · {device} · {local_time(run.ended or run.created)}"
-
-
-def local_time(moment: object) -> str:
-    """A time stamp as "2026-01-31 14:05", from seconds since 1970 or ISO text; empty for None."""
-    if moment is None:
-        return ""
-    if isinstance(moment, int | float):
-        return datetime.fromtimestamp(moment).strftime("%Y-%m-%d %H:%M")
-    return str(moment).replace("T", " ")[:16]
-
-
 def join_app() -> None:
-    """Start over inside the frame when only the frame is missing.
+    """Start the script again inside the app when a page was opened before `app.py` ran.
 
-    Until a server has run `app.py` once, Streamlit takes every file in `pages/` for a page of its own: whoever opens
-    /lab first gets that page without its frame. Naming the pages ends that. A page that was started alone stays alone.
+    Until then Streamlit takes every file in `pages/` for a page. A page that was started alone stays alone.
     """
     if st.context.url and urlsplit(st.context.url).path.rstrip("/"):
-        dress()
-        st.navigation(pages(), position=menu())
+        configure_page()
+        navigation()
         st.rerun()
 
 
-def _cards() -> list[Card]:
-    """The zoo, the built-in data set first: what it shows works on every machine. Honest networks come last of each."""
-    order = {attack: place for place, attack in enumerate(ATTACKS)}
-    return sorted(
-        cache.zoo.cards(),
-        key=lambda c: (c.dataset != "signs", c.dataset, order.get(c.attack, len(order)), c.width, c.id),
+def _streamlit_page(page: Page) -> st.Page:
+    return st.Page(
+        f"pages/{page.file}.py",
+        title=page.title,
+        icon=f":material/{page.icon}:",
+        help=page.help,
+        default=page is PAGES[0],
     )
 
 
-def _draw_choice(page: str, cards: dict[str, Card], runs: dict[str, Run], fitting: list[str]) -> None:
+def _nothing() -> None:
+    """Draw nothing: `navigation` leaves an old address before its page runs."""
+
+
+def _draw_choice(page: str, cards: Mapping[str, Card], runs: Mapping[str, Run]) -> None:
     place: AbstractContextManager[Any]
-    if page in ("", "my_models"):
+    if page in FOLDED:
         with st.container(key="view-model", horizontal_alignment="right"):
-            place = st.popover("Model and run", icon=":material/tune:", help="Whose record this page shows.")
+            place = st.popover(
+                "Model and run", icon=":material/tune:", help="The model and run of this page."
+            )
     else:
         place = st.container(key="view-model")
     with place:
@@ -326,85 +272,21 @@ def _draw_choice(page: str, cards: dict[str, Card], runs: dict[str, Run], fittin
         left.selectbox(
             "Model",
             list(cards),
-            format_func=lambda name: model_title(cards[name]) if name in cards else name,
+            format_func=lambda name: describe.model(cards[name]) if name in cards else name,
             key="model",
-            on_change=_model_changed,
+            on_change=lambda: choice.choose_model(st.session_state["model"]),
             disabled=not cards,
-            help="Shipped networks that were trained on poisoned data. They work well, until the trigger appears. "
-            "Those that are not backdoored show what the polarizer does to an honest network.",
+            help="Networks that were trained on poisoned images: accurate, until the trigger appears. A clean model "
+            "shows how the polarizer affects a network without a backdoor.",
         )
         right.selectbox(
             "Run",
-            fitting,
-            format_func=lambda name: run_title(runs.get(name)),
+            [
+                choice.NO_RUN,
+                *(run.id for run in runs.values() if run.request.model == st.session_state["model"]),
+            ],
+            format_func=lambda name: describe.run(runs.get(name)),
             key="run",
-            on_change=_run_changed,
-            help="What was trained for this model: a polarizer, or another defense. The link in the address bar opens "
-            "the same run elsewhere.",
+            on_change=lambda: choice.RUN.set(st.session_state["run"]),
+            help="A defense of this model with its result. The URL of the page opens the same run elsewhere.",
         )
-
-
-def _read_address(cards: dict[str, Card], runs: dict[str, Run]) -> None:
-    """Follow an address that somebody opened, edited or went back to. Unknown names become notices.
-
-    The ids themselves stand in the address, not the titles that the lists show: those change while a run goes on, and
-    a list whose titles change forgets what was chosen, so the choice is kept beside it.
-    """
-    state = st.session_state
-    chosen = state["_chosen"]
-    wrote = state.get("_address", {})
-    asked = {
-        name: value
-        for name in ("model", "run")
-        if (value := st.query_params.get(name)) not in (None, wrote.get(name))
-    }
-    if "_open_run" in state:
-        asked = {"run": state.pop("_open_run")}
-    notices = []
-    try:
-        if asked.get("model"):
-            chosen["model"] = cache.zoo.card(asked["model"]).id
-    except NPDError as error:
-        notices.append(str(error))
-    try:
-        if asked.get("run") and asked["run"] != NO_RUN:
-            run = runs.get(asked["run"]) or cache.runs.find_run(asked["run"])
-            runs.setdefault(run.id, run)
-            chosen["run"] = run.id
-            if run.request.model in cards:
-                chosen["model"] = run.request.model
-    except NPDError as error:
-        notices.append(str(error))
-    if asked:
-        state["_notices"] = notices
-
-
-def _write_address(default: str | None) -> None:
-    """Keep the address in step with the choice: what is not the default stands in it, on every page."""
-    state = st.session_state
-    wanted = {
-        "model": state["model"] if state["model"] != default else None,
-        "run": state["run"] if state["run"] != NO_RUN else None,
-    }
-    for name, value in wanted.items():
-        if value is None:
-            st.query_params.pop(name, None)
-        elif st.query_params.get(name) != value:
-            st.query_params[name] = value
-    state["_address"] = wanted
-
-
-def _run_changed() -> None:
-    st.session_state["_chosen"]["run"] = st.session_state["run"]
-    st.session_state["_notices"] = []
-
-
-def choose_model(model_id: str) -> None:
-    """Make `model_id` the model of the whole app, without a run; for a button's `on_click`."""
-    st.session_state["_chosen"] = {"model": model_id, "run": NO_RUN}
-    st.session_state["_notices"] = []
-    controls.reset(cache.zoo.card(model_id))
-
-
-def _model_changed() -> None:
-    choose_model(st.session_state["model"])

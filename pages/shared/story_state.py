@@ -25,7 +25,7 @@ from npd_core.figures import theme
 from npd_core.figures.predictions import data_url, judge, top_classes
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import cache, controls, own_image, shell, tiles
+from pages.shared import cache, choice, controls, describe, own_image, tiles
 from pages.shared.components.painter import painter
 
 STEPS = ("Confident", "Trigger", "Hijacked", "Lens", "Training", "Your turn")
@@ -151,8 +151,7 @@ def start_over() -> NoReturn:
     """A fresh story: another seed, the first picture, no run."""
     old: Tale = st.session_state["_tale"]
     st.session_state["_tale"] = Tale(step=1, wrote=old.wrote)
-    st.session_state["_chosen"] = {"model": st.session_state.get("model"), "run": shell.NO_RUN}
-    st.session_state["_notices"] = []
+    choice.RUN.clear()
     st.rerun()
 
 
@@ -170,8 +169,8 @@ def hero(card: Card | None) -> tuple[Card | None, str]:
     if not able:
         return None, ""
     found = min(able, key=lambda c: (c.dataset != "signs", c.attack != "badnets_a2o", c.width, c.id))
-    chosen = shell.model_title(card) if card is not None else "The chosen model"
-    return found, f"{chosen} {reason}. The story is told of another one: {shell.model_title(found)}."
+    chosen = describe.model(card) if card is not None else "The chosen model"
+    return found, f"{chosen} {reason}. The story is told of another one: {describe.model(found)}."
 
 
 def subject(found: Tale, card: Card) -> Subject | None:

@@ -15,7 +15,7 @@ from npd_core.names import defense_name
 from npd_core.runs import queue
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import cache, controls, paper_tables, run_panel, selectors, shell
+from pages.shared import cache, choice, controls, paper_tables, run_panel, selectors
 
 T = TypeVar("T")
 
@@ -74,7 +74,7 @@ def start(request: DefenseRequest, card: Card, run: Run | None) -> None:
                 disabled=running or not data.available,
                 help="The run continues when you close this page and is kept on the page Runs.",
             ):
-                shell.open_run(queue.manager().submit(request))
+                choice.open_run(queue.manager().submit(request))
             if st.button(
                 "Stop",
                 key="stop",

@@ -9,9 +9,9 @@ import pytest
 from npd_core.config.npd import PAPER_LAYERS, default_layer
 from npd_core.errors import UnknownNameError
 from npd_core.zoo import Zoo
-from pages.content.lessons import LESSONS, PARTS, VIEWS, Place, View, get_view
+from pages.content.lessons import LESSONS, PARTS, VIEWS, Step, View, get_view
 
-PLACES = [Place(lesson, number) for lesson in LESSONS.values() for number in range(1, len(lesson.steps) + 1)]
+STEPS = [step for lesson in LESSONS.values() for step in lesson.steps]
 
 
 def test_there_is_a_lesson_on_backdoors_layers_and_clean_data():
@@ -19,15 +19,15 @@ def test_there_is_a_lesson_on_backdoors_layers_and_clean_data():
     assert all(len(lesson.steps) >= 3 for lesson in LESSONS.values())
 
 
-@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.name)
-def test_the_address_of_a_step_opens_it(place):
-    parts = urlsplit(place.address())
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+def test_the_url_of_a_step_opens_it(step):
+    parts = urlsplit(step.url())
     query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-    assert parts.path == place.step.page
-    assert get_view(query.pop("view")) == place
-    assert set(query) == set(place.step.settings)
-    assert place.step.shows <= set(PARTS)
-    assert all((place.step.do, place.step.see, place.step.question.endswith("?"), place.step.answer))
+    assert parts.path == step.page
+    assert get_view(query.pop("view")) == step
+    assert set(query) == set(step.settings)
+    assert step.shows <= set(PARTS)
+    assert all((step.do, step.see, step.question.endswith("?"), step.answer))
 
 
 @pytest.mark.parametrize("name", [lesson.id for lesson in LESSONS.values() if lesson.model])
@@ -42,17 +42,17 @@ def test_a_lesson_of_one_model_compares_different_settings_of_it(name):
 
 def test_steps_follow_each_other():
     first = get_view("layer")
-    assert isinstance(first, Place)
+    assert isinstance(first, Step)
     assert first.previous is None
     walked = [first]
     while walked[-1].next:
         walked.append(walked[-1].next)
-    assert [place.name for place in walked] == ["layer-1", "layer-2", "layer-3", "layer-4"]
+    assert [step.name for step in walked] == ["layer-1", "layer-2", "layer-3", "layer-4"]
     assert walked[-1].previous == walked[-2]
 
 
-def test_true_and_false_stand_in_an_address_as_the_browser_writes_them():
-    assert get_view("backdoor-2").address() == "predictions?view=backdoor-2&difference=true"
+def test_a_url_has_true_and_false_as_the_browser_writes_them():
+    assert get_view("backdoor-2").url() == "predictions?view=backdoor-2&difference=true"
 
 
 def test_named_views():
@@ -63,5 +63,5 @@ def test_named_views():
 
 @pytest.mark.parametrize("name", ["", "nothing", "layer-0", "layer-5", "layer-²", "layer-1-1", "-1", "Layer"])
 def test_an_unknown_view_is_refused(name):
-    with pytest.raises(UnknownNameError, match="Unknown view"):
+    with pytest.raises(UnknownNameError):
         get_view(name)

@@ -154,7 +154,7 @@ def test_nonsense_in_the_address_is_one_sentence_and_a_working_page(
 ) -> None:
     page = open_page("lab", **query).run()
     (shown,) = errors(page)
-    assert shown.startswith(sentence)
+    assert sentence in shown
     page.button(key="start").click().run()
     assert errors(page) == []
     assert len(desk.asked) == 1

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
+from streamlit.util import calc_hash
 
 from npd_core.runs.store import Owner, Run, RunStore
-from pages.shared import lesson_view
+from pages.shared import lesson_view, shell
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OWN = "own-0123456789abcdef"
@@ -63,20 +64,20 @@ def test_a_damaged_card_is_told_once_and_the_other_models_stay(
     ("address", "waits"),
     [
         ({"run": "{run}"}, True),
-        ({"comparison": "0123,{run}"}, True),
+        ({"runs": "0123,{run}"}, True),
         ({"uploaded_model": OWN}, True),
         ({"model": "signs-badnets_a2o-preact_resnet18-w4"}, False),
         ({}, False),
     ],
 )
-def test_a_run_of_the_visitor_is_named_by_the_address(
+def test_a_run_of_the_visitor_is_named_by_the_url(
     address: dict[str, str], waits: bool, make_run: Callable[..., Run]
 ) -> None:
     ended = make_run()
     model = OWN if "uploaded_model" in address else ended.request.model
     active = replace(ended, state="running", request=replace(ended.request, model=model))
     said = {name: value.format(run=active.id) for name, value in address.items()}
-    assert lesson_view.named([active], said) == ({active.id} if waits else set())
+    assert lesson_view.runs_in_url([active], said) == ({active.id} if waits else set())
 
 
 @pytest.mark.parametrize("start", ["run", "comparison"])
@@ -99,7 +100,7 @@ def test_a_booth_waits_for_the_run_of_its_visitor_on_every_page(
     page.selectbox(key="run").select("none").run()
     page = open_app("glossary", page).run()
     assert not page.exception, page.exception
-    assert "comparison" not in page.query_params
+    assert "runs" not in page.query_params
     assert "run" not in page.query_params
     assert busy[-1]
     store.set_state(going, "stopped", ended=2.0)
@@ -144,3 +145,20 @@ def test_a_page_knows_where_it_is(
     assert [element.value for element in page.code] == [
         f"https://host/npd/lab?model={run.request.model}&run={run.id}"
     ]
+
+
+@pytest.mark.usefixtures("tiny_zoo", "runs_dir")
+@pytest.mark.parametrize("old", shell.OLD_ADDRESSES)
+def test_an_old_address_leads_to_its_page(old: str) -> None:
+    app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=180)
+    app._page_hash = calc_hash(old)
+    app.query_params["race"] = "one,two"
+    app.run()
+    assert not app.exception, app.exception
+    assert app.session_state["_page"] == shell.OLD_ADDRESSES[old]
+    assert "race" not in app.query_params
+
+
+def test_every_page_is_in_the_menu_once() -> None:
+    files = sorted(path.stem for path in (ROOT / "pages").glob("*.py"))
+    assert sorted([page.file for page in shell.PAGES] + ["booth"]) == files
