@@ -78,9 +78,7 @@ def test_rows_of_loss_terms_and_a_run_of_one(
     assert (asked.model, asked.defense, config.epochs) == (tiny_zoo, "npd", whole.epochs)
 
 
-def test_the_row_comes_from_the_address(
-    tiny_zoo: str, desk: Any, make_table: Callable, open_page: Open
-) -> None:
+def test_the_row_comes_from_the_url(tiny_zoo: str, desk: Any, make_table: Callable, open_page: Open) -> None:
     page = open_page("ablations", **{"row-table3": "bn + bce1"}).run()
     assert errors(page) == []
     assert page.selectbox(key="row-table3").value == "bn + bce1"

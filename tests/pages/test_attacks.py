@@ -91,7 +91,7 @@ def test_an_attack_without_a_model_names_the_command_that_makes_one(
     assert rows(html_of(page)) == expected[attack], "WaNet has a row of cross-trigger images"
 
 
-def test_an_attack_of_the_address_chooses_its_model(open_page: Open, clean_zoo: str) -> None:
+def test_an_attack_of_the_url_chooses_its_model(open_page: Open, clean_zoo: str) -> None:
     page = open_page("attacks", model=clean_zoo, attack="badnets_a2o").run()
     assert errors(page) == []
     assert page.selectbox(key="model").value == "signs-badnets_a2o-preact_resnet18-w4"
@@ -139,7 +139,7 @@ def test_a_clean_model_works_on_the_page(
         assert html.count("npd-opinion npd-new'") == 4
         assert [metric.value for metric in page.metric] == ["90.0%"], "no ASR and RA without a trigger"
     if name == "attributions":
-        assert html.count("<figure") == 3, "the picture and two maps"
+        assert html.count("<figure") == 3, "the image and two maps"
         page.button(key="new_sample").click().run()
         assert errors(page) == []
 

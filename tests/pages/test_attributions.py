@@ -80,10 +80,10 @@ def test_new_sample_is_one_that_can_be_hijacked(open_page: Open, make_run: Make)
     page.button(key="new_sample").click().run()
     assert errors(page) == []
     assert page.number_input(key="image").value != before
-    assert not page.info, "not a picture of the attacker's class"
+    assert not page.info, "not a image of the target class"
 
 
-def test_clean_picture_for_the_channels(open_page: Open, make_run: Make) -> None:
+def test_clean_image_for_the_channels(open_page: Open, make_run: Make) -> None:
     run = make_run()
     page = open_page("attributions", run=run.id, image="3").run()
     triggered = chart(page, 0)
@@ -95,7 +95,7 @@ def test_clean_picture_for_the_channels(open_page: Open, make_run: Make) -> None
     assert values[0].tolist() != values[1].tolist()
 
 
-def test_garbage_in_the_address_falls_back(open_page: Open, make_run: Make) -> None:
+def test_garbage_in_the_url_falls_back(open_page: Open, make_run: Make) -> None:
     run = make_run()
     page = open_page(
         "attributions", run=run.id, image="999999", method="crystal_ball", target="unicorn"

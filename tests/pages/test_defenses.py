@@ -67,7 +67,7 @@ def test_without_a_record_the_page_says_how_to_make_it_and_still_runs(
     assert page.query_params["run"] == asked.key
 
 
-def test_npd_is_asked_for_as_in_the_lab(
+def test_npd_is_requested_as_in_the_lab(
     tiny_zoo: str, desk: Any, make_table: Callable, open_page: Open
 ) -> None:
     page = open_page("defenses").run()
@@ -81,7 +81,7 @@ def test_npd_is_asked_for_as_in_the_lab(
     )
 
 
-def test_recorded_stands_beside_published(
+def test_recorded_is_shown_beside_published(
     tiny_zoo: str, desk: Any, make_table: Callable, make_cell: Callable, open_page: Open
 ) -> None:
     mine = {"attack": "badnets_a2o"}
@@ -146,7 +146,7 @@ def test_the_mean_is_over_the_attacks_that_every_defense_has(
 
 
 @pytest.mark.parametrize("batch", ["mixture", "clean"])
-def test_what_ep_was_shown_stands_below_the_bars(
+def test_what_ep_saw_is_named_below_the_bars(
     tiny_zoo: str, desk: Any, make_table: Callable, make_cell: Callable, open_page: Open, batch: str
 ) -> None:
     config = preset_for("ep", Zoo().card(tiny_zoo), batch=batch)
@@ -182,7 +182,7 @@ def test_it_is_run_again_with_the_recorded_settings(
     assert desk.asked[0].eval_images > 0
 
 
-def test_a_live_number_stands_beside_the_recorded_one(
+def test_a_live_number_is_shown_beside_the_recorded_one(
     tiny_zoo: str,
     desk: Any,
     make_table: Callable,
@@ -193,10 +193,10 @@ def test_a_live_number_stands_beside_the_recorded_one(
     run = make_run()
     asked = run.request
     make_table("table1", [make_cell({"attack": "badnets_a2o", "defense": "npd"}, 0.9, 0.02, request=asked)])
-    # what this page would ask for is what that run was asked for, but for the pictures that are watched
+    # the request of this page, but for the number of eval images
     page = open_page("defenses", run=run.id).run()
     assert errors(page) == []
-    assert ("live", "asr") not in bars(page), "another number of watched pictures is another run"
+    assert ("live", "asr") not in bars(page), "another number of eval images is another run"
 
     request = DefenseRequest.from_dict(asked.to_dict() | {"eval_images": 300})
     run_id = desk.store.create(request)

@@ -1,4 +1,4 @@
-"""Layers: recorded layers on the drawing and the curve, the numbers of the chosen one, a run there, the Lab."""
+"""Layers: the drawing and the curve of recorded layers, the numbers of the chosen one, runs, the Lab."""
 
 from __future__ import annotations
 

@@ -117,8 +117,9 @@ def test_train_compare_and_remove(open_page: Open, imported: Card) -> None:
     assert errors(page) == []
     assert page.query_params["uploaded_run"] == run.id
     newer = RunStore(run.folder.parent).create(replace(run.request, clean=24))
-    assert [open_page("my_models", uploaded_model=imported.id, **named).run().selectbox(key="uploaded_run").value
-            for named in ({}, {"uploaded_run": run.id})] == [newer, run.id]  # fmt: skip
+    for query, shown in (({}, newer), ({"uploaded_run": run.id}, run.id)):
+        other = open_page("my_models", uploaded_model=imported.id, **query).run()
+        assert other.selectbox(key="uploaded_run").value == shown
     shutil.rmtree(run.folder.parent / newer)
     assert len(page.metric) == 4, "three of the model, ACC of the run: no ASR and RA without a trigger"
     assert [info.icon for info in page.info] == [":material/info:"]

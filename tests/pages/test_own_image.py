@@ -36,7 +36,7 @@ def words(page: AppTest) -> str:
 
 
 def photo(number: int = 5, kind: str = "PNG") -> bytes:
-    """A test picture as a file, enlarged four times."""
+    """A test image as a file, enlarged four times."""
     pixels = load_dataset("signs", "test").images[number].numpy().transpose(1, 2, 0)
     file = io.BytesIO()
     Image.fromarray(pixels).resize((128, 128), Image.Resampling.NEAREST).save(file, kind)
@@ -56,14 +56,14 @@ def patch(top: int, left: int, *, noisy: bool = False) -> str:
 
 @pytest.fixture
 def own_page(open_page: Open, make_run: Make) -> AppTest:
-    """Predictions with a run of the tiny model, opened on the visitor's own picture."""
+    """Predictions with a run of the tiny model, opened on the visitor's own image."""
     run = make_run()
     page = open_page("predictions", run=run.id)
     page.session_state["source"] = own_image.TAB
     return page.run()
 
 
-def test_a_test_picture_with_the_models_own_trigger(own_page: AppTest) -> None:
+def test_a_test_image_with_the_models_own_trigger(own_page: AppTest) -> None:
     assert errors(own_page) == []
     html = html_of(own_page)
     assert all(
@@ -104,7 +104,7 @@ def test_an_upload_is_judged_and_can_be_explained(own_page: AppTest, open_page: 
     assert page.number_input(key="image").disabled
 
 
-def test_a_file_that_is_no_picture_is_refused_and_the_page_goes_on(own_page: AppTest) -> None:
+def test_a_file_that_is_no_image_is_refused_and_the_page_goes_on(own_page: AppTest) -> None:
     own_page.segmented_control(key="own_source").set_value(own_image.UPLOAD).run()
     own_page.file_uploader(key="own_upload").set_value(
         ("photo.png", b"nothing of the kind", "image/png")
@@ -122,10 +122,12 @@ def test_a_painted_trigger_that_the_browser_garbled_is_refused(own_page: AppTest
 
 
 @pytest.mark.parametrize(("at", "trained"), [((29, 29), True), ((2, 2), False)])
-def test_a_moved_trigger_is_told_from_the_trained_one(at, trained, own_page: AppTest, monkeypatch) -> None:
+def test_a_moved_trigger_is_distinguished_from_the_trained_one(
+    at, trained, own_page: AppTest, monkeypatch
+) -> None:
     asked = {}
 
-    def painter(picture: str, **settings: object) -> str:
+    def painter(image: str, **settings: object) -> str:
         asked.update(settings)
         return patch(*at)
 
@@ -140,9 +142,7 @@ def test_a_moved_trigger_is_told_from_the_trained_one(at, trained, own_page: App
     assert (BADNETS in words(own_page)) != trained, "the trigger that the model knows is described"
 
 
-def test_a_painted_trigger_and_its_picture_travel_in_the_address(
-    own_page: AppTest, open_page: Open, monkeypatch
-):
+def test_a_painted_trigger_and_its_image_travel_in_the_url(own_page: AppTest, open_page: Open, monkeypatch):
     monkeypatch.setattr(own_image, "painter", lambda *args, **settings: patch(2, 2))
     own_page.segmented_control(key="own_trigger_2").set_value(own_image.PAINTED).run()
     own_page.number_input(key="own_number").set_value(17).run()
@@ -181,7 +181,7 @@ def test_a_link_opens_the_panel_with_what_was_painted(noisy, there, make_run: Ma
     assert "trigger" not in own_image.query(17, None)
 
 
-def test_a_trigger_too_long_for_an_address_stays_out_of_it(own_page: AppTest, monkeypatch) -> None:
+def test_a_trigger_too_long_for_a_url_stays_out_of_it(own_page: AppTest, monkeypatch) -> None:
     monkeypatch.setattr(own_image, "painter", lambda *args, **settings: patch(2, 2, noisy=True))
     own_page.segmented_control(key="own_trigger_2").set_value(own_image.PAINTED).run()
     assert errors(own_page) == []
@@ -189,7 +189,7 @@ def test_a_trigger_too_long_for_an_address_stays_out_of_it(own_page: AppTest, mo
     assert "trigger" not in own_page.query_params
 
 
-def test_an_address_with_nonsense_is_said_once_and_the_page_goes_on(open_page: Open, tiny_zoo: str) -> None:
+def test_a_url_with_nonsense_is_reported_once_and_the_page_goes_on(open_page: Open, tiny_zoo: str) -> None:
     page = open_page("predictions", model=tiny_zoo, image="1e9", trigger="<script>")
     page.session_state["source"] = own_image.TAB
     page.run()

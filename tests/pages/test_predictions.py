@@ -1,4 +1,4 @@
-"""The page that shows clean, triggered and purified pictures."""
+"""The page that shows clean, triggered and purified images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def errors(page: AppTest) -> list[str]:
     return [element.value for element in page.error]
 
 
-def test_shows_three_states_of_each_picture_with_both_opinions(open_page: Open, make_run: Make) -> None:
+def test_shows_three_states_of_each_image_with_both_predictions(open_page: Open, make_run: Make) -> None:
     run = make_run()
     page = open_page("predictions", run=run.id, images="5,17").run()
     assert errors(page) == []
@@ -47,9 +47,7 @@ def test_shows_three_states_of_each_picture_with_both_opinions(open_page: Open, 
     assert len(page.get("plotly_chart")) == 2
 
 
-def test_new_sample_draws_other_pictures_and_writes_them_to_the_address(
-    open_page: Open, make_run: Make
-) -> None:
+def test_new_sample_draws_other_images_and_writes_them_to_the_url(open_page: Open, make_run: Make) -> None:
     make_run()
     page = open_page("predictions").run()
     first = page.query_params["images"]
@@ -61,7 +59,7 @@ def test_new_sample_draws_other_pictures_and_writes_them_to_the_address(
     assert again.query_params["images"] == second, "a mere refresh changes nothing"
 
 
-def test_pictures_of_one_class_only(open_page: Open, make_run: Make) -> None:
+def test_images_of_one_class_only(open_page: Open, make_run: Make) -> None:
     make_run()
     page = open_page("predictions").run()
     page.selectbox(key="filter").select("yield").run()
@@ -70,7 +68,7 @@ def test_pictures_of_one_class_only(open_page: Open, make_run: Make) -> None:
     assert html.count("· yield</h4>") == 4
 
 
-def test_any_picture_by_number_comes_first(open_page: Open, make_run: Make) -> None:
+def test_any_image_by_number_comes_first(open_page: Open, make_run: Make) -> None:
     make_run()
     page = open_page("predictions", images="1,2").run()
     page.number_input(key="number").set_value(99).run()
@@ -121,7 +119,7 @@ def test_a_changed_polarizer_is_refused_and_the_page_works(open_page: Open, make
     assert PURIFIED not in gallery_of(page)
 
 
-def test_a_run_of_a_baseline_has_no_polarizer_and_says_so(
+def test_a_run_of_a_baseline_has_no_polarizer_and_is_refused(
     open_page: Open, make_run: Make, make_baseline: Make
 ) -> None:
     repaired, good = make_baseline("fp"), make_run(seed=2)
@@ -134,7 +132,7 @@ def test_a_run_of_a_baseline_has_no_polarizer_and_says_so(
         assert any(good.id in caption.value for caption in page.caption)
 
 
-def test_what_is_chosen_is_in_the_address(open_page: Open, make_run: Make) -> None:
+def test_what_is_chosen_is_in_the_url(open_page: Open, make_run: Make) -> None:
     make_run()
     page = open_page("predictions", filter="yield", count="6", images="5,17", focus="#17 · yield").run()
     assert errors(page) == []
@@ -142,7 +140,7 @@ def test_what_is_chosen_is_in_the_address(open_page: Open, make_run: Make) -> No
     assert "#5 ·" in gallery_of(page)
 
 
-def test_the_picture_in_focus_is_in_the_address(open_page: Open, make_run: Make) -> None:
+def test_the_image_in_focus_is_in_the_url(open_page: Open, make_run: Make) -> None:
     make_run()
     page = open_page("predictions", images="5,17").run()
     title = page.selectbox(key="focus").options[1]
@@ -151,7 +149,7 @@ def test_the_picture_in_focus_is_in_the_address(open_page: Open, make_run: Make)
     assert page.selectbox(key="focus").value == 17
     page.number_input(key="number").set_value(99).run()
     assert errors(page) == []
-    assert page.selectbox(key="focus").value == 99, "the other picture is gone"
+    assert page.selectbox(key="focus").value == 99, "the other image is gone"
 
 
 def test_a_run_without_polarizer_gives_way_to_a_finished_one(open_page: Open, make_run: Make) -> None:
@@ -164,7 +162,7 @@ def test_a_run_without_polarizer_gives_way_to_a_finished_one(open_page: Open, ma
 
 
 @pytest.mark.parametrize("asked", ["nonsense", "1,99999", "-4"])
-def test_pictures_that_do_not_exist_are_refused_in_one_sentence(
+def test_images_that_do_not_exist_are_refused_in_one_sentence(
     asked: str, open_page: Open, make_run: Make
 ) -> None:
     make_run()
