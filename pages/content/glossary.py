@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from npd_core.attack_info import ATTACK_INFO
 from npd_core.errors import unknown_name
+from npd_core.names import METRICS
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,16 @@ class Term:
     """Ids of related terms."""
 
 
+def _term(
+    id: str, title: str = "", text: str = "", also: Iterable[str] = (), see: Iterable[str] = ()
+) -> Term:
+    if metric := METRICS.get(id):
+        title, text = metric.full, f"{metric.help} {text}".strip()
+    return Term(id, title, text, tuple(also), tuple(see))
+
+
 def _section(entry: dict[str, Any]) -> tuple[Term, ...]:
-    terms = [
-        Term(**{**term, "also": tuple(term.get("also", ())), "see": tuple(term.get("see", ()))})
-        for term in entry["terms"]
-    ]
+    terms = [_term(**term) for term in entry["terms"]]
     if entry["title"] == "Attacks":
         terms += [
             Term(name, info.title, f"{info.sentence} {info.source}.", (name,), ("attack",))
@@ -52,7 +59,7 @@ def get_term(name: str) -> Term:
 def search(words: str) -> dict[str, list[Term]]:
     """Return the terms in which every word of `words` occurs, by section; all of them for an empty text.
 
-    Case does not matter. Terms with the words in their titles and names come before those with them in the text.
+    Case does not matter. Matches in titles and names come before matches in texts.
     """
     parts = words.casefold().split()
     found = {}

@@ -1,6 +1,6 @@
-"""Lessons for a class, and views that hide parts of a page; their texts are in `lessons.toml`. Imports no torch.
+"""Lessons for a class, and views that hide parts of a page; texts in `lessons.toml`. Imports no torch.
 
-The URL names a view as `?view=NAME`: one of `VIEWS`, a lesson ("layer": its first step), or a step ("layer-2").
+`?view=NAME` in the URL names a view: one of `VIEWS`, a lesson ("layer": its first step) or a step ("layer-2").
 """
 
 from __future__ import annotations
