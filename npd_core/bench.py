@@ -46,9 +46,9 @@ def forward_equivalents(
     counts = []
     for _ in range(2):
         with FlopCounterMode(display=False) as step:
-            fixed = trainer.fixed_of(chosen, x, h, y) if trainer.attacks_base else None
+            inner = trainer.inner_result(chosen, x, h, y) if trainer.attacks_base else None
             trainer.update(
-                optimizer, objective.total(trainer.losses(x, h, y, fixed=fixed).losses, trainer.weights)
+                optimizer, objective.total(trainer.losses(x, h, y, inner=inner).losses, trainer.weights)
             )
         counts.append(step.get_total_flops() / forward.get_total_flops())
     return counts[0], counts[1]

@@ -146,7 +146,9 @@ def _training(
     cfg, card, attack = request.config, backdoored.card, backdoored.attack
     if isinstance(net, PolarizedNet):
         assert isinstance(cfg, NPDConfig)
-        return train_polarizer(net, clean, cfg, device, variant=request.defense, known=attack.rule.target)
+        return train_polarizer(
+            net, clean, cfg, device, variant=request.defense, target_rule=attack.rule.target
+        )
     assert not isinstance(cfg, NPDConfig)
     more: dict[str, Any] = {}
     if isinstance(cfg, EPConfig) and cfg.batch == "mixture":

@@ -15,12 +15,15 @@ from torch.func import functional_call
 from npd_core.config.baselines import ANPConfig
 from npd_core.data.clean import hold_out
 from npd_core.data.load import ImageSet
-from npd_core.defenses.common import Batches, Repair, accuracy, batch_norms
+from npd_core.defenses.common import Repair, accuracy, augmented, batch_norms
 from npd_core.device import autocast
 from npd_core.errors import ConfigError
 from npd_core.events import EpochEnd, Event, Started, StepEnd
 from npd_core.metrics import Metrics
 from npd_core.models.normalized import Normalized
+from npd_core.training.batches import Batches
+from npd_core.training.guard import NOT_FINITE, finite
+from npd_core.training.steps import LossMeans
 
 EPOCH = 100
 """Updates of the masks that are reported as one epoch."""
@@ -189,37 +192,34 @@ def prune_sensitive(
             "`select` to holdout or fixed."
         )
     rest, held = hold_out(clean, cfg.holdout if cfg.select == "holdout" else 0.0, cfg.seed)
-    batches = Batches(rest, cfg, device)
+    batches = augmented(rest, cfg, device)
     with Repair(net, device) as repair:
         neurons = Neurons(net)
         epochs = math.ceil(cfg.iterations / EPOCH)
         yield Started(epochs, 0, min(EPOCH, cfg.iterations), clean.size, str(device))
-        with repair.timed():
+        with repair.clock:
             selection = _Selection(neurons, held if held.size else rest, cfg, device, oracle)
             mask = torch.ones(len(neurons), device=device, requires_grad=True)
             optimizer = torch.optim.SGD([mask], cfg.lr, cfg.momentum)
         threshold: float | None = None
         for epoch in range(epochs):
-            sums = torch.zeros(3, device=device)
+            means = LossMeans()
             steps = min(EPOCH, cfg.iterations - epoch * EPOCH)
             net.train()
-            with repair.timed():
+            with repair.clock:
                 for step in range(steps):
-                    losses = mask_step(neurons, batches, mask, optimizer, cfg)
-                    sums += torch.stack(list(losses.values()))
-                    yield StepEnd(epoch, step, losses)
-                means = dict(zip(("bn", "noisy", "total"), (sums / steps).tolist(), strict=True))
+                    yield StepEnd(epoch, step, means.add(mask_step(neurons, batches, mask, optimizer, cfg)))
+                losses = means.read()
                 net.eval()
-                finite = all(math.isfinite(value) for value in means.values())
-                chosen = finite and (cfg.select != "oracle" or epoch == epochs - 1)
+                chosen = finite(losses) and (cfg.select != "oracle" or epoch == epochs - 1)
                 if chosen:
                     threshold = selection.choose(mask.detach())
                     neurons.prune(mask.detach(), threshold)
                     repair.keep(epoch)
-            if not finite:
-                yield repair.failed("The loss is no longer a number: lower the learning rate or eps.")
+            if not finite(losses):
+                yield repair.failed(f"{NOT_FINITE}: lower `lr` or `eps`.")
                 return
-            yield EpochEnd(epoch, means, repair.seconds, chosen)
+            yield EpochEnd(epoch, losses, repair.clock.seconds, chosen)
         found = mask.detach()
         tenths = torch.histc(found.float().cpu(), 10, 0, 1).int().tolist()
         pruned = neurons.pruned(found, threshold)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from npd_core.config.baselines import EPConfig
 from npd_core.data.load import ImageSet
-from npd_core.defenses.common import Batches, Repair, batch_norms, taps
+from npd_core.defenses.common import Repair, augmented, batch_norms, captured
 from npd_core.device import autocast
 from npd_core.errors import ConfigError
 from npd_core.events import Event, Started
@@ -77,15 +77,15 @@ def entropy_prune(
             "Entropy pruning needs images of the poisoned training set: pass `mixture`, or set `batch` to clean."
         )
     data = clean if mixture is None or cfg.batch == "clean" else mixture
-    batches = Batches(data, cfg, device)
+    batches = augmented(data, cfg, device)
     batches.generator.manual_seed(cfg.seed + STREAM)
     norms = batch_norms(net)
     with Repair(net, device) as repair:
         yield Started(0, 0, 1, batches.batch_size, str(device))
-        with repair.timed(), torch.no_grad():
+        with repair.clock, torch.no_grad():
             x, _ = next(batches.shuffled())
-            views = taps(list(norms.values()), inputs=True, read=lambda h: h.amax(dim=(2, 3)))
-            with views as peaks, autocast(device, cfg.precision):
+            largest = captured(list(norms.values()), inputs=True, read=lambda h: h.amax(dim=(2, 3)))
+            with largest as peaks, autocast(device, cfg.precision):
                 net(x)
             found = []
             for norm, values in zip(norms.values(), peaks, strict=True):

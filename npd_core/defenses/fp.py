@@ -12,7 +12,7 @@ from torch import Tensor
 from npd_core.config.baselines import FPConfig
 from npd_core.data.clean import hold_out
 from npd_core.data.load import ImageSet
-from npd_core.defenses.common import Batches, Repair, fine_tune, last_linear, taps
+from npd_core.defenses.common import Repair, augmented, captured, fine_tune, last_linear
 from npd_core.device import autocast
 from npd_core.events import Event, Started
 from npd_core.models.normalized import Normalized
@@ -22,10 +22,10 @@ from npd_core.models.normalized import Normalized
 def head_inputs(net: Normalized, data: ImageSet, device: torch.device, precision: str = "auto") -> Tensor:
     """What the last linear layer is given for every image, (N, C) float32 on `device`; computed once."""
     parts = []
-    with taps([last_linear(net)], inputs=True) as seen, autocast(device, precision):
+    with captured([last_linear(net)], inputs=True) as features, autocast(device, precision):
         for x, _ in data.batches(500, device):
             net(x.contiguous(memory_format=torch.channels_last))
-            parts.append(seen[0].float())
+            parts.append(features[0].float())
     return torch.cat(parts)
 
 
@@ -75,7 +75,7 @@ def fine_prune(
     Raises:
         ConfigError: fewer than 2 clean images, or a network without a linear layer.
     """
-    batches = Batches(clean, cfg, device)
+    batches = augmented(clean, cfg, device)
     linear = last_linear(net)
     neurons = linear.in_features
     measured, held = hold_out(clean, cfg.holdout if clean.size >= cfg.holdout_min else 0.0, cfg.seed)
@@ -83,7 +83,7 @@ def fine_prune(
         held = clean
     with Repair(net, device) as repair:
         yield Started(cfg.epochs, 0, batches.steps, clean.size, str(device))
-        with repair.timed():
+        with repair.clock:
             step = math.ceil(cfg.step * neurons)
             order = head_inputs(net, measured, device, cfg.precision).mean(0).argsort()
             h, y = head_inputs(net, held, device, cfg.precision), held.labels.to(device)

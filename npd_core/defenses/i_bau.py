@@ -12,10 +12,15 @@ from torch import Tensor
 
 from npd_core.config.baselines import IBAUConfig
 from npd_core.data.load import ImageSet
-from npd_core.defenses.common import COLLAPSE_EPOCHS, Batches, Repair
+from npd_core.defenses.common import Repair, augmented
 from npd_core.device import autocast
 from npd_core.events import EpochEnd, Event, Started, StepEnd
 from npd_core.models.normalized import Normalized
+from npd_core.training.guard import Guard
+from npd_core.training.steps import LossMeans, set_gradients
+
+Batch = tuple[Tensor, Tensor]
+"""Images (B, 3, H, W) in [0, 1] and labels (B,) int64."""
 
 
 def hypergradient(
@@ -124,11 +129,55 @@ def draw_patched(count: int, share: float, generator: torch.Generator) -> Tensor
     return patched
 
 
+def perturb(
+    problem: Minimax, fixed: Sequence[Batch], epoch: int, means: LossMeans
+) -> Generator[Event, None, tuple[Tensor, Tensor]]:
+    """Make the universal perturbation of a round, in one pass over the batches, against the predicted classes.
+
+    Returns:
+        delta, (3, H, W), and how many images the network classified correctly without it.
+    """
+    delta = torch.zeros_like(fixed[0][0][0])
+    correct = torch.zeros((), device=problem.device)
+    for number, (x, y) in enumerate(fixed):
+        with torch.no_grad():
+            predicted = problem.logits(x, torch.zeros_like(delta)).argmax(1)
+        delta, loss = problem.ascend(x, predicted, delta)
+        correct += predicted.eq(y).sum()
+        yield StepEnd(epoch, number, means.add({"inner": loss}))
+    return delta, correct
+
+
+def unlearn(
+    problem: Minimax,
+    fixed: Sequence[Batch],
+    delta: Tensor,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    epoch: int,
+    means: LossMeans,
+) -> Generator[Event, None, Tensor]:
+    """Train all weights against `delta` in one pass over the batches.
+
+    Returns:
+        how many images were classified correctly, some of them perturbed.
+    """
+    correct = torch.zeros((), device=problem.device)
+    for number, (x, y) in enumerate(fixed):
+        patched = draw_patched(len(y), problem.cfg.patched, generator).to(problem.device)
+        gradients, loss, z = problem.gradient(x, y, patched, fixed[0], delta)
+        set_gradients(problem.theta, gradients)
+        optimizer.step()
+        correct += z.argmax(1).eq(y).sum()
+        yield StepEnd(epoch, len(fixed) + number, means.add({"total": loss}))
+    return correct
+
+
 def unlearn_implicitly(
     net: Normalized, clean: ImageSet, cfg: IBAUConfig, device: torch.device
 ) -> Generator[Event, None, None]:
-    """Rounds of one pass over the clean images that makes a universal perturbation, and one that trains all weights
-    against it. BatchNorm runs on its stored statistics throughout.
+    """Alternate between one pass over the clean images that makes a universal perturbation, and one that trains all
+    weights against it. BatchNorm runs on its stored statistics throughout.
 
     Args:
         net: changed in place; in eval mode and frozen afterwards.
@@ -140,54 +189,30 @@ def unlearn_implicitly(
     Raises:
         ConfigError: fewer than 2 clean images.
     """
-    batches = Batches(clean, cfg, device)
+    batches = augmented(clean, cfg, device)
     with Repair(net, device) as repair:
         yield Started(cfg.rounds, 0, 2 * batches.steps, clean.size, str(device))
-        with repair.timed():
+        with repair.clock:
             fixed = list(batches.shuffled())
             net.requires_grad_(True)
             problem = Minimax(net, cfg, device)
             optimizer = torch.optim.Adam(problem.theta, cfg.lr)
         norms: list[float] = []
-        base, low = 0.0, 0
-        for round_ in range(cfg.rounds):
-            with repair.timed():
-                delta = torch.zeros_like(fixed[0][0][0])
-                sums = dict.fromkeys(("inner", "total"), torch.zeros((), device=device))
-                correct = torch.zeros(2, device=device)
-                for number, (x, y) in enumerate(fixed):
-                    with torch.no_grad():
-                        said = problem.logits(x, torch.zeros_like(delta)).argmax(1)
-                    delta, loss = problem.ascend(x, said, delta)
-                    correct[0] += said.eq(y).sum()
-                    sums["inner"] = sums["inner"] + loss
-                    yield StepEnd(round_, number, {"inner": loss})
-                for number, (x, y) in enumerate(fixed):
-                    patched = draw_patched(len(y), cfg.patched, batches.generator).to(device)
-                    gradients, loss, z = problem.gradient(x, y, patched, fixed[0], delta)
-                    for param, gradient in zip(problem.theta, gradients, strict=True):
-                        param.grad = gradient
-                    optimizer.step()
-                    correct[1] += z.argmax(1).eq(y).sum()
-                    sums["total"] = sums["total"] + loss
-                    yield StepEnd(round_, batches.steps + number, {"total": loss})
-                means = {name: float(value) / batches.steps for name, value in sums.items()}
+        guard: Guard | None = None
+        for epoch in range(cfg.rounds):
+            with repair.clock:
+                means = LossMeans()
+                delta, before = yield from perturb(problem, fixed, epoch, means)
+                during = yield from unlearn(problem, fixed, delta, optimizer, batches.generator, epoch, means)
                 norms.append(float(delta.norm()))
-                before, during = (correct / clean.size).tolist()
-                base = base if round_ else before
-                low = low + 1 if during < base / 2 else 0
-                sound = torch.stack([param.isfinite().all() for param in problem.theta]).all()
-                finite = bool(sound) and all(math.isfinite(value) for value in means.values())
-                if finite and low == 0:
-                    repair.keep(round_)
-            if not finite:
-                yield repair.failed("The loss is no longer a number: lower the learning rate.")
+                guard = guard or Guard(float(before) / clean.size)
+                losses = means.read()
+                finite = bool(torch.stack([param.isfinite().all() for param in problem.theta]).all())
+                reason = guard.check(losses if finite else {"weights": math.nan}, float(during) / clean.size)
+                if not reason and guard.low == 0:
+                    repair.keep(epoch)
+            if reason:
+                yield repair.failed(reason)
                 return
-            if low == COLLAPSE_EPOCHS:
-                yield repair.failed(
-                    f"The accuracy on the clean images stayed below half of its start for {low} rounds: "
-                    "lower the learning rate."
-                )
-                return
-            yield EpochEnd(round_, means, repair.seconds, low == 0)
+            yield EpochEnd(epoch, losses, repair.clock.seconds, guard.low == 0)
         yield repair.finished(delta_norms=norms)

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from npd_core.config.baselines import NADConfig
 from npd_core.data.load import ImageSet
-from npd_core.defenses.common import Batches, Repair, Step, fine_tune, taps
+from npd_core.defenses.common import Repair, Step, augmented, captured, fine_tune
 from npd_core.errors import ConfigError
 from npd_core.events import Event, Started
 from npd_core.models.normalized import Normalized
+from npd_core.training.batches import Batches
 
 EPS = 1e-6
 """Added to the norm of an attention map, so that a map of zeros stays zero."""
@@ -65,7 +66,7 @@ def levels(net: Normalized, size: tuple[int, int], count: int) -> list[str]:
     ]
     stages = {name.split(".")[0]: name for name in getattr(net.net, "blocks", ())}
     names = pools or list(stages.values())
-    with taps([net.net.get_submodule(name) for name in names]) as features:
+    with captured([net.net.get_submodule(name) for name in names]) as features:
         net(torch.zeros(1, 3, *size, device=net.mean.device))
     wide = [name for name, f in zip(names, features, strict=True) if f.shape[2] * f.shape[3] > 1]
     if len(wide) < count:
@@ -91,12 +92,12 @@ def distill(
     theirs = [teacher.net.get_submodule(name) for name in names]
 
     def step(x: Tensor, y: Tensor) -> Step:
-        with torch.no_grad(), taps(theirs) as wanted:
+        with torch.no_grad(), captured(theirs) as targets:
             teacher(x)
-        with taps(ours) as features:
+        with captured(ours) as features:
             logits = student.net(x).float()
         loss = F.cross_entropy(logits, y)
-        apart = attention_loss(features, wanted, cfg.betas[: len(names)], cfg.p)
+        apart = attention_loss(features, targets, cfg.betas[: len(names)], cfg.p)
         return Step(logits, {"bn": loss, "attention": apart, "total": loss + apart})
 
     return (yield from fine_tune(student, batches, cfg, epochs=cfg.epochs, step=step))
@@ -117,7 +118,7 @@ def distill_attention(
     Raises:
         ConfigError: fewer than 2 clean images, or a network without enough levels.
     """
-    batches = Batches(clean, cfg, device)
+    batches = augmented(clean, cfg, device)
     with Repair(net, device) as student:
         height, width = clean.images.shape[2:]
         names = levels(net, (height, width), 2 if cfg.levels == "two" else 3)
@@ -125,7 +126,7 @@ def distill_attention(
         first = -cfg.teacher_epochs
         with Repair(copy.deepcopy(net), device) as teacher:
             reason = yield from fine_tune(teacher, batches, cfg, epochs=cfg.teacher_epochs, first=first)
-        student.seconds = teacher.seconds
+        student.clock = teacher.clock
         if not reason:
             reason = yield from distill(student, teacher.net, names, batches, cfg)
         if reason:

@@ -16,11 +16,13 @@ from torch import Tensor
 from npd_core.config.baselines import NCConfig
 from npd_core.data.clean import hold_out
 from npd_core.data.load import ImageSet
-from npd_core.defenses.common import Batches, Repair, fine_tune, last_linear
+from npd_core.defenses.common import Repair, augmented, fine_tune, last_linear
 from npd_core.device import autocast
 from npd_core.errors import ConfigError
 from npd_core.events import EpochEnd, Event, Started, StepEnd
 from npd_core.models.normalized import Normalized
+from npd_core.training.batches import Batches
+from npd_core.training.steps import LossMeans, set_gradients
 
 # --- one class
 
@@ -145,31 +147,29 @@ def search_epoch(
     cost = torch.tensor([c.schedule.cost for c in running], device=device)
     params = [c.raw_mask for c in running] + [c.raw_pattern for c in running]
     hits = torch.zeros(len(running), device=device)
-    sums = torch.zeros(3, device=device)
+    means = LossMeans()
     for step, (x, _) in enumerate(batches.shuffled()):
         masks = squashed(torch.stack(params[: len(running)]))
         patterns = squashed(torch.stack(params[len(running) :]))
         stamped = Patch(masks[:, None], patterns[:, None]).stamp(x).flatten(0, 1)
         with autocast(device, cfg.precision):
             z = net(stamped.contiguous(memory_format=torch.channels_last)).float()
-        wanted = labels.repeat_interleave(len(x))
-        miss = F.cross_entropy(z, wanted, reduction="none").view(len(running), -1).mean(1)
+        target = labels.repeat_interleave(len(x))
+        miss = F.cross_entropy(z, target, reduction="none").view(len(running), -1).mean(1)
         norms = masks.sum(dim=(1, 2, 3))
         loss = miss + cost * norms
-        for param, gradient in zip(params, torch.autograd.grad(loss.sum(), params), strict=True):
-            param.grad = gradient
+        set_gradients(params, torch.autograd.grad(loss.sum(), params))
         for candidate in running:
             candidate.optimizer.step()
-        hits += z.detach().argmax(1).eq(wanted).view(len(running), -1).sum(1)
-        means = torch.stack([miss, norms, loss]).detach().mean(1)
-        sums += means
-        yield StepEnd(number, step, dict(zip(LOSSES, means, strict=True)))
+        hits += z.detach().argmax(1).eq(target).view(len(running), -1).sum(1)
+        losses = zip(LOSSES, torch.stack([miss, norms, loss]).detach().mean(1), strict=True)
+        yield StepEnd(number, step, means.add(dict(losses)))
     with torch.no_grad():
         norms = squashed(torch.stack(params[: len(running)])).sum(dim=(1, 2, 3))
-    shares = hits / len(batches.labels)
+    shares = hits / len(batches)
     for candidate, share, norm in zip(running, shares.tolist(), norms.tolist(), strict=True):
         candidate.note(share, norm)
-    return dict(zip(LOSSES, (sums / batches.steps).tolist(), strict=True))
+    return means.read()
 
 
 LOSSES = ("target", "norm", "total")
@@ -193,9 +193,9 @@ def search(
             running = [c for c in running if not c.schedule.done]
             if not running:
                 break
-            with repair.timed():
+            with repair.clock:
                 means = yield from search_epoch(repair.net, running, batches, cfg, number)
-            yield EpochEnd(number, means, repair.seconds, False)
+            yield EpochEnd(number, means, repair.clock.seconds, False)
 
 
 # --- all classes
@@ -259,7 +259,7 @@ def neural_cleanse(
         ConfigError: fewer than 2 clean images, a class that the network does not have, or fewer than 3 classes.
     """
     classes = _classes(net, cfg)
-    batches = Batches(clean, cfg, device)
+    batches = augmented(clean, cfg, device)
     height, width = clean.images.shape[-2:]
     screening = cfg.screening_epochs < cfg.trigger_epochs and cfg.screening_keep < len(classes)
     screened = cfg.screening_epochs if screening else 0
@@ -290,7 +290,7 @@ def neural_cleanse(
         }
         if flagged:
             patches = [Patch(*(t.cpu() for t in c.patch)) for c in flagged if c.patch is not None]
-            stamped = Batches(unlearning_set(clean, patches, cfg.unlearn, cfg.seed), cfg, device)
+            stamped = augmented(unlearning_set(clean, patches, cfg.unlearn, cfg.seed), cfg, device)
             reason = yield from fine_tune(repair, stamped, cfg, epochs=cfg.epochs)
             if reason:
                 yield repair.failed(reason)

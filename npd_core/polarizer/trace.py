@@ -16,7 +16,7 @@ from npd_core.data.load import ImageSet
 from npd_core.polarizer import objective
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.polarizer.perturbation import Ball, runner_up
-from npd_core.polarizer.training import Fixed, State, Trainer
+from npd_core.polarizer.training import InnerResult, State, Trainer
 
 
 class Inner(NamedTuple):
@@ -145,7 +145,7 @@ def trace(net: PolarizedNet, image: Tensor, label: int, cfg: NPDConfig) -> Trace
         attacked = trainer.suffix(h).float()
         target = runner_up(attacked, y)
     fixed = trainer.attack_base(x, h, y) if trainer.attacks_base else None
-    told = trainer.losses(x, h, y, fixed=fixed).losses
+    told = trainer.losses(x, h, y, inner=fixed).losses
     total = objective.total(told, trainer.weights)
 
     deltas = [torch.zeros_like(x), *witness.deltas] if trainer.adversarial else []
@@ -177,7 +177,7 @@ def trace(net: PolarizedNet, image: Tensor, label: int, cfg: NPDConfig) -> Trace
         for (name, p), was in zip(net.polarizer.named_parameters(), old, strict=True)
     )
     new = trainer.state()
-    told = trainer.losses(x, h, y, fixed=Fixed(h_adv, target)).losses
+    told = trainer.losses(x, h, y, inner=InnerResult(h_adv, target)).losses
     net.polarizer.load_state_dict(new)  # with batch statistics, looking moved the running ones
     after = _outer(trainer, h, h_adv, {**told, "total": objective.total(told, trainer.weights)})
     for param in trainer.params:
@@ -202,11 +202,7 @@ def _look(
 
 @torch.no_grad()
 def _outer(trainer: Trainer, h: Tensor, h_adv: Tensor, losses: dict[str, Tensor]) -> Outer:
-    batch_statistics = trainer.cfg.bn_mode == "train_clean_stats"
-    clean, perturbed = (
-        trainer.on_batch_statistics(features) if batch_statistics else trainer.suffix(features).float()
-        for features in (h, h_adv)
-    )
+    clean, perturbed = (trainer.outer_logits(features) for features in (h, h_adv))
     return Outer(
         _plain(clean), _plain(perturbed), {name: float(value.detach()) for name, value in losses.items()}
     )

@@ -27,7 +27,9 @@ from npd_core.metrics import Metrics
 from npd_core.models import MODELS, Normalized, build_model
 from npd_core.zoo import Zoo
 from npd_core.zoo.card import Card, model_id
-from npd_core.zoo.recipe import InLoop, Recipe, damaged, default_recipe, train_classifier, unwritable
+from npd_core.zoo.checkpoint import damaged, unwritable
+from npd_core.zoo.classifier import InLoop, train_classifier
+from npd_core.zoo.recipe import Recipe, default_recipe
 from npd_core.zoo.weights import eight_bits, half_precision, restored
 
 ID = re.compile(

@@ -119,23 +119,23 @@ def test_a_bias_number_instead_of_the_map_would_be_wrong_at_the_border(backdoore
 
 
 def test_missing_damaged_and_foreign_files_are_refused(backdoored, tmp_path):
-    with pytest.raises(CheckpointError, match=r"holds no polarizer\.json"):
+    with pytest.raises(CheckpointError, match=r"polarizer\.json.*`npd defend --save`"):
         load_polarizer(tmp_path, backdoored)
     save_polarizer(trained(backdoored, "layer4.1.conv1"), tmp_path, {})
     path = tmp_path / artifact.WEIGHTS
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(CheckpointError, match="was changed since it was saved"):
+    with pytest.raises(CheckpointError, match=artifact.WEIGHTS):
         load_polarizer(tmp_path, backdoored)
     path.write_bytes(whole)
     other = build_model("preact_resnet18", 5, 8).eval()
-    with pytest.raises(CheckpointError, match="does not fit layer"):
+    with pytest.raises(CheckpointError, match=r"layer4\.1\.conv1"):
         load_polarizer(tmp_path, other)
     (tmp_path / artifact.DESCRIPTION).write_text(json.dumps({"model": {}}))
-    with pytest.raises(CheckpointError, match="not a polarizer"):
+    with pytest.raises(CheckpointError, match=artifact.DESCRIPTION):
         load_polarizer(tmp_path, backdoored)
     (tmp_path / artifact.DESCRIPTION).write_text("{")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match=artifact.DESCRIPTION):
         load_polarizer(tmp_path, backdoored)
 
 
@@ -150,7 +150,7 @@ def test_a_full_disk_leaves_the_earlier_save_whole(backdoored, tmp_path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(*where, full)
-    with pytest.raises(StorageError, match=r"No space left.*free some space"):
+    with pytest.raises(StorageError, match="No space left on device"):
         save_polarizer(trained(backdoored, "layer4.1.conv1"), tmp_path, {})
     monkeypatch.undo()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["polarizer.json", "polarizer.safetensors"]
@@ -189,9 +189,9 @@ def test_an_epoch_comes_back_to_the_bit(run_of_two, card, tmp_path):
 
 
 def test_an_epoch_that_is_not_there_names_those_that_are(run_of_two, card, tmp_path):
-    with pytest.raises(CheckpointError, match="no polarizer of epoch 3, only of: 0, 12"):
+    with pytest.raises(CheckpointError, match=r"\b3\b.*: 0, 12"):
         load_snapshot(tmp_path, 3, run_of_two[0], card)
-    with pytest.raises(CheckpointError, match="only of: none"):
+    with pytest.raises(CheckpointError, match="an-older-run.*epoch 0"):
         load_snapshot(tmp_path / "an-older-run", 0, run_of_two[0], card)
 
 
@@ -199,19 +199,19 @@ def test_a_changed_epoch_is_refused(run_of_two, card, tmp_path):
     path = tmp_path / "epochs" / "012.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(CheckpointError, match="was changed"):
+    with pytest.raises(CheckpointError, match="012.safetensors"):
         load_snapshot(tmp_path, 12, run_of_two[0], card)
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="012.safetensors"):
         load_snapshot(tmp_path, 12, run_of_two[0], card)
 
 
 def test_an_epoch_of_another_model_is_refused(run_of_two, card, tmp_path):
     other = replace(card, id="signs-blended-preact_resnet18-w4")
-    with pytest.raises(CheckpointError, match=f"trained for {card.id}, not for {other.id}"):
+    with pytest.raises(CheckpointError, match=f"{card.id}.*{other.id}"):
         load_snapshot(tmp_path, 12, run_of_two[0], other)
     anew = replace(card, files=card.files | {"model.safetensors": "0" * 64})
-    with pytest.raises(CheckpointError, match="other weights"):
+    with pytest.raises(CheckpointError, match=f"weights.*{card.id}"):
         load_snapshot(tmp_path, 12, run_of_two[0], anew)
 
 

@@ -207,15 +207,15 @@ def test_works_where_gradients_are_off(small: Small, images: Tensor) -> None:
 
 
 def test_bad_questions_are_answered_in_one_sentence(small: Small, images: Tensor) -> None:
-    with pytest.raises(UnknownNameError, match="Did you mean 'saliency'"):
+    with pytest.raises(UnknownNameError, match="'saliancy'.*'saliency'"):
         attribute(small, images, 0, "saliancy")
-    with pytest.raises(UnknownNameError, match="Did you mean 'conv2'"):
+    with pytest.raises(UnknownNameError, match="'conv3'.*'conv2'"):
         attribute(small, images, 0, "layer_gradcam", layer="conv3")
-    with pytest.raises(ConfigError, match="Only layer_gradcam takes a layer"):
+    with pytest.raises(ConfigError, match="layer_gradcam.*saliency"):
         attribute(small, images, 0, "saliency", layer="conv2")
-    with pytest.raises(ConfigError, match="batch of shape"):
+    with pytest.raises(ConfigError, match=r"\(B, 3, H, W\)"):
         attribute(small, images[0], 0, "saliency")
-    with pytest.raises(ConfigError, match="One target class for each of 3 images"):
+    with pytest.raises(ConfigError, match=r"3 images.*\(2,\)"):
         attribute(small, images, torch.tensor([0, 1]), "saliency")
 
 

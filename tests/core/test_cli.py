@@ -942,10 +942,11 @@ download._unpack(folder / 'kept.part', folder, 'inside')""",
     "checkpoint": """
 import torch
 from npd_core.models import build_model
-from npd_core.zoo import recipe
+from npd_core.zoo.checkpoint import Checkpoint
+from npd_core.zoo.recipe import Recipe
 net = build_model('preact_resnet18', 3, 4)
 sgd = torch.optim.SGD(net.parameters(), 0.1)
-recipe._Checkpoint(folder / 'x.pt', net, sgd, recipe.Recipe(), {}, None).save(1, 1.0)""",
+Checkpoint(folder / 'x.pt', net, sgd, Recipe(), {}, None).save(1, 1.0)""",
     "a training that waits": """
 def steps():
     (folder / 'half').touch()

@@ -74,24 +74,24 @@ def test_changed_weights_are_refused(card, tmp_path):
     content = bytearray((tmp_path / WEIGHTS).read_bytes())
     content[-1] ^= 1
     (tmp_path / WEIGHTS).write_bytes(content)
-    with pytest.raises(CheckpointError, match="was changed since it was saved"):
+    with pytest.raises(CheckpointError, match=WEIGHTS):
         load_repaired(tmp_path, card)
     (tmp_path / WEIGHTS).unlink()
-    with pytest.raises(CheckpointError, match="is missing"):
+    with pytest.raises(CheckpointError, match=WEIGHTS):
         load_repaired(tmp_path, card)
 
 
 def test_another_model_and_other_weights_are_refused(card, tmp_path):
     save_repaired(repaired(card), tmp_path, meta(card))
-    with pytest.raises(CheckpointError, match=f"is a repaired {card.id}, not signs-other"):
+    with pytest.raises(CheckpointError, match=f"{card.id}.*signs-other"):
         load_repaired(tmp_path, replace(card, id="signs-other"))
-    with pytest.raises(CheckpointError, match="made of other weights"):
+    with pytest.raises(CheckpointError, match=f"weights.*{card.id}"):
         load_repaired(tmp_path, replace(card, files={"model.safetensors": "0" * 64}))
 
 
 def test_weights_of_another_shape_are_refused(card, tmp_path):
     save_repaired(build_model(card.arch, card.num_classes, 8, card.mean, card.std), tmp_path, meta(card))
-    with pytest.raises(CheckpointError, match=f"does not fit {card.arch}"):
+    with pytest.raises(CheckpointError, match=f"{WEIGHTS}.*{card.arch}"):
         load_repaired(tmp_path, card)
 
 
@@ -102,20 +102,20 @@ def test_missing_weights_in_the_file_are_refused(card, tmp_path):
     save_file(state, tmp_path / WEIGHTS)
     values = read_description(tmp_path) | {"sha256": sha256(tmp_path / WEIGHTS)}
     (tmp_path / DESCRIPTION).write_text(json.dumps(values))
-    with pytest.raises(CheckpointError, match="does not fit"):
+    with pytest.raises(CheckpointError, match="linear.bias"):
         load_repaired(tmp_path, card)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": 99}'])
 def test_a_damaged_description_is_refused(card, tmp_path, text):
-    with pytest.raises(CheckpointError, match=r"holds no repaired\.json"):
+    with pytest.raises(CheckpointError, match=r"repaired\.json.*`npd defend --save`"):
         load_repaired(tmp_path, card)
     (tmp_path / DESCRIPTION).write_text(text)
-    with pytest.raises(CheckpointError, match="run the defense again"):
+    with pytest.raises(CheckpointError, match=DESCRIPTION):
         load_repaired(tmp_path, card)
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(card, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="could not be written"):
+    with pytest.raises(StorageError, match="run"):
         save_repaired(repaired(card), tmp_path / "file" / "run", meta(card))

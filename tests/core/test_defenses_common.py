@@ -24,18 +24,19 @@ from npd_core.config.baselines import (
 from npd_core.data.load import ImageSet
 from npd_core.defenses import DEFENSES, get_defense, preset
 from npd_core.defenses.common import (
-    Batches,
     Repair,
     Step,
     accuracy,
+    augmented,
     batch_norms,
+    captured,
     fine_tune,
     last_linear,
-    taps,
 )
 from npd_core.errors import ConfigError, UnknownNameError
 from npd_core.events import EpochEnd, Failed, Finished, Started, StepEnd, from_record, to_record
 from npd_core.models import Normalized, build_model
+from npd_core.training.guard import COLLAPSED, NOT_FINITE
 
 CPU = torch.device("cpu")
 WIDTH = 8
@@ -168,14 +169,14 @@ def test_a_setting_out_of_range_is_refused_by_name(config, change):
     ],
 )
 def test_an_unknown_choice_is_refused(config, change):
-    with pytest.raises(UnknownNameError, match="Choose one of"):
+    with pytest.raises(UnknownNameError, match=str(next(iter(change.values())))):
         config(**change)
 
 
 def test_unknown_settings_and_defenses_are_refused():
-    with pytest.raises(UnknownNameError, match="Did you mean 'tolerance'"):
+    with pytest.raises(UnknownNameError, match="'tolerance'"):
         FPConfig.from_dict({"tolerence": 0.1})
-    with pytest.raises(UnknownNameError, match=r"Unknown defense 'fpp'\. Did you mean 'fp'"):
+    with pytest.raises(UnknownNameError, match="defense 'fpp'.*'fp'"):
         get_defense("fpp")
 
 
@@ -212,7 +213,7 @@ def test_an_epoch_takes_every_image_once_and_other_seeds_another_order():
     data = ImageSet(images(21).images, torch.arange(21))
     orders = []
     for seed in (0, 0, 1):
-        epoch = list(Batches(data, replace(PLAIN, seed=seed), CPU).shuffled())
+        epoch = list(augmented(data, replace(PLAIN, seed=seed), CPU).shuffled())
         assert [len(y) for _, y in epoch] == [8, 8, 5]
         orders.append(torch.cat([y for _, y in epoch]).tolist())
         for x, y in epoch:
@@ -223,7 +224,7 @@ def test_an_epoch_takes_every_image_once_and_other_seeds_another_order():
 
 
 def test_a_single_left_over_image_joins_the_batch_before():
-    batches = Batches(images(17), PLAIN, CPU)
+    batches = augmented(images(17), PLAIN, CPU)
     assert [len(y) for _, y in batches.shuffled()] == [8, 9]
     assert batches.steps == 2
 
@@ -231,15 +232,15 @@ def test_a_single_left_over_image_joins_the_batch_before():
 def test_images_are_augmented_anew_each_epoch_and_only_where_asked():
     data = images(4)
     cfg = replace(PLAIN, pad=2, flip=True)
-    moving, still = Batches(data, cfg, CPU), Batches(data, cfg, CPU, augmented=False)
+    moving, still = augmented(data, cfg, CPU), augmented(data, PLAIN, CPU)
     everything = torch.arange(4)
     assert not torch.equal(moving.take(everything)[0], moving.take(everything)[0])
     assert torch.equal(still.take(everything)[0], data.images.float() / 255)
 
 
 def test_one_clean_image_is_too_few():
-    with pytest.raises(ConfigError, match="at least 2 clean images"):
-        Batches(images(1), PLAIN, CPU)
+    with pytest.raises(ConfigError, match=r"2 .*got 1\b"):
+        augmented(images(1), PLAIN, CPU)
 
 
 # --- the network
@@ -252,7 +253,7 @@ def test_views_of_the_network():
     assert next(iter(norms)) == "layer1.0.bn1"
     assert norms["layer4.1.bn2"] is net.net.layer4[1].bn2
     assert last_linear(net) is net.net.linear
-    with pytest.raises(ConfigError, match="linear layer"):
+    with pytest.raises(ConfigError, match="`nn.Linear`"):
         last_linear(Normalized(nn.Conv2d(3, 3, 1), (0,) * 3, (1,) * 3))
 
 
@@ -260,13 +261,13 @@ def test_taps_keep_the_order_asked_for_and_leave_nothing_behind():
     net = network()
     x = torch.rand(2, 3, 16, 16)
     second, first = net.net.layer1[1], net.net.layer1[0]
-    with taps([second, first]) as outputs:
+    with captured([second, first]) as outputs:
         net(x)
-    with taps([second], inputs=True, read=lambda h: h.sum(1)) as inputs:
+    with captured([second], inputs=True, read=lambda h: h.sum(1)) as inputs:
         net(x)
     torch.testing.assert_close(inputs[0], outputs[1].sum(1), rtol=0, atol=0)
     torch.testing.assert_close(outputs[0], second(outputs[1]), rtol=0, atol=0)
-    with pytest.raises(RuntimeError), taps([first]):
+    with pytest.raises(RuntimeError), captured([first]):
         net(torch.rand(2, 5, 16, 16))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
@@ -301,10 +302,10 @@ def test_a_repair_says_its_epoch_seconds_and_findings():
     repair = Repair(network(), CPU)
     assert repair.failed("why") == Failed("why", -1, 0.0)
     repair.keep(4)
-    with repair.timed():
+    with repair.clock:
         torch.rand(10)
-    assert repair.seconds > 0
-    assert repair.finished(pruned=[1]) == Finished(4, repair.seconds, details={"pruned": [1]})
+    assert repair.clock.seconds > 0
+    assert repair.finished(pruned=[1]) == Finished(4, repair.clock.seconds, details={"pruned": [1]})
 
 
 # --- fine-tuning
@@ -312,7 +313,7 @@ def test_a_repair_says_its_epoch_seconds_and_findings():
 
 def naive(net, data, cfg, lrs):
     """SGD written out: velocity and decay by hand, the order of images from the same generator."""
-    batches = Batches(data, cfg, CPU)
+    batches = augmented(data, cfg, CPU)
     velocity = [torch.zeros_like(p) for p in net.parameters()]
     net.train()
     for lr in lrs:
@@ -331,7 +332,7 @@ def test_fine_tuning_is_sgd_on_the_cross_entropy(schedule, lrs):
     cfg = replace(PLAIN, schedule=schedule, lr=0.004)  # small: at more, rounding decides which ReLU opens
     net, data = network(), images()
     repair = Repair(net, CPU)
-    events, reason = run(fine_tune(repair, Batches(data, cfg, CPU), cfg, epochs=3))
+    events, reason = run(fine_tune(repair, augmented(data, cfg, CPU), cfg, epochs=3))
     assert reason == ""
     expected = naive(network(), data, cfg, lrs)
     for name, value in state(net).items():
@@ -355,7 +356,7 @@ def test_plateau_divides_the_learning_rate_once_the_loss_has_stood_still():
         logits = net(x).float()
         return Step(F.one_hot(y, 5).float(), {"total": bias.sum() - bias.sum().detach() + 0 * logits.sum()})
 
-    for event in fine_tune(Repair(net, CPU), Batches(images(4), cfg, CPU), cfg, epochs=14, step=slope):
+    for event in fine_tune(Repair(net, CPU), augmented(images(4), cfg, CPU), cfg, epochs=14, step=slope):
         if isinstance(event, EpochEnd):
             moved.append(float((last - bias.detach()).mean()))
             last = bias.detach().clone()
@@ -368,7 +369,7 @@ def test_what_must_stay_true_of_the_weights_is_restored_after_every_update():
     linear = net.net.linear
     for event in fine_tune(
         Repair(net, CPU),
-        Batches(images(), PLAIN, CPU),
+        augmented(images(), PLAIN, CPU),
         PLAIN,
         epochs=1,
         after=lambda: linear.weight[:, :7].zero_(),
@@ -383,7 +384,7 @@ def test_closing_mid_epoch_keeps_the_last_completed_epoch():
     data = labelled(net, shift=1)
     kept = None
     with Repair(net, CPU) as repair:
-        training = fine_tune(repair, Batches(data, PLAIN, CPU), PLAIN, epochs=5, first=-5)
+        training = fine_tune(repair, augmented(data, PLAIN, CPU), PLAIN, epochs=5, first=-5)
         for event in training:
             if isinstance(event, EpochEnd) and event.epoch == -4:
                 kept = state(net)
@@ -402,14 +403,14 @@ def test_not_a_number_ends_with_the_last_good_state():
     with Repair(net, CPU) as repair:
 
         def training():
-            reasons.append((yield from fine_tune(repair, Batches(data, PLAIN, CPU), PLAIN, epochs=5)))
+            reasons.append((yield from fine_tune(repair, augmented(data, PLAIN, CPU), PLAIN, epochs=5)))
 
         for event in training():
             if isinstance(event, EpochEnd):
                 good.append(state(net))
                 with torch.no_grad():
                     net.net.linear.weight.fill_(math.nan)
-    assert "learning rate" in reasons[0]
+    assert reasons[0].startswith(NOT_FINITE)
     assert len(good) == 1
     assert repair.epoch == 0
     assert same(state(net), good[0])
@@ -425,8 +426,10 @@ def test_collapsed_accuracy_ends_with_the_state_before():
         return Step(-F.one_hot(y, 5).float(), {"bn": loss, "total": loss})
 
     with Repair(net, CPU) as repair:
-        events, reason = run(fine_tune(repair, Batches(data, PLAIN, CPU), PLAIN, epochs=9, step=always_wrong))
-    assert "accuracy" in reason
+        events, reason = run(
+            fine_tune(repair, augmented(data, PLAIN, CPU), PLAIN, epochs=9, step=always_wrong)
+        )
+    assert reason.startswith(COLLAPSED)
     assert [e.kept for e in events if isinstance(e, EpochEnd)] == [False, False]
     assert repair.epoch == -1
     assert same(state(net), before)
@@ -435,5 +438,5 @@ def test_collapsed_accuracy_ends_with_the_state_before():
 def test_no_epochs_change_nothing():
     net = network()
     before = state(net)
-    assert run(fine_tune(Repair(net, CPU), Batches(images(), PLAIN, CPU), PLAIN, epochs=0)) == ([], "")
+    assert run(fine_tune(Repair(net, CPU), augmented(images(), PLAIN, CPU), PLAIN, epochs=0)) == ([], "")
     assert same(state(net), before)

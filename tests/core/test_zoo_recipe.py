@@ -16,16 +16,11 @@ from npd_core.data.spec import DATASETS, get_dataset
 from npd_core.errors import CheckpointError, ConfigError, StorageError
 from npd_core.events import EpochEnd, Finished, Started, StepEnd
 from npd_core.models import MODELS, build_model
-from npd_core.zoo.recipe import (
-    InLoop,
-    Recipe,
-    augment,
-    cut_out,
-    default_recipe,
-    one_cycle,
-    overlaid,
-    train_classifier,
-)
+from npd_core.training.augment import augment, cut_out, overlaid
+from npd_core.training.schedules import one_cycle
+from npd_core.zoo import classifier
+from npd_core.zoo.classifier import InLoop, train_classifier
+from npd_core.zoo.recipe import Recipe, default_recipe
 
 
 def small_set(count=64):
@@ -198,9 +193,7 @@ def test_what_the_network_is_shown_is_poisoned_before_it_is_augmented(monkeypatc
         shown.append(images.clone())
         return images
 
-    from npd_core.zoo import recipe
-
-    monkeypatch.setattr(recipe, "augment", spy)
+    monkeypatch.setattr(classifier, "augment", spy)
     warp = in_loop("wanet")
     data = small_set()
     grey = PoisonedSet(torch.full_like(data.images, 100), data.labels, data.poisoned)

@@ -15,7 +15,8 @@ from npd_core.attacks.poison import poison_training_set
 from npd_core.data.load import load_dataset
 from npd_core.data.spec import get_dataset
 from npd_core.models import build_model
-from npd_core.zoo.recipe import Recipe, train_classifier
+from npd_core.zoo.classifier import train_classifier
+from npd_core.zoo.recipe import Recipe
 from npd_core.zoo.weights import half_precision
 
 
