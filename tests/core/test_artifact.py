@@ -191,7 +191,7 @@ def test_an_epoch_comes_back_to_the_bit(run_of_two, card, tmp_path):
 def test_an_epoch_that_is_not_there_names_those_that_are(run_of_two, card, tmp_path):
     with pytest.raises(CheckpointError, match=r"\b3\b.*: 0, 12"):
         load_snapshot(tmp_path, 3, run_of_two[0], card)
-    with pytest.raises(CheckpointError, match="an-older-run.*epoch 0"):
+    with pytest.raises(CheckpointError, match=r"an-older-run.*epoch 0"):
         load_snapshot(tmp_path / "an-older-run", 0, run_of_two[0], card)
 
 
@@ -199,10 +199,10 @@ def test_a_changed_epoch_is_refused(run_of_two, card, tmp_path):
     path = tmp_path / "epochs" / "012.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(CheckpointError, match="012.safetensors"):
+    with pytest.raises(CheckpointError, match=r"012.safetensors"):
         load_snapshot(tmp_path, 12, run_of_two[0], card)
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CheckpointError, match="012.safetensors"):
+    with pytest.raises(CheckpointError, match=r"012.safetensors"):
         load_snapshot(tmp_path, 12, run_of_two[0], card)
 
 

@@ -207,11 +207,11 @@ def test_works_where_gradients_are_off(small: Small, images: Tensor) -> None:
 
 
 def test_bad_questions_are_answered_in_one_sentence(small: Small, images: Tensor) -> None:
-    with pytest.raises(UnknownNameError, match="'saliancy'.*'saliency'"):
+    with pytest.raises(UnknownNameError, match=r"'saliancy'.*'saliency'"):
         attribute(small, images, 0, "saliancy")
-    with pytest.raises(UnknownNameError, match="'conv3'.*'conv2'"):
+    with pytest.raises(UnknownNameError, match=r"'conv3'.*'conv2'"):
         attribute(small, images, 0, "layer_gradcam", layer="conv3")
-    with pytest.raises(ConfigError, match="layer_gradcam.*saliency"):
+    with pytest.raises(ConfigError, match=r"layer_gradcam.*saliency"):
         attribute(small, images, 0, "saliency", layer="conv2")
     with pytest.raises(ConfigError, match=r"\(B, 3, H, W\)"):
         attribute(small, images[0], 0, "saliency")

@@ -102,7 +102,7 @@ def test_missing_weights_in_the_file_are_refused(card, tmp_path):
     save_file(state, tmp_path / WEIGHTS)
     values = read_description(tmp_path) | {"sha256": sha256(tmp_path / WEIGHTS)}
     (tmp_path / DESCRIPTION).write_text(json.dumps(values))
-    with pytest.raises(CheckpointError, match="linear.bias"):
+    with pytest.raises(CheckpointError, match=r"linear.bias"):
         load_repaired(tmp_path, card)
 
 

@@ -176,7 +176,7 @@ def test_an_unknown_choice_is_refused(config, change):
 def test_unknown_settings_and_defenses_are_refused():
     with pytest.raises(UnknownNameError, match="'tolerance'"):
         FPConfig.from_dict({"tolerence": 0.1})
-    with pytest.raises(UnknownNameError, match="defense 'fpp'.*'fp'"):
+    with pytest.raises(UnknownNameError, match=r"defense 'fpp'.*'fp'"):
         get_defense("fpp")
 
 
@@ -253,7 +253,7 @@ def test_views_of_the_network():
     assert next(iter(norms)) == "layer1.0.bn1"
     assert norms["layer4.1.bn2"] is net.net.layer4[1].bn2
     assert last_linear(net) is net.net.linear
-    with pytest.raises(ConfigError, match="`nn.Linear`"):
+    with pytest.raises(ConfigError, match=r"`nn.Linear`"):
         last_linear(Normalized(nn.Conv2d(3, 3, 1), (0,) * 3, (1,) * 3))
 
 
