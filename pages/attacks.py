@@ -8,7 +8,7 @@ import streamlit as st
 
 from npd_core.attack_info import ATTACK_INFO
 from npd_core.errors import NPDError
-from npd_core.names import CURVES, METRICS
+from npd_core.names import CURVES, METRICS, architecture_name, dataset_name
 from npd_core.zoo.card import Card, model_id
 from pages.shared import cache, choice, describe, selectors, shell, tiles, url_state
 from pages.shared.components.compare import compare
@@ -111,8 +111,8 @@ def model_card(model: Card) -> None:
         )
     tiles.facts(
         {
-            "data set": model.dataset,
-            "architecture": f"{model.arch}, width {model.width}",
+            "data set": dataset_name(model.dataset),
+            "architecture": f"{architecture_name(model.arch)}, width {model.width}",
             "poisoned training images": f"{model.poison_ratio:.0%}",
             "target": model.target,
             "attack settings": _listed(model.attack_params) or "none",

@@ -14,6 +14,7 @@ from npd_core import paths
 from npd_core.config.request import DefenseRequest
 from npd_core.data.spec import NORMALISATIONS, get_dataset
 from npd_core.errors import UnknownNameError
+from npd_core.names import ARCHITECTURES, architecture_name
 from npd_core.runs import queue
 from npd_core.runs.store import Run
 from npd_core.zoo import Zoo
@@ -26,10 +27,9 @@ MB = 1_000_000
 LIMITS = {"checkpoint": 300, "clean": 200, "triggered": 200}  # largest uploads, in MB
 MOST_EPOCHS = 50
 TORCHVISION = "a classifier of torchvision"
-ARCHITECTURES = {
-    "auto": "detect (PreAct-ResNet18 or VGG19-BN)",
-    "preact_resnet18": "PreAct-ResNet18",
-    "vgg19_bn": "VGG19-BN",
+CHOICES = {
+    "auto": f"detect ({' or '.join(ARCHITECTURES.values())})",
+    **ARCHITECTURES,
     TORCHVISION: TORCHVISION,
 }
 OTHER = "other values"
@@ -123,8 +123,8 @@ def image_files(name: str, label: str, about: str) -> Any:
 def architecture() -> str:
     arch = st.selectbox(
         "Architecture",
-        list(ARCHITECTURES),
-        format_func=ARCHITECTURES.__getitem__,
+        list(CHOICES),
+        format_func=CHOICES.__getitem__,
         key="upload_arch",
         help="The width and the number of classes are read from the shapes of the weights.",
     )
@@ -217,7 +217,7 @@ def facts(card: Card) -> int:
     """Show architecture, accuracy and number of images. Returns the number of images to train on."""
     spec = get_dataset(card.dataset)
     width = f", width {card.width}" if card.width else ""
-    arch = ARCHITECTURES.get(card.arch, card.arch.removeprefix("torchvision:"))
+    arch = architecture_name(card.arch.removeprefix("torchvision:"))
     st.markdown(
         f"**{plain(arch)}**{width} · {card.num_classes} classes · "
         f"{card.image_size} × {card.image_size} pixels · `{card.id}`"

@@ -14,6 +14,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from npd_core.data.load import load_dataset
+from npd_core.names import DATASET_TITLES
 from npd_core.zoo import Zoo
 
 OWN_PROBES = r"_stcore/(health|host-config)"  # Streamlit looks for its own address below that of the page
@@ -43,7 +44,7 @@ def test_import_train_and_export(
         place.set_input_files(path)
     expect(page.get_by_role("button", name="Import")).to_be_enabled()
     page.get_by_role("combobox", name="Normalisation").click()
-    page.get_by_role("option", name="Signs").click()
+    page.get_by_role("option", name=DATASET_TITLES["signs"]).click()
     page.get_by_role("button", name="Import").click()
     expect(page).to_have_url(re.compile("uploaded_model=own-[0-9a-f]{16}"), timeout=30_000)
     page.get_by_text("Loss weights").wait_for()

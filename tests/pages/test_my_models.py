@@ -19,6 +19,7 @@ from streamlit.testing.v1 import AppTest
 
 from npd_core import paths
 from npd_core.data.load import load_dataset
+from npd_core.names import DATASET_TITLES
 from npd_core.runs.queue import manager
 from npd_core.runs.store import RunStore
 from npd_core.uploads.entry import Settings, bring
@@ -72,7 +73,7 @@ def test_files_are_checked_and_the_model_opens(open_page: Open, files: tuple[Pat
     assert errors(page) == []
     assert page.button(key="upload_import").disabled
     upload(page, files)
-    page.selectbox(key="upload_normalisation").set_value("Signs")
+    page.selectbox(key="upload_normalisation").set_value(DATASET_TITLES["signs"])
     page.run()
     page.button(key="upload_import").click().run()
     assert errors(page) == []
