@@ -55,7 +55,7 @@ def start_and_stop(card: Card, layer: str) -> None:
     """All settings, and the buttons that act on them."""
     running = run is not None and run.active
     buttons = st.container(key="act", horizontal=True)
-    asked = controls.request(card, layer, folded=running)
+    asked = controls.draw_settings(card, layer, folded=running)
     try:
         here = availability(card.dataset)
     except NPDError as error:
@@ -106,17 +106,17 @@ if card is None:
         icon=":material/inventory_2:",
     )
     st.stop()
-if run is not None and controls.adoptable(run.request) and controls.untouched():
+if run is not None and controls.can_adopt(run.request) and controls.nothing_set():
     controls.adopt(run.request)
     st.query_params.update(
-        controls.in_address(run.request)
+        controls.url_query(run.request)
     )  # a widget that is set before it is drawn does not
 
 left, right = st.columns([5, 8], gap="large")
 with left:
     facts(card)
     layer = controls.layer_select(card)
-    controls.scenes(card, layer)
+    controls.preset_buttons(card, layer)
     start_and_stop(card, layer)
 
 with right:
@@ -132,7 +132,7 @@ with right:
                         )
                     if run.result:
                         shell.link("pages/runs.py", "Take it home", ":material/home:")
-                    if controls.adoptable(run.request):
+                    if controls.can_adopt(run.request):
                         st.button(
                             "Use the settings of this run",
                             icon=":material/tune:",

@@ -33,8 +33,8 @@ def draw_lesson(lesson: Lesson) -> None:
 shell.selection()
 st.title("Lessons", anchor=False)
 st.write(
-    "Each step opens one page with the settings of the step and hides the rest. A bar above the page gives a task and "
-    "a question; the answer is folded away. A link opens the same step for the whole class."
+    "Each step opens one page with the settings of the step and hides the rest. A bar above the page gives a "
+    "task and a question; the answer is folded away. A link opens the same step for the whole class."
 )
 with st.grid("auto", min_column_width=300):
     for lesson in LESSONS.values():

@@ -112,7 +112,7 @@ def details(run: Run) -> None:
         run_panel.tiles(run.result.get("before") or {}, run.result.get("after") or {}, run.result.get("der"))
     first, second, third = st.columns(3)
     own = paths.own(run.request.model) is not None
-    what = "settings, curves and result" if controls.adoptable(run.request) else "curves and result"
+    what = "settings, curves and result" if controls.can_adopt(run.request) else "curves and result"
     if own:
         with first:
             query = {"uploaded_model": run.request.model, "uploaded_run": run.id}
@@ -185,10 +185,10 @@ def details(run: Run) -> None:
 
 def open_in_lab(run: Run) -> None:
     settings: dict[str, str] = {}
-    if controls.adoptable(run.request):
+    if controls.can_adopt(run.request):
         with selectors.working():
             controls.adopt(run.request)
-            settings = controls.in_address(run.request)
+            settings = controls.url_query(run.request)
     selectors.go("lab", run=run.id, **settings)
 
 

@@ -9,6 +9,7 @@ from npd_core.config.npd import NPDConfig
 from npd_core.export.bundle import has_polarizer
 from npd_core.runs.store import Run
 from pages.shared import cache, controls, describe, selectors, shell, step_view
+from pages.shared.settings import ALL
 
 SETTINGS = (
     "lambda1", "lambda2", "lambda3", "lambda4", "rho", "norm", "inner_steps", "inner_lr", "inner_step",
@@ -85,13 +86,13 @@ st.write(
 )
 card = selectors.model(selection)
 run = trained_run(selection.run)
-values = controls.start_values(card)
+values = controls.default_values(card)
 stage = st.container()
 st.subheader("Settings of the step")
 first, second, third, fourth = st.columns([3, 3, 2, 2], vertical_alignment="bottom")
 with first:
     layer = controls.layer_select(card)
-attack_on = controls.ALL["attack_on"]
+attack_on = ALL["attack_on"]
 values["attack_on"] = selectors.switch(
     "Network attacked in the inner level",
     attack_on.choices,
@@ -119,7 +120,7 @@ with st.expander("Losses, inner level and training", key="view-settings", icon="
                 on_click=controls.adopt,
                 args=(run.request,),
             )
-request = controls.ask(card, layer, values)
+request = controls.checked(card, layer, values)
 if request is None:
     st.stop()
 with selectors.working():

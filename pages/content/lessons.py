@@ -1,6 +1,7 @@
 """Lessons for a class, and views that hide parts of a page; texts in `lessons.toml`. Imports no torch.
 
-`?view=NAME` in the URL names a view: one of `VIEWS`, a lesson ("layer": its first step) or a step ("layer-2").
+The URL names a view as `?view=NAME`: one of `VIEWS`, a lesson ("layer", its first step) or a step
+("layer-2").
 """
 
 from __future__ import annotations

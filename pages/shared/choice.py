@@ -18,7 +18,7 @@ RUN = url_state.UrlValue(
 
 
 def cards() -> dict[str, Card]:
-    """Return the zoo by id: the built-in data set first, as it works on every machine; clean models last in each."""
+    """Return the zoo by id: the built-in data set first, as it works on every machine; clean models last."""
     order = {attack: place for place, attack in enumerate(ATTACKS)}
     found = sorted(
         cache.zoo.cards(),
@@ -46,7 +46,7 @@ def open_run(run_id: str) -> None:
 
 
 def read_url(cards: Mapping[str, Card], runs: dict[str, Run]) -> None:
-    """Set the widgets `model` and `run` to the values of the URL. A run chooses its model, and is added to `runs`.
+    """Set the widgets `model` and `run` to the URL. A run chooses its model, and is added to `runs`.
 
     The URL holds ids, not the titles that the widgets show: those change while a run goes on.
     """

@@ -36,7 +36,7 @@ def run(found: Run | None) -> str:
 
 
 def defense(found: Run) -> str:
-    """Return the defense of a run with its layer, as "NPD · layer4.1.conv1"; of a baseline the defense, as "FP"."""
+    """Return the defense of a run, of NPD with the layer: "NPD · layer4.1.conv1", "FP"."""
     name = defense_name(found.request.defense)
     if found.request.defense in CONFIGS:
         return name
@@ -44,7 +44,7 @@ def defense(found: Run) -> str:
 
 
 def short_id(found: Run) -> str:
-    """Return start and repetition of a run's id; of a recorded run, which is named like its model, the whole id."""
+    """Return the parts of a run's id that differ between runs; of a recorded run, the whole id."""
     return found.id if found.recorded else f"{found.id[:6]}{found.id[16:]}"
 
 

@@ -1,6 +1,6 @@
-"""What the URL says about the screen: the parts of a page that a lesson or a view shows, and whether it is a booth.
+"""What the URL says about the screen: the parts of a page that a view shows, and whether it is at a booth.
 
-Both hold on every page. A part that a view may leave out is drawn in a container with the key "view-" and the name
+Both hold on every page. A part that a view may hide is drawn in a container with the key "view-" and the name
 of the part.
 """
 

@@ -1,6 +1,7 @@
 """The shell around every page: the menu, the choice of model and run, links between pages.
 
-`app.py` draws the choice of model and run above each page; a page that runs alone, as in a test, draws it itself.
+`app.py` draws the choice of model and run above each page; a page that runs alone, as in a test, draws it
+itself.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ PAGES = (
 WITHOUT_MODEL = ("glossary", "lessons")
 """Pages that need no choice of model and run."""
 FOLDED = ("", "my_models")
-"""Pages that keep the choice of model and run folded away: the first page, and the one with models of its own."""
+"""Pages with the choice of model and run folded away: the first page, and the one for uploaded models."""
 OLD_ADDRESSES = {"your_model": "my_models", "race": "comparison", "learn": "step_by_step"}
 OLD_QUERY = {"own": "uploaded", "own_run": "uploaded_run", "race": "runs"}
 
@@ -162,7 +163,7 @@ def navigation() -> st.Page:
 
 
 def configure_page() -> None:
-    """Set title, icon and style. Before `st.navigation`, which would fetch the icon of a page from a font server."""
+    """Set title, icon and style. Call it before `st.navigation`, which would fetch an icon from elsewhere."""
     ui = paths.assets() / "ui"
     st.set_page_config(page_title="Neural Polarizer Lab", page_icon=str(ui / "favicon.png"), layout="wide")
     st.logo(str(ui / "logo.svg"), size="large")
@@ -276,8 +277,8 @@ def _draw_choice(page: str, cards: Mapping[str, Card], runs: Mapping[str, Run]) 
             key="model",
             on_change=lambda: choice.choose_model(st.session_state["model"]),
             disabled=not cards,
-            help="Networks that were trained on poisoned images: accurate, until the trigger appears. A clean model "
-            "shows how the polarizer affects a network without a backdoor.",
+            help="Networks that were trained on poisoned images: accurate, until the trigger appears. A "
+            "clean model shows how the polarizer affects a network without a backdoor.",
         )
         right.selectbox(
             "Run",

@@ -17,6 +17,7 @@ from npd_core.runs import queue
 from npd_core.runs.store import Owner, Run, RunStore
 from npd_core.zoo import Zoo
 from pages.shared import controls
+from pages.shared.settings import ALL
 
 Open = Callable[..., AppTest]
 Make = Callable[..., Run]
@@ -132,29 +133,30 @@ def test_settings_come_from_the_address(tiny_zoo: str, desk: Desk, open_page: Op
 
 
 @pytest.mark.parametrize(
-    ("query", "sentence"),
+    ("query", "named"),
     [
-        ({"lambda2": "-1"}, "`lambda2` must be a number of at least 0, got -1.0."),
-        ({"lambda2": "nan"}, "`lambda2` must be a number of at least 0, got nan."),
-        ({"lambda2": "five"}, "`lambda2` must be a number, got 'five'."),
-        ({"rho": "0"}, "`rho` must be a number above 0, got 0.0."),
-        ({"norm": "l3"}, "Unknown norm 'l3'. Did you mean 'l2'?"),
-        ({"epochs": "100000"}, "`epochs` must be between 1 and 200 here, got 100000."),
-        ({"epochs": "9" * 400}, "`epochs` must be between 1 and 200 here, got 9999"),
-        ({"epochs": "inf"}, "`epochs` must be a whole number, got 'inf'."),
-        ({"lambda4": "1e999"}, "`lambda4` must be a number of at least 0, got inf."),
-        ({"seed": "9" * 400}, "`seed` must be a whole number from 0 to"),
-        ({"layer": "layer4.1.conv3"}, "Unknown layer 'layer4.1.conv3'. Did you mean 'layer4.1.conv"),
-        ({"model": "signs-badnets"}, "Unknown model 'signs-badnets'."),
-        ({"run": "0123456789abcdef"}, "There is no run '0123456789abcdef'"),
+        ({"lambda2": "-1"}, "from 0 to 2"),
+        ({"lambda2": "nan"}, "from 0 to 2"),
+        ({"lambda2": "five"}, "from 0 to 2"),
+        ({"rho": "0"}, "from 0.001 to 1000"),
+        ({"norm": "l3"}, "'l2'"),
+        ({"epochs": "100000"}, "from 1 to 200"),
+        ({"epochs": "9" * 400}, "from 1 to 200"),
+        ({"epochs": "inf"}, "from 1 to 200"),
+        ({"lambda4": "1e999"}, "from 0 to 10"),
+        ({"seed": "9" * 400}, "from 0 to"),
+        ({"layer": "layer4.1.conv3"}, "'layer4.1.conv"),
+        ({"model": "signs-badnets"}, "signs-badnets_a2o"),
+        ({"run": "0123456789abcdef"}, ""),
     ],
 )
 def test_nonsense_in_the_address_is_one_sentence_and_a_working_page(
-    query: dict[str, str], sentence: str, tiny_zoo: str, desk: Desk, open_page: Open
+    query: dict[str, str], named: str, tiny_zoo: str, desk: Desk, open_page: Open
 ) -> None:
     page = open_page("lab", **query).run()
     (shown,) = errors(page)
-    assert sentence in shown
+    ((name, value),) = query.items()
+    assert all(part in shown for part in (name, value[:40], named))
     page.button(key="start").click().run()
     assert errors(page) == []
     assert len(desk.asked) == 1
@@ -314,5 +316,5 @@ def test_another_model_starts_from_its_own_preset(tiny_zoo: str, desk: Desk, ope
 
 
 def test_every_setting_explains_itself() -> None:
-    for setting in controls.ALL.values():
-        assert setting.help or setting.key in controls.field_docs(), setting.key
+    for setting in ALL.values():
+        assert setting.label and setting.help.endswith("."), setting.key

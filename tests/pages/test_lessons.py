@@ -11,6 +11,7 @@ from streamlit.testing.v1 import AppTest
 from npd_core.zoo import Zoo
 from pages.content.lessons import LESSONS, Step
 from pages.shared import controls
+from pages.shared.settings import ALL
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 Open = Callable[..., AppTest]
@@ -37,7 +38,7 @@ def test_the_settings_of_a_step_are_settings_of_its_page(step: Step, tiny_zoo: s
     values = dict(step.settings) | layer
     assert controls.layers(Zoo().card(tiny_zoo)).count(layer.get("layer", "conv1")) == 1
     for name in set(values) - {"layer"}:
-        assert controls.problem(controls.ALL[name], str(values[name])) == ""
+        assert ALL[name].url_value().parse(str(values[name])) == values[name]
 
 
 def test_the_page_of_lessons(open_page: Open) -> None:
