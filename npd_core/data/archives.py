@@ -1,6 +1,6 @@
-"""Original copies of the data sets, as their makers or torchvision lay them down on disk. Reads, never downloads.
+"""Original copies of the data sets, laid out as their makers or torchvision do. Reads, never downloads.
 
-All lie under `$NPD_DATA_DIR/torchvision`:
+All are under `$NPD_DATA_DIR/torchvision`:
 
 cifar10         cifar-10-batches-py/                     torchvision's folder, checked by torchvision
 gtsrb           gtsrb/GTSRB_Final_Training_Images.zip, GTSRB_Final_Test_Images.zip, GTSRB_Final_Test_GT.zip, read as
@@ -33,13 +33,13 @@ TINY = "tiny-imagenet-200"
 
 
 def root() -> Path:
-    """Where torchvision's copies and our own downloads lie."""
+    """Return the folder of torchvision's copies and of our own downloads."""
     return paths.data().absolute() / "torchvision"
 
 
 def locate(name: str, split: str) -> Path | None:
-    """Folder or file that holds this split, or None. Looks at names only, reads nothing."""
-    wanted: list[Path] = []
+    """Return the folder or file that holds this split, or None. Looks at names only."""
+    places: list[Path] = []
     if name == "cifar10":
         folder = root() / "cifar-10-batches-py"
         if (folder / ("data_batch_1" if split == "train" else "test_batch")).is_file():
@@ -47,36 +47,57 @@ def locate(name: str, split: str) -> Path | None:
     elif name == "gtsrb":
         base = root() / "gtsrb"
         if split == "train":
-            wanted = [base / GTSRB_TRAIN_ZIP, base / "GTSRB" / "Training"]
+            places = [base / GTSRB_TRAIN_ZIP, base / "GTSRB" / "Training"]
         else:
-            wanted = [base / GTSRB_TEST_ZIP] if (base / GTSRB_TRUTH_ZIP).is_file() else []
-            wanted += [base / "GTSRB" / "Final_Test" / "Images"] if (base / GTSRB_TRUTH).is_file() else []
+            places = [base / GTSRB_TEST_ZIP] if (base / GTSRB_TRUTH_ZIP).is_file() else []
+            places += [base / "GTSRB" / "Final_Test" / "Images"] if (base / GTSRB_TRUTH).is_file() else []
     elif name == "tiny_imagenet":
-        wanted = [root() / f"{TINY}.zip", root() / TINY]
-    return next((path for path in wanted if path.exists()), None)
+        places = [root() / f"{TINY}.zip", root() / TINY]
+    return next((path for path in places if path.exists()), None)
 
 
-def read(name: str, split: str, size: int) -> Arrays:
-    """images (N, 3, size, size) uint8 and labels (N,) int64 of the copy that `locate` finds.
+def read(name: str, split: str, size: int, rows: NDArray[np.int64] | None = None) -> Arrays:
+    """Decode the copy that `locate` finds, or some of its images.
 
+    Args:
+        size: height and width; images of another size are resized.
+        rows: positions in any order; None: all.
+    Returns:
+        images (N, 3, size, size) uint8 and labels (N,) int64.
     Raises:
         DataMissingError: no copy.
         StorageError: a copy that is incomplete or damaged.
     """
-    where = locate(name, split)
-    if where is None:
-        raise DataMissingError(
-            f"There is no copy of {name} ({split}) in {root()}; run `npd data get {name}`."
-        )
-    try:
+    with _copy(name, split) as where:
         if name == "cifar10":
-            return _cifar10(split)
-        if name == "gtsrb":
-            return _gtsrb(where, split, size)
-        return _tiny_imagenet(where, split, size)
+            images, labels = _cifar10(split)
+            return (images, labels) if rows is None else (images[rows], labels[rows])
+        with _Tree.open(where) as tree:
+            files, labels = _list_files(name, split, where, tree)
+            chosen = np.arange(len(files)) if rows is None else rows
+            coded = [tree.read(files[row]) for row in chosen]
+        return decode_images(coded, size, name=str(where), rows=chosen), labels[chosen]
+
+
+def read_labels(name: str, split: str) -> NDArray[np.int64]:
+    """Return the labels (N,) int64 of the copy that `locate` finds, without decoding an image. Raises as `read`."""
+    with _copy(name, split) as where:
+        if name == "cifar10":
+            return _cifar10(split)[1]
+        with _Tree.open(where) as tree:
+            return _list_files(name, split, where, tree)[1]
+
+
+@contextmanager
+def _copy(name: str, split: str) -> Iterator[Path]:
+    where = locate(name, split)
+    remedy = f"run `npd data get {name}`"
+    if where is None:
+        raise DataMissingError(f"There is no copy of {name} ({split}) in {root()}; {remedy}.")
+    try:
+        yield where
     except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
-        remedy = f"remove it and run `npd data get {name}`"
-        raise StorageError(f"{where} is damaged or incomplete; {remedy}. ({error})") from error
+        raise StorageError(f"{where} is damaged or incomplete; remove it and {remedy}. ({error})") from error
 
 
 def _cifar10(split: str) -> Arrays:
@@ -84,52 +105,44 @@ def _cifar10(split: str) -> Arrays:
 
     try:
         data = CIFAR10(str(root()), train=split == "train", download=False)
-    except RuntimeError as error:
-        raise StorageError(
-            f"{root() / 'cifar-10-batches-py'} is damaged or incomplete; remove it and run `npd data get cifar10`."
-        ) from error
+    except RuntimeError as error:  # a checksum that does not fit
+        raise ValueError(str(error)) from error
     return np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)), np.asarray(data.targets, np.int64)
 
 
-def _gtsrb(where: Path, split: str, size: int) -> Arrays:
-    if split == "test":
-        if where.suffix == ".zip":
-            with zipfile.ZipFile(where.with_name(GTSRB_TRUTH_ZIP)) as truth:
-                table = truth.read(GTSRB_TRUTH).decode()
-        else:
-            table = (where.parents[2] / GTSRB_TRUTH).read_text()
-        rows = [line.split(";") for line in table.splitlines()[1:] if line]
-        with _Tree.open(where) as tree:
-            prefix = "GTSRB/Final_Test/Images/" if where.suffix == ".zip" else ""
-            coded = [tree.read(prefix + row[0]) for row in rows]
-        return decode_images(coded, size, name=str(where)), np.asarray(
-            [int(row[-1]) for row in rows], np.int64
-        )
-    with _Tree.open(where) as tree:
-        names = [name for name in tree.names() if name.endswith(".ppm")]
-        labels = np.asarray([int(name.split("/")[-2]) for name in names], np.int64)
-        return decode_images([tree.read(name) for name in names], size, name=str(where)), labels
+def _list_files(name: str, split: str, where: Path, tree: _Tree) -> tuple[list[str], NDArray[np.int64]]:
+    """Return the image files of a split, as names in the tree, with their labels."""
+    files, labels = (_gtsrb if name == "gtsrb" else _tiny_imagenet)(split, where, tree)
+    return files, np.asarray(labels, np.int64)
 
 
-def _tiny_imagenet(where: Path, split: str, size: int) -> Arrays:
-    with _Tree.open(where) as tree:
-        prefix = f"{TINY}/" if where.suffix == ".zip" else ""
-        label = {wnid: i for i, wnid in enumerate(sorted(tree.read(f"{prefix}wnids.txt").decode().split()))}
-        if split == "train":
-            names = [n for n in tree.names() if n.startswith(f"{prefix}train/") and n.endswith(".JPEG")]
-            labels = [label[name.split("/")[-3]] for name in names]
-        else:
-            table = tree.read(f"{prefix}val/val_annotations.txt").decode()
-            rows = [line.split("\t")[:2] for line in table.splitlines() if line]
-            names = [f"{prefix}val/images/{image}" for image, _ in rows]
-            labels = [label[wnid] for _, wnid in rows]
-        return decode_images([tree.read(name) for name in names], size, name=str(where)), np.asarray(
-            labels, np.int64
-        )
+def _gtsrb(split: str, where: Path, tree: _Tree) -> tuple[list[str], list[int]]:
+    if split == "train":
+        files = [name for name in tree.names() if name.endswith(".ppm")]
+        return files, [int(name.split("/")[-2]) for name in files]
+    if where.suffix == ".zip":
+        with zipfile.ZipFile(where.with_name(GTSRB_TRUTH_ZIP)) as truth:
+            table = truth.read(GTSRB_TRUTH).decode()
+    else:
+        table = (where.parents[2] / GTSRB_TRUTH).read_text()
+    rows = [line.split(";") for line in table.splitlines()[1:] if line]
+    prefix = "GTSRB/Final_Test/Images/" if where.suffix == ".zip" else ""
+    return [prefix + row[0] for row in rows], [int(row[-1]) for row in rows]
+
+
+def _tiny_imagenet(split: str, where: Path, tree: _Tree) -> tuple[list[str], list[int]]:
+    prefix = f"{TINY}/" if where.suffix == ".zip" else ""
+    label = {wnid: i for i, wnid in enumerate(sorted(tree.read(f"{prefix}wnids.txt").decode().split()))}
+    if split == "train":
+        files = [n for n in tree.names() if n.startswith(f"{prefix}train/") and n.endswith(".JPEG")]
+        return files, [label[name.split("/")[-3]] for name in files]
+    table = tree.read(f"{prefix}val/val_annotations.txt").decode()
+    rows = [line.split("\t")[:2] for line in table.splitlines() if line]
+    return [f"{prefix}val/images/{image}" for image, _ in rows], [label[wnid] for _, wnid in rows]
 
 
 def tiny_class_names() -> tuple[str, ...]:
-    """The 200 names of Tiny ImageNet by label (sorted wnids, first word of each entry); empty without a copy."""
+    """Return the 200 class names of Tiny ImageNet (first word of each entry, by sorted wnid); empty without a copy."""
     where = locate("tiny_imagenet", "train")
     if where is None:
         return ()

@@ -158,29 +158,34 @@ def _read(name: str, split: str, source: _Source, stamp: tuple[str, int, int]) -
     if source.kind == "parquet":
         return parquet.read_images(source.path, spec.num_classes, spec.size)
     images, labels = archives.read(name, split, spec.size)
+    return images, _checked(labels, spec, source)
+
+
+def _checked(labels: NDArray[np.int64], spec: DatasetSpec, source: _Source) -> NDArray[np.int64]:
     if len(labels) == 0 or labels.min() < 0 or labels.max() >= spec.num_classes:
         raise StorageError(
-            f"{source.path} is incomplete or holds another data set; remove it and run `npd data get {name}`."
+            f"{source.path} is incomplete or holds another data set; remove it and run `npd data get {spec.id}`."
         )
-    return images, labels
+    return labels
 
 
 def load_labels(name: str, split: str) -> NDArray[np.int64]:
-    """Labels alone, (N,) int64, in the order of `load_dataset`; from parquet without decoding an image."""
+    """Return the labels alone, (N,) int64, in the order of `load_dataset`. No image is decoded."""
     spec, source = _found(name, split)
     if source.kind == "parquet":
         return parquet.read_labels(source.path, spec.num_classes)
-    return _arrays(spec, split, source)[1]
+    return _checked(archives.read_labels(name, split), spec, source)
 
 
 def load_rows(name: str, split: str, indices: NDArray[np.int64]) -> ImageSet:
-    """The images at these positions of a split, in this order; from parquet only these are decoded."""
+    """Return the images at these positions of a split, in this order. Only these are decoded."""
     import torch
 
     spec, source = _found(name, split)
-    if source.kind == "original":
-        return load_dataset(name, split).subset(indices)
-    images, labels = parquet.read_images(source.path, spec.num_classes, spec.size, rows=indices)
+    if source.kind == "parquet":
+        images, labels = parquet.read_images(source.path, spec.num_classes, spec.size, rows=indices)
+    else:
+        images, labels = archives.read(name, split, spec.size, rows=indices)
     return ImageSet(torch.from_numpy(images), torch.from_numpy(labels))
 
 

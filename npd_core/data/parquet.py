@@ -37,7 +37,7 @@ def _open(path: Path) -> pq.ParquetFile:
             f"{path} is not there; put the file back or fetch the data set with `npd data get`."
         )
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, pre_buffer=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise StorageError(
             f"{path} is not a readable parquet file; fetch it again. ({_line(error)})"
@@ -76,8 +76,10 @@ def class_names(path: Path) -> tuple[str, ...]:
 
 
 def unpacked(path: Path) -> int:
-    """Bytes of all images as they are in memory, which may be many times those of the file: one blob can stand in many
-    rows. Reads a few rows at a time. Raises StorageError."""
+    """Return how many bytes all images take in memory, encoded. Reads a few rows at a time.
+
+    That may be many times the size of the file, where many rows share one blob. Raises StorageError.
+    """
     file = _open(path)
     try:
         return sum(batch.nbytes for batch in file.iter_batches(batch_size=16, columns=["image"]))
@@ -120,20 +122,14 @@ def _checked_labels(path: Path, column: pa.ChunkedArray, num_classes: int) -> ND
 
 
 def read_images(
-    path: Path,
-    num_classes: int,
-    size: int,
-    *,
-    rows: slice | NDArray[np.int64] | None = None,
-    workers: int | None = None,
+    path: Path, num_classes: int, size: int, *, rows: slice | NDArray[np.int64] | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Decodes a parquet file, or a range of its rows.
+    """Decode the images of a parquet file, or of some of its rows.
 
     Args:
         num_classes: labels must lie in [0, num_classes).
-        size: height and width to resize to where an image differs.
-        rows: which rows to decode, as a slice or as positions; all of them when None.
-        workers: decoding threads; the number of cores when None.
+        size: height and width; images of another size are resized.
+        rows: which rows to decode, as a slice or as positions in any order; None: all.
     Returns:
         images (N, 3, size, size) uint8 in RGB, labels (N,) int64.
     Raises:
@@ -141,31 +137,44 @@ def read_images(
         StorageError: damaged file, wrong columns, labels out of range, or an image that cannot be decoded.
     """
     file = _open(path)
-    column = _column(path, file, "image")
     labels = _checked_labels(path, _column(path, file, "label"), num_classes)
-    if not pa.types.is_struct(column.type) or column.type.get_field_index("bytes") < 0:
-        raise StorageError(f"{path}: column 'image' holds {column.type}, expected a struct with `bytes`.")
-    kind = column.type.field("bytes").type
+    kind = file.schema_arrow.field("image").type
+    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+        raise StorageError(f"{path}: column 'image' holds {kind}, expected a struct with `bytes`.")
+    kind = kind.field("bytes").type
     if not pa.types.is_binary(kind) and not pa.types.is_large_binary(kind):
         raise StorageError(
             f"{path}: `bytes` of column 'image' holds {kind}, expected the bytes of image files."
         )
-    coded = pa.chunked_array(
-        [chunk.field("bytes") for chunk in column.chunks], column.type.field("bytes").type
-    )
-    chosen = np.arange(len(labels)) if rows is None else np.arange(len(labels))[rows]
-    if rows is not None:
-        coded = coded.take(pa.array(chosen))
-    values = [value for chunk in coded.chunks for value in chunk.to_pylist()]
-    images = decode_images(values, size, workers=workers, name=str(path), rows=chosen)
-    return images, labels[chosen]
+    chosen = np.arange(len(labels))[slice(None) if rows is None else rows]
+    coded = _coded(path, file, chosen)
+    return decode_images(coded, size, name=str(path), rows=chosen), labels[chosen]
+
+
+def _coded(path: Path, file: pq.ParquetFile, rows: NDArray[np.int64]) -> list[bytes | None]:
+    """Return the encoded images of these rows, with few others in memory at a time."""
+    order = np.argsort(rows, kind="stable")
+    in_order = rows[order]
+    found: list[bytes | None] = [None] * len(rows)
+    start = 0
+    try:
+        for batch in file.iter_batches(batch_size=ROWS_PER_GROUP, columns=["image.bytes"]):
+            first, last = np.searchsorted(in_order, (start, start + batch.num_rows))
+            values = batch.column(0).field("bytes").take(pa.array(in_order[first:last] - start))
+            for place, value in zip(order[first:last], values.to_pylist(), strict=True):
+                found[place] = value
+            start += batch.num_rows
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise StorageError(
+            f"{path} is damaged in its column 'image'; fetch it again. ({_line(error)})"
+        ) from error
+    return found
 
 
 def decode_images(
     coded: Sequence[bytes | None],
     size: int,
     *,
-    workers: int | None = None,
     name: str = "images",
     rows: Sequence[int] | NDArray[np.int64] | None = None,
 ) -> NDArray[np.uint8]:
@@ -187,7 +196,7 @@ def decode_images(
             pixels[i] = _decode(coded[start + i], size, f"{name}, row {row}")
         out[start : start + len(pixels)] = pixels.transpose(0, 3, 1, 2)
 
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(decode, range(0, len(coded), CHUNK)):
             pass
     return out

@@ -19,6 +19,12 @@ def balanced(num_classes: int, each: int) -> np.ndarray:
     return np.random.default_rng(5).permutation(np.repeat(np.arange(num_classes), each))
 
 
+def coded(colour):
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), colour).save(file, "PNG")
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     ("name", "each", "total"), [("cifar10", 250, 2500), ("gtsrb", 45, 1935), ("tiny_imagenet", 25, 5000)]
 )
@@ -113,10 +119,34 @@ def test_more_than_are_here_though_fewer_than_the_data_set_has():
 
 @pytest.mark.parametrize("amount", [0.05, 100])
 def test_by_name_is_the_same_as_from_the_decoded_data(amount):
-    direct = clean_subset(load_dataset("signs", "train"), 12, amount, seed=7)
-    by_name = load_clean("signs", amount, seed=7)
-    for one, other in zip(direct, by_name, strict=True):
-        assert torch.equal(one, other)
+    for seed in (0, 7):
+        direct = clean_subset(load_dataset("signs", "train"), 12, amount, seed)
+        by_name = load_clean("signs", amount, seed)
+        for one, other in zip(direct, by_name, strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.slow
+def test_by_name_is_the_same_as_from_the_decoded_data_of_cifar10(real_data):
+    for seed in (0, 7):
+        direct = clean_subset(load_dataset("cifar10", "train"), 10, 0.05, seed)
+        by_name = load_clean("cifar10", 0.05, seed)
+        for one, other in zip(direct, by_name, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_only_the_chosen_images_are_decoded(tmp_path, monkeypatch):
+    monkeypatch.setenv("NPD_DATA_DIR", str(tmp_path))
+    (tmp_path / "cifar10").mkdir()
+    labels = balanced(10, 300)
+    chosen = set(clean_indices(labels, 10, 20, seed=3).tolist())
+    image = coded((9, 0, 0))
+    rows = [(f"{i}", image if i in chosen else b"no image", label) for i, label in enumerate(labels.tolist())]
+    write_images(tmp_path / "cifar10" / FILES["train"], rows, "0123456789")
+    clean = load_clean("cifar10", 20, 3)
+    assert set(clean.indices.tolist()) == chosen
+    assert (clean.images[:, 0] == 9).all()
+    assert torch.equal(clean.labels, torch.from_numpy(labels)[clean.indices])
 
 
 def test_disjoint_from_the_test_set():
@@ -133,12 +163,6 @@ def test_cifar10(real_data):
 
 def test_gtsrb(real_data):
     assert torch.bincount(load_clean("gtsrb", 0.05, 0).labels).tolist() == [45] * 43
-
-
-def coded(colour):
-    file = io.BytesIO()
-    Image.new("RGB", (64, 64), colour).save(file, "PNG")
-    return file.getvalue()
 
 
 def test_tiny_imagenet_from_the_part_that_came_alone(tmp_path, monkeypatch):

@@ -290,6 +290,22 @@ def test_tiny_imagenet_from_its_archive_and_from_its_folder(data_dir, zipped):
     assert test.labels.tolist() == [194, 1]
     assert test.images.shape == (2, 3, 64, 64)
     assert class_names("tiny_imagenet")[199] == "thing 0"
+    assert load_labels("tiny_imagenet", "train").tolist() == [0, 199]
+    rows = load_rows("tiny_imagenet", "train", np.asarray([1, 0]))
+    assert rows.labels.tolist() == [199, 0]
+    assert torch.equal(rows.images, train.images.flip(0))
+
+
+def test_labels_and_rows_of_an_archive_leave_other_images_alone(data_dir):
+    (data_dir / "torchvision").mkdir()
+    with zipfile.ZipFile(data_dir / "torchvision" / "tiny-imagenet-200.zip", "w") as archive:
+        for name, data in tiny_files():
+            damaged = name.startswith("train") and "0000_" in name
+            archive.writestr(f"tiny-imagenet-200/{name}", b"no image" if damaged else data)
+    assert load_labels("tiny_imagenet", "train").tolist() == [0, 199]
+    assert load_rows("tiny_imagenet", "train", np.asarray([0])).labels.tolist() == [0]
+    with pytest.raises(StorageError, match="row 1"):
+        load_rows("tiny_imagenet", "train", np.asarray([1]))
 
 
 def test_archive_that_is_damaged(data_dir):
