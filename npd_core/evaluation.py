@@ -50,14 +50,13 @@ def predict(
         batch_size: images of 32 x 32 pixels at once; of larger ones as many fewer.
     """
     logits = []
-    fitting = (
-        max(1, min(batch_size, batch_size * 32**2 // images[0, 0].numel())) if len(images) else batch_size
-    )
-    for batch in images.split(fitting):
+    memory_format = getattr(net, "memory_format", torch.contiguous_format)
+    pixels = images.shape[-2] * images.shape[-1]
+    for batch in images.split(max(1, min(batch_size, batch_size * 32**2 // pixels))):
         x = batch.to(device)
         x = x.float() / 255 if x.dtype == torch.uint8 else x
         with autocast(device, precision):
-            logits.append(net(x.contiguous(memory_format=torch.channels_last)).float())
+            logits.append(net(x.contiguous(memory_format=memory_format)).float())
     return torch.cat(logits)
 
 

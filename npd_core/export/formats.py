@@ -24,7 +24,8 @@ from npd_core.errors import ConfigError, unknown_name
 from npd_core.export.bundle import MODEL_FORMATS, pack
 from npd_core.export.scripts import script
 from npd_core.models import Normalized
-from npd_core.polarizer.artifact import fold, load_polarizer
+from npd_core.polarizer.artifact import load_polarizer
+from npd_core.polarizer.fold import fold
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.runs.store import Run, read_record
 from npd_core.zoo import Zoo

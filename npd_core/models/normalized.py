@@ -13,7 +13,7 @@ class Normalized(nn.Module):
 
     Args:
         net: classifier of normalised images.
-        mean, std: one number a channel, in [0, 1] pixel units.
+        mean, std: one number a channel, or one for all, in [0, 1] pixel units.
     """
 
     mean: Tensor
@@ -22,14 +22,29 @@ class Normalized(nn.Module):
     def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
         self.net = net
+        self.channels_last = True
+        """Whether `net` takes images in this memory format; otherwise they are made contiguous."""
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
 
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Memory format that images are best given in."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
     def normalise(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> the same shape, zero mean and unit deviation over the data set."""
-        return (x - self.mean) / self.std
+        """(B, C, H, W) in [0, 1] -> the same shape, zero mean and unit deviation over the data set."""
+        z = (x - self.mean) / self.std
+        return z if self.channels_last else z.contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> (B, K) logits."""
+        """(B, C, H, W) in [0, 1] -> (B, K) logits."""
         logits: Tensor = self.net(self.normalise(x))
         return logits
+
+
+def as_normalized(net: nn.Module) -> Normalized:
+    """Return `net` itself if it is Normalized, else a classifier of [0, 1] pixels with mean 0 and std 1 around it."""
+    if isinstance(net, Normalized):
+        return net
+    return Normalized(net, (0.0,), (1.0,)).to(next(net.parameters()).device)

@@ -1,9 +1,8 @@
-"""A trained polarizer on disk, back in its network, out of it again, and folded for export."""
+"""A trained polarizer on disk: saved, loaded back into its network, and the snapshots of a run."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import json
 import os
@@ -12,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from npd_core.errors import CheckpointError, StorageError
 from npd_core.models import Normalized
@@ -230,78 +227,3 @@ def put_state(net: PolarizedNet, state: Mapping[str, Tensor], source: Path) -> N
 def _digest(state: Mapping[str, Tensor]) -> str:
     """sha256 of names, shapes and bytes of a state."""
     return hashlib.sha256(save(dict(state))).hexdigest()
-
-
-def remove_polarizer(net: PolarizedNet) -> Normalized:
-    """f_w again, as a copy: exactly the network that the polarizer was put into."""
-    plain = copy.deepcopy(net.net)
-    path = f"net.{net.info.layer.module}"
-    plain.set_submodule(path, plain.get_submodule(path).module)  # type: ignore[arg-type]
-    return plain
-
-
-def _like(conv: nn.Conv2d, bias: bool) -> nn.Conv2d:
-    """A fresh convolution of the same form."""
-    form: dict[str, Any] = {
-        name: getattr(conv, name) for name in ("kernel_size", "stride", "padding", "dilation")
-    }
-    return nn.Conv2d(conv.in_channels, conv.out_channels, **form, bias=bias)
-
-
-class FoldedConv(nn.Module):
-    """A convolution that has swallowed the polarizer before it: weights W A, and the offset as a map.
-
-    A zero-padded convolution sees no offset beyond the border, so b cannot become an ordinary bias: it is stored as
-    conv(b broadcast over the image), exact for that one input size.
-    """
-
-    bias_map: Tensor
-
-    def __init__(self, conv: nn.Conv2d, matrix: Tensor, offset: Tensor, height: int, width: int):
-        super().__init__()
-        self.conv = _like(conv, bias=False)
-        with torch.no_grad():
-            self.conv.weight.copy_(torch.einsum("ochw,cd->odhw", conv.weight, matrix))
-            constant = offset[None, :, None, None].expand(1, -1, height, width)
-            bias = F.conv2d(constant, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation)
-        self.register_buffer("bias_map", bias)
-
-    def forward(self, features: Tensor) -> Tensor:
-        out: Tensor = self.conv(features) + self.bias_map
-        return out
-
-
-def fold(net: PolarizedNet) -> Normalized:
-    """The network for export: plain layers only, the polarizer folded away.
-
-    Before a convolution it becomes a FoldedConv; behind one, new weights and a bias; on the residual stream, one biased
-    1x1 convolution in front of the block, and so beside a grouped convolution, which no full matrix fits into. The
-    logits equal those of `net` up to rounding, for images of the same size.
-    """
-    plain = copy.deepcopy(net.net)
-    path = f"net.{net.info.layer.module}"
-    inserted = plain.get_submodule(path)
-    matrix, offset = net.polarizer.folded()
-    target: nn.Module = inserted.module  # type: ignore[assignment]
-    kind = net.info.layer.kind
-    grouped = isinstance(target, nn.Conv2d) and (target.groups > 1 or target.padding_mode != "zeros")
-    if kind == "stream" or grouped:
-        linear = nn.Conv2d(net.info.channels, net.info.channels, 1)
-        with torch.no_grad():
-            linear.weight.copy_(matrix[:, :, None, None])
-            linear.bias.copy_(offset)  # type: ignore[union-attr]
-        replacement: nn.Module = (
-            nn.Sequential(target, linear) if kind == "after" else nn.Sequential(linear, target)
-        )
-    elif kind == "before":
-        assert isinstance(target, nn.Conv2d)
-        replacement = FoldedConv(target, matrix, offset, net.info.height, net.info.width)
-    else:
-        assert isinstance(target, nn.Conv2d)
-        replacement = _like(target, bias=True)
-        with torch.no_grad():
-            replacement.weight.copy_(torch.einsum("oc,cihw->oihw", matrix, target.weight))
-            bias = offset if target.bias is None else offset + matrix @ target.bias
-            replacement.bias.copy_(bias)  # type: ignore[union-attr]
-    plain.set_submodule(path, replacement.to(matrix))
-    return plain.requires_grad_(False).eval()

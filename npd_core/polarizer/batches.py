@@ -46,7 +46,7 @@ class CleanBatches(Batches):
     def features(self, chosen: Tensor) -> Tensor:
         """Return the input of the segment that holds the polarizer, for the images with these indices."""
         if self.cached is not None:
-            return self.cached[chosen.to(self.device)].contiguous(memory_format=torch.channels_last)
+            return self.cached[chosen.to(self.device)].contiguous(memory_format=self.net.memory_format)
         with torch.no_grad():
             return self.prefix(self.x(chosen))
 

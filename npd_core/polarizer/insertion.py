@@ -1,9 +1,8 @@
-"""Where a polarizer can be put, and the frozen network with one put there."""
+"""Where a polarizer can be inserted, and the frozen network with one inserted."""
 
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,17 +10,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from npd_core.errors import unknown_name
-from npd_core.models.normalized import Normalized
+from npd_core.errors import ConfigError, unknown_name
+from npd_core.models.normalized import Normalized, as_normalized
 from npd_core.polarizer.layer import NeuralPolarizer
 
 KINDS = ("before", "after", "stream")
 
+ImageSize = int | tuple[int, int, int]
+"""Height and width of square RGB images in pixels, or (channels, height, width)."""
+
 
 @dataclass(frozen=True, order=True)
 class InsertionLayer:
-    """A place between two maps of the network. Its text is the module path of a convolution, meaning just before it;
-    `after:` means just after it; `stream:` means the residual stream before a block, which filters the shortcut too."""
+    """Where a polarizer is inserted. As text it is the module path of a convolution, which means in front of it;
+    `after:` means behind it; `stream:` means the residual stream in front of a block, shortcut included."""
 
     module: str
     kind: str = "before"
@@ -31,14 +33,14 @@ class InsertionLayer:
 
     @classmethod
     def parse(cls, text: str) -> InsertionLayer:
-        """`layer4.1.conv1`, `before:layer4.1.conv1`, `after:layer4.1.conv1` or `stream:layer4.1`."""
+        """Read `layer4.1.conv1`, `before:layer4.1.conv1`, `after:layer4.1.conv1` or `stream:layer4.1`."""
         kind, _, module = text.rpartition(":")
         return cls(module.strip(), kind.strip() or "before")
 
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """An insertion point with the shape of the features there."""
+    """An insertion layer with the shape of the features there."""
 
     layer: InsertionLayer
     channels: int
@@ -51,28 +53,29 @@ class LayerInfo:
 
     @property
     def stage(self) -> str:
-        """First word of the module path: `conv1`, `layer4`."""
-        return re.split(r"\.", self.layer.module)[0]
+        """First part of the module path: `conv1`, `layer4`."""
+        return self.layer.module.partition(".")[0]
 
 
-def insertion_layers(net: nn.Module, size: int = 32) -> list[LayerInfo]:
-    """Every place that a network offers: before and after each convolution, and before each residual block.
+def insertion_layers(net: nn.Module, size: ImageSize = 32) -> list[LayerInfo]:
+    """List every insertion layer of a network: before and after each nn.Conv2d, and before each residual block.
 
-    Found by running the network once on a blank image, so the order is that of the forward pass. (On the CPU: the meta
-    device would do, but its BatchNorm imports torch's compiler, which takes seconds.)
+    They are found by running the network once on a blank image, so the order is that of the forward pass. (On the CPU:
+    BatchNorm on the meta device imports torch's compiler, which takes seconds.)
 
     Args:
-        net: classifier, (1, 3, size, size) -> logits; a Normalized one is looked into, so that names are the plain
-            ones.
-        size: height and width of the images.
+        net: classifier, images (B, C, H, W) -> logits (B, K). Module paths inside a Normalized one are those of the
+            network that it holds.
+    Raises:
+        ConfigError: the network returns something else than logits.
     """
     plain = copy.deepcopy(net.net if isinstance(net, Normalized) else net).cpu().eval()
-    found: list[LayerInfo] = []
+    found: dict[InsertionLayer, LayerInfo] = {}
     streams = set(getattr(plain, "blocks", ()))
 
     def note(module: str, kind: str, features: Tensor) -> None:
-        _, channels, height, width = features.shape
-        found.append(LayerInfo(InsertionLayer(module, kind), channels, height, width))
+        layer = InsertionLayer(module, kind)
+        found.setdefault(layer, LayerInfo(layer, *features.shape[1:]))
 
     for name, module in plain.named_modules():
         if name in streams:
@@ -81,23 +84,57 @@ def insertion_layers(net: nn.Module, size: int = 32) -> list[LayerInfo]:
             module.register_forward_pre_hook(lambda _m, args, name=name: note(name, "before", args[0]))
             module.register_forward_hook(lambda _m, _args, out, name=name: note(name, "after", out))
     with torch.no_grad():
-        plain(torch.zeros(1, 3, size, size))
-    return found
+        logits = plain(_blank(size))
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ConfigError(
+            f"The network must map images (B, C, H, W) to logits (B, K), but it returns {shape}."
+        )
+    return list(found.values())
 
 
-def find_layer(net: nn.Module, layer: str, size: int = 32) -> LayerInfo:
-    """The point called `layer`. Raises UnknownNameError, with the nearest valid name, when the network has no such
-    point."""
-    points = insertion_layers(net, size)
-    wanted = str(InsertionLayer.parse(layer))
-    for info in points:
-        if info.name == wanted:
-            return info
-    raise unknown_name("layer", layer, [info.name for info in points])
+def find_layer(net: nn.Module, layer: str, size: ImageSize = 32) -> LayerInfo:
+    """Return the insertion layer called `layer`. Raises UnknownNameError, with the nearest valid name."""
+    layers = {info.name: info for info in insertion_layers(net, size)}
+    name = str(InsertionLayer.parse(layer))
+    if name not in layers:
+        raise unknown_name("layer", layer, layers)
+    return layers[name]
+
+
+def default_insertion_layer(net: nn.Module, size: ImageSize = 32) -> str:
+    """Suggest an insertion layer for an unknown network: before the last but one convolution with a kernel larger than
+    1x1, never before the first convolution. For both architectures of the paper this is its own choice (Sec. 4.1).
+
+    Raises:
+        ConfigError: the network has no nn.Conv2d, or returns something else than logits.
+    """
+    plain = net.net if isinstance(net, Normalized) else net
+    before = [info for info in insertion_layers(net, size) if info.layer.kind == "before"]
+    if not before:
+        raise ConfigError("The network has no `nn.Conv2d` to insert a polarizer at.")
+    later = before[1:] or before
+    wide = [info for info in later if max(plain.get_submodule(info.layer.module).kernel_size) > 1]  # type: ignore[arg-type]
+    return (wide[-2:] or later)[0].name
+
+
+def _blank(size: ImageSize) -> Tensor:
+    return torch.zeros(1, *((3, size, size) if isinstance(size, int) else size))
+
+
+@torch.no_grad()
+def _takes_channels_last(net: nn.Module, size: ImageSize) -> bool:
+    """Whether the network runs in the faster memory format; `Tensor.view` between layers can forbid it."""
+    trial = copy.deepcopy(net).cpu().eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        trial(_blank(size).contiguous(memory_format=torch.channels_last))
+    except RuntimeError:
+        return False
+    return True
 
 
 class Inserted(nn.Module):
-    """A module of the network together with the polarizer in front of it, or behind it."""
+    """A module of the network with the polarizer in front of it, or behind it."""
 
     def __init__(self, module: nn.Module, polarizer: NeuralPolarizer, behind: bool):
         super().__init__()
@@ -120,45 +157,54 @@ class PolarizedNet(nn.Module):
     """f_hat_theta: a frozen copy of a backdoored network with one neural polarizer in it. Only the polarizer can train.
 
     Args:
-        backdoored: f_w; it is copied and never changed.
-        layer: name of an insertion point.
-        size: height and width of the images.
+        backdoored: f_w, any classifier that maps images (B, C, H, W) in [0, 1] to logits (B, K); a Normalized one brings
+            its mean and std. It is copied and never changed.
+        layer: name of an insertion layer.
+        size: of the images.
     Raises:
-        UnknownNameError: the network has no such point.
+        UnknownNameError: the network has no such layer.
+        ConfigError: the network returns something else than logits.
     """
 
-    def __init__(self, backdoored: Normalized, layer: str, size: int = 32):
+    def __init__(self, backdoored: nn.Module, layer: str, size: ImageSize = 32):
         super().__init__()
         info = find_layer(backdoored, layer, size)
         self.info = info
         self.layer = info.name
-        self.net = copy.deepcopy(backdoored).requires_grad_(False)
+        self.net = as_normalized(copy.deepcopy(backdoored)).requires_grad_(False)
+        segments = list(getattr(self.net.net, "segments", ()))
+        self.net.channels_last = bool(segments) or _takes_channels_last(self.net.net, size)
         self.polarizer = NeuralPolarizer(info.channels).to(next(backdoored.parameters()).device)
         path = f"net.{info.layer.module}"
         inserted = Inserted(self.net.get_submodule(path), self.polarizer, info.layer.kind == "after")
         self.net.set_submodule(path, inserted)
         self._inserted = [inserted]
-        segments = list(getattr(self.net.net, "segments", ()))
         inside = [i for i, name in enumerate(segments) if f"{info.layer.module}.".startswith(f"{name}.")]
         self._split = inside[0] if inside else 0
         self._segments = segments if inside else []
         self.eval()
 
     def train(self, mode: bool = True) -> PolarizedNet:
-        """Only the polarizer ever leaves eval mode: the statistics of the frozen part cannot drift."""
+        """Set the mode of the polarizer alone, so that the statistics of the frozen part cannot drift."""
         super().train(False)
         self.polarizer.train(mode)
         return self
 
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Memory format of images and features."""
+        return self.net.memory_format
+
     def prefix(self, x: Tensor) -> Tensor:
-        """The frozen part in front: (B, 3, H, W) in [0, 1] -> what the segment with the polarizer is given."""
+        """Run the frozen part in front: (B, C, H, W) in [0, 1] -> input of the segment with the polarizer. A network
+        without `segments` is one segment."""
         h = self.net.normalise(x)
         for name in self._segments[: self._split]:
             h = self.net.net.get_submodule(name)(h)
         return h
 
     def suffix(self, h: Tensor) -> Tensor:
-        """The rest, polarizer included: output of `prefix` -> (B, K) logits."""
+        """Run the rest, polarizer included: output of `prefix` -> (B, K) logits."""
         if not self._segments:
             logits: Tensor = self.net.net(h)
             return logits
@@ -168,12 +214,12 @@ class PolarizedNet(nn.Module):
         return logits
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> (B, K) logits."""
+        """(B, C, H, W) in [0, 1] -> (B, K) logits."""
         return self.suffix(self.prefix(x))
 
     @contextmanager
     def removed(self) -> Iterator[PolarizedNet]:
-        """Within this context the network is f_w again: the polarizer is passed by."""
+        """Within this context the network is f_w: the polarizer is skipped."""
         self._inserted[0].active = False
         try:
             yield self
@@ -181,7 +227,7 @@ class PolarizedNet(nn.Module):
             self._inserted[0].active = True
 
     def features(self, h: Tensor) -> Tensor:
-        """What the polarizer itself is given, from the output of `prefix`: (B, C, h, w)."""
+        """Return the input of the polarizer, (B, C, h, w), for an output of `prefix`."""
         caught: list[Tensor] = []
         handle = self.polarizer.register_forward_pre_hook(lambda _m, args: caught.append(args[0]))
         try:

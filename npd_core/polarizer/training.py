@@ -72,7 +72,7 @@ class Trainer:
         self.targets = targets.to(device)
         """Classes that the universal perturbations lead to, ascending."""
         self.universal = torch.zeros(count, *clean.images.shape[1:], device=device)
-        self.net, self.cfg, self.device = net.to(device).to(memory_format=torch.channels_last), cfg, device
+        self.net, self.cfg, self.device = net.to(device).to(memory_format=net.memory_format), cfg, device
         clean, self.held_out = _split(clean, cfg)
         self.clean = CleanBatches(net, clean, cfg, device)
         self.polarizer = net.polarizer
@@ -219,7 +219,7 @@ class Trainer:
             found = self.attack_base(x, h, y)
             self.inner.features[on_device], self.inner.target[on_device] = found
             self.missing.difference_update(chosen.tolist())
-        features = self.inner.features[on_device].contiguous(memory_format=torch.channels_last)
+        features = self.inner.features[on_device].contiguous(memory_format=self.net.memory_format)
         return InnerResult(features, self.inner.target[on_device])
 
     # --- both levels

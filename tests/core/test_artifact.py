@@ -11,14 +11,13 @@ from npd_core.errors import CheckpointError, StorageError
 from npd_core.models import build_model
 from npd_core.polarizer import artifact
 from npd_core.polarizer.artifact import (
-    fold,
     forget_snapshots,
     load_polarizer,
     load_snapshot,
-    remove_polarizer,
     save_polarizer,
     save_snapshot,
 )
+from npd_core.polarizer.fold import fold, remove_polarizer
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.polarizer.snapshots import snapshot_epochs
 from npd_core.runs.replay import Replay

@@ -28,7 +28,8 @@ from npd_core.export.formats import WRITERS, model_archive
 from npd_core.export.scripts import script
 from npd_core.figures import svg
 from npd_core.models import Normalized, build_model
-from npd_core.polarizer.artifact import fold, save_polarizer
+from npd_core.polarizer.artifact import save_polarizer
+from npd_core.polarizer.fold import fold
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.runs.store import write_record
 from npd_core.zoo import Zoo

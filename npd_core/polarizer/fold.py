@@ -1,0 +1,89 @@
+"""Plain networks out of a polarized one: with the polarizer folded into its layers, or without it."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from npd_core.models.normalized import Normalized
+from npd_core.polarizer.insertion import PolarizedNet
+
+
+def remove_polarizer(net: PolarizedNet) -> Normalized:
+    """Return a copy of f_w: exactly the network that the polarizer was inserted into."""
+    plain = copy.deepcopy(net.net)
+    path = f"net.{net.info.layer.module}"
+    plain.set_submodule(path, plain.get_submodule(path).module)  # type: ignore[arg-type]
+    return plain
+
+
+class FoldedConv(nn.Module):
+    """A convolution with the polarizer before it folded in: weights W A, and the offset b as a map.
+
+    A zero-padded convolution sees no offset beyond the border, so b cannot become an ordinary bias. It is stored as
+    conv(b broadcast over the image), exact for that one input size.
+    """
+
+    bias_map: Tensor
+
+    def __init__(self, conv: nn.Conv2d, matrix: Tensor, offset: Tensor, height: int, width: int):
+        super().__init__()
+        self.conv = _like(conv, bias=False)
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.einsum("ochw,cd->odhw", conv.weight, matrix))
+            constant = offset[None, :, None, None].expand(1, -1, height, width)
+            bias = F.conv2d(constant, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation)
+        self.register_buffer("bias_map", bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        out: Tensor = self.conv(features) + self.bias_map
+        return out
+
+
+def fold(net: PolarizedNet) -> Normalized:
+    """Return the network for export, with plain layers only.
+
+    A polarizer before a convolution becomes a FoldedConv; behind one, new weights and a bias; on the residual stream,
+    one biased 1x1 convolution in front of the block, and so beside a grouped convolution, which no full matrix fits
+    into. The logits equal those of `net` up to rounding, for images of the same size.
+    """
+    plain = copy.deepcopy(net.net)
+    path, kind = f"net.{net.info.layer.module}", net.info.layer.kind
+    matrix, offset = net.polarizer.folded()
+    module: nn.Module = plain.get_submodule(path).module  # type: ignore[assignment]
+    plain_conv = isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros"
+    replacement: nn.Module
+    if kind == "stream" or not plain_conv:
+        linear = nn.Conv2d(net.info.channels, net.info.channels, 1)
+        with torch.no_grad():
+            linear.weight.copy_(matrix[:, :, None, None])
+            linear.bias.copy_(offset)  # type: ignore[union-attr]
+        replacement = nn.Sequential(*((module, linear) if kind == "after" else (linear, module)))
+    elif kind == "before":
+        assert isinstance(module, nn.Conv2d)
+        replacement = FoldedConv(module, matrix, offset, net.info.height, net.info.width)
+    else:
+        assert isinstance(module, nn.Conv2d)
+        replacement = _like(module, bias=True)
+        with torch.no_grad():
+            replacement.weight.copy_(torch.einsum("oc,cihw->oihw", matrix, module.weight))
+            bias = offset if module.bias is None else offset + matrix @ module.bias
+            replacement.bias.copy_(bias)  # type: ignore[union-attr]
+    plain.set_submodule(path, replacement.to(matrix))
+    return plain.requires_grad_(False).eval()
+
+
+def _like(conv: nn.Conv2d, bias: bool) -> nn.Conv2d:
+    """Return a fresh convolution of the same form."""
+    return nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        bias=bias,
+    )
