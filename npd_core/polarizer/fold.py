@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -78,12 +79,6 @@ def fold(net: PolarizedNet) -> Normalized:
 
 def _like(conv: nn.Conv2d, bias: bool) -> nn.Conv2d:
     """Return a fresh convolution of the same form."""
-    return nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        conv.stride,
-        conv.padding,
-        conv.dilation,
-        bias=bias,
-    )
+    names = ("kernel_size", "stride", "padding", "dilation")
+    form: dict[str, Any] = {name: getattr(conv, name) for name in names}
+    return nn.Conv2d(conv.in_channels, conv.out_channels, **form, bias=bias)

@@ -125,7 +125,7 @@ def _blank(size: ImageSize) -> Tensor:
 @torch.no_grad()
 def _takes_channels_last(net: nn.Module, size: ImageSize) -> bool:
     """Whether the network runs in the faster memory format; `Tensor.view` between layers can forbid it."""
-    trial = copy.deepcopy(net).cpu().eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trial = copy.deepcopy(net).cpu().eval().to(memory_format=torch.channels_last)
     try:
         trial(_blank(size).contiguous(memory_format=torch.channels_last))
     except RuntimeError:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from npd_core.config.npd import DEFAULT_LAYERS
 from npd_core.errors import CheckpointError, NPDError, unknown_name
 from npd_core.models import MODELS, TORCHVISION, build_model, torchvision_classifier, torchvision_names
-from npd_core.polarizer.insertion import LayerInfo, insertion_layers
+from npd_core.polarizer.insertion import LayerInfo, default_insertion_layer, insertion_layers
 
 AUTO = "auto"
 
@@ -56,17 +56,14 @@ def recognise(state: Mapping[str, Tensor], arch: str = AUTO) -> Recognised:
 
 
 def suggested_layer(net: nn.Module, arch: str, size: int) -> str:
-    """Where to put a polarizer first: the architecture's default, else before the last convolution but one that is
-    wider than 1x1, which in both of the paper's architectures is the paper's own place (Sec. 4.1).
+    """Return the default insertion layer of the architecture, or `default_insertion_layer` where it has none.
 
     Raises CheckpointError when the network has no convolution, or cannot take images of this size.
     """
     if arch in DEFAULT_LAYERS:
         return DEFAULT_LAYERS[arch]
-    points = [info for info in discover(net, size) if info.layer.kind == "before"]
-    wide = [info for info in points if max(_kernel(net, info)) > 1 and info.channels > 3]
-    chosen = wide[-2:] or [info for info in points if info.channels > 3] or points
-    return chosen[0].name
+    discover(net, size)
+    return default_insertion_layer(net, size)
 
 
 def discover(net: nn.Module, size: int) -> list[LayerInfo]:
@@ -84,12 +81,6 @@ def discover(net: nn.Module, size: int) -> list[LayerInfo]:
             "The network has no convolution to put a polarizer before: bring a convolutional one."
         )
     return points
-
-
-def _kernel(net: nn.Module, info: LayerInfo) -> tuple[int, ...]:
-    conv = net.get_submodule(info.layer.module)
-    assert isinstance(conv, nn.Conv2d)
-    return conv.kernel_size
 
 
 def _looks_like(arch: str, state: Mapping[str, Tensor]) -> bool:
