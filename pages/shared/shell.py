@@ -136,7 +136,7 @@ WITHOUT_MODEL = ("glossary", "lessons")
 FOLDED = ("", "my_models")
 """Pages with the choice of model and run folded away: the first page, and the one for uploaded models."""
 OLD_ADDRESSES = {"your_model": "my_models", "race": "comparison", "learn": "step_by_step"}
-OLD_QUERY = {"own": "uploaded", "own_run": "uploaded_run", "race": "runs"}
+OLD_QUERY = {"own": "uploaded_model", "own_run": "uploaded_run", "race": "runs"}
 
 
 class Selection(NamedTuple):

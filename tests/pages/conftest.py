@@ -1,4 +1,4 @@
-"""What the tests of pages share: a finished run of the tiny model, and a way to open a page."""
+"""Fixtures of the page tests: runs and tables of the tiny model, a fake run manager, a way to open a page."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ AFTER = {"acc": 0.79, "asr": 0.03, "ra": 0.74}
 
 @pytest.fixture(autouse=True)
 def nothing_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The recorded runs of the project stay out of the tests of pages."""
+    """Hide the recorded runs of the project from the page tests."""
     monkeypatch.setattr(paths, "recorded", lambda: tmp_path / "nothing-recorded")
 
 
 @pytest.fixture
 def open_page() -> Callable[..., AppTest]:
-    """Opens a page of `pages/` alone, as `open_page("runs", run="...")`; it has not run yet."""
+    """Open a page of `pages/` alone: `open_page("runs", run="...")`; it has not run yet."""
 
     def build(name: str, **query: str) -> AppTest:
         page = AppTest.from_file(str(ROOT / "pages" / f"{name}.py"), default_timeout=180)
@@ -44,7 +44,7 @@ def open_page() -> Callable[..., AppTest]:
 
 @pytest.fixture
 def make_run(tiny_zoo: str, runs_dir: Path) -> Callable[..., Run]:
-    """Puts a finished run into the store of this test, without training: `make_run(seed=1)`, settings of NPDConfig."""
+    """Store a finished run without training: `make_run(seed=1)`, with settings of NPDConfig."""
     import torch
 
     from npd_core.polarizer.artifact import save_polarizer
@@ -110,7 +110,7 @@ def make_run(tiny_zoo: str, runs_dir: Path) -> Callable[..., Run]:
 
 @pytest.fixture
 def make_baseline(tiny_zoo: str, runs_dir: Path) -> Callable[..., Run]:
-    """Puts a finished run of a baseline into the store of this test, without training: `make_baseline("fp")`."""
+    """Store a finished run of a baseline without training: `make_baseline("fp")`."""
     from npd_core.defenses import preset_for
     from npd_core.defenses.artifact import save_repaired
     from npd_core.zoo import Zoo
@@ -135,7 +135,7 @@ def make_baseline(tiny_zoo: str, runs_dir: Path) -> Callable[..., Run]:
 
 @pytest.fixture
 def make_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., TableRecord]:
-    """Writes the record of a table: `make_table("table1", [cell, ...], "signs")`; without one, nothing is recorded."""
+    """Write the record of a table: `make_table("table1", [cell, ...], "signs")`; else nothing is recorded."""
     monkeypatch.setenv("NPD_TABLES_DIR", str(tmp_path / "tables"))
 
     def build(
@@ -158,7 +158,7 @@ def make_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 
 @pytest.fixture
 def make_cell(tiny_zoo: str) -> Callable[..., Cell]:
-    """A measured cell of the tiny model: `make_cell({"attack": ..., "defense": "fp"}, acc=0.9, asr=0.1)`."""
+    """Make a measured cell of the tiny model: `make_cell({"attack": ..., "defense": "fp"}, acc=0.9, asr=0.1)`."""
 
     def build(row: dict[str, Any], acc: float = 0.9, asr: float = 0.1, ra: float = 0.8, **more: Any) -> Cell:
         model, defense = more.pop("model", tiny_zoo), more.pop("defense", row.get("defense", "npd"))
@@ -179,16 +179,16 @@ def make_cell(tiny_zoo: str) -> Callable[..., Cell]:
     return build
 
 
-class Desk:
-    """Stands in for the run manager: notes what was asked for, runs nothing."""
+class FakeManager:
+    """Stands in for the run manager: collects the requests, runs nothing."""
 
     def __init__(self, folder: Path) -> None:
         self.store = RunStore(folder)
         self.owner = Owner(folder)
-        self.asked: list[DefenseRequest] = []
+        self.requests: list[DefenseRequest] = []
 
     def submit(self, request: DefenseRequest) -> str:
-        self.asked.append(request)
+        self.requests.append(request)
         return self.store.join_or_create(request, owner=self.owner.name)[0]
 
     def position(self, run_id: str) -> int | None:
@@ -196,9 +196,9 @@ class Desk:
 
 
 @pytest.fixture
-def desk(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
-    """The run manager of this test: its `asked` lists the requests."""
-    found = Desk(runs_dir)
+def manager(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeManager]:
+    """The run manager of this test: `requests` lists what was submitted."""
+    found = FakeManager(runs_dir)
     monkeypatch.setattr(queue, "manager", lambda: found)
     yield found
     found.owner.release()

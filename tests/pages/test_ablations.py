@@ -44,16 +44,16 @@ def traces(page: AppTest, metric: str = "asr") -> dict[str, dict[str, Any]]:
     return {trace["name"]: trace for trace in drawn if trace.get("x") != [None]}
 
 
-def asked_by(page: AppTest, desk: Any, table: str, row: str) -> DefenseRequest:
+def asked_by(page: AppTest, manager: Any, table: str, row: str) -> DefenseRequest:
     """What the button asks for when this row is chosen; each page can ask once."""
     page.selectbox(key=f"row-{table}").select(row).run()
     page.button(key="start").click().run()
     assert errors(page) == []
-    return desk.asked[-1]
+    return manager.requests[-1]
 
 
 def test_rows_of_loss_terms_and_a_run_of_one(
-    tiny_zoo: str, desk: Any, make_table: Callable, make_cell: Callable, open_page: Open
+    tiny_zoo: str, manager: Any, make_table: Callable, make_cell: Callable, open_page: Open
 ) -> None:
     make_table(
         "table3",
@@ -67,7 +67,7 @@ def test_rows_of_loss_terms_and_a_run_of_one(
     bars = {name: dict(zip(t["y"], t["x"], strict=True)) for name, t in traces(page).items()}
     assert bars["recorded"] == {"No defense": 1.0, "bn": 0.99, "bn + bce1": 0.1}
     assert bars["published"] == {"No defense": None, "bn": 0.96, "bn + bce1": None}
-    asked = asked_by(page, desk, "table3", "bn + bce1")
+    asked = asked_by(page, manager, "table3", "bn + bce1")
     config, whole = asked.config, preset("signs")
     assert (config.lambda1, config.lambda2, config.lambda3, config.lambda4) == (
         whole.lambda1,
@@ -78,7 +78,9 @@ def test_rows_of_loss_terms_and_a_run_of_one(
     assert (asked.model, asked.defense, config.epochs) == (tiny_zoo, "npd", whole.epochs)
 
 
-def test_the_row_comes_from_the_url(tiny_zoo: str, desk: Any, make_table: Callable, open_page: Open) -> None:
+def test_the_row_comes_from_the_url(
+    tiny_zoo: str, manager: Any, make_table: Callable, open_page: Open
+) -> None:
     page = open_page("ablations", **{"row-table3": "bn + bce1"}).run()
     assert errors(page) == []
     assert page.selectbox(key="row-table3").value == "bn + bce1"
@@ -88,16 +90,16 @@ def test_the_row_comes_from_the_url(tiny_zoo: str, desk: Any, make_table: Callab
 
 
 def test_each_target_is_a_variant(
-    tiny_zoo: str, desk: Any, make_table: Callable, open_question: Open
+    tiny_zoo: str, manager: Any, make_table: Callable, open_question: Open
 ) -> None:
     page = open_question("table4")
     assert "`npd table 4 --quick --dataset signs`" in page.info[0].value
-    asked = asked_by(page, desk, "table4", "NPD-UP, untargeted")
+    asked = asked_by(page, manager, "table4", "NPD-UP, untargeted")
     assert (asked.defense, asked.config) == ("npd_up", preset("signs", variant="npd_up"))
 
 
 def test_ratios_are_other_models_than_the_chosen_one(
-    tiny_zoo: str, desk: Any, make_table: Callable, make_cell: Callable, open_question: Open
+    tiny_zoo: str, manager: Any, make_table: Callable, make_cell: Callable, open_question: Open
 ) -> None:
     rows = {0.2: 0.05, 0.05: 0.3}
     cells = [make_cell(MINE | {"poison_ratio": r, "defense": "npd"}, asr=asr) for r, asr in rows.items()]
@@ -120,7 +122,7 @@ def test_ratios_are_other_models_than_the_chosen_one(
 
 
 def test_curves_over_the_number_of_clean_images(
-    tiny_zoo: str, desk: Any, make_table: Callable, make_cell: Callable, open_question: Open
+    tiny_zoo: str, manager: Any, make_table: Callable, make_cell: Callable, open_question: Open
 ) -> None:
     numbers = {(500, "npd"): 0.02, (50, "npd"): 0.1, (500, "anp"): 0.3, (50, "anp"): 0.4}
     paper = Published(0.87, 0.2, 0.9)
@@ -137,5 +139,5 @@ def test_curves_over_the_number_of_clean_images(
     assert lines["NPD"] == (["50", "500"], [0.1, 0.02])
     assert lines["ANP"] == (["50", "500"], [0.4, 0.3])
     assert lines["NPD, published"] == (["50", "500"], [0.2, 0.2])
-    asked = asked_by(page, desk, "table6", "ANP, 50 clean images")
+    asked = asked_by(page, manager, "table6", "ANP, 50 clean images")
     assert (asked.defense, asked.clean, asked.config) == ("anp", 50, preset_for("anp", Zoo().card(tiny_zoo)))

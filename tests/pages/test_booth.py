@@ -1,4 +1,4 @@
-"""The loop of the booth: recorded runs in turn, and something to see without any. No page of words needs torch."""
+"""The loop of the booth: recorded runs in turn, or a picture without any. These pages need no torch."""
 
 from __future__ import annotations
 

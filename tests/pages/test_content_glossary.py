@@ -23,7 +23,7 @@ def found(words: str) -> list[str]:
 def test_every_term_has_one_place():
     ids = [term.id for terms in SECTIONS.values() for term in terms]
     assert len(ids) == len(set(ids)) == len(TERMS)
-    assert all(re.fullmatch(r"[a-z0-9_-]+", name) for name in ids), "an id stands in an address"
+    assert all(re.fullmatch(r"[a-z0-9_-]+", name) for name in ids), "an id is part of a URL"
 
 
 @pytest.mark.parametrize("term", TERMS.values(), ids=lambda term: term.id)

@@ -1,4 +1,4 @@
-"""Lessons and views: every name leads to one place, and the address of a step opens that step."""
+"""Lessons and views: names are unique, and the URL of a step opens that step."""
 
 from __future__ import annotations
 

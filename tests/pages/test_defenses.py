@@ -52,7 +52,7 @@ def bars(page: AppTest) -> dict[tuple[str, str], dict[str, float | None]]:
 
 
 def test_without_a_record_the_page_says_how_to_make_it_and_still_runs(
-    tiny_zoo: str, desk: Any, make_table: Callable, open_page: Open
+    tiny_zoo: str, manager: Any, make_table: Callable, open_page: Open
 ) -> None:
     page = open_page("defenses").run()
     assert errors(page) == []
@@ -60,7 +60,7 @@ def test_without_a_record_the_page_says_how_to_make_it_and_still_runs(
     page.selectbox(key="defense").select("fp").run()
     page.button(key="start").click().run()
     assert errors(page) == []
-    (asked,) = desk.asked
+    (asked,) = manager.requests
     card = Zoo().card(tiny_zoo)
     assert (asked.model, asked.defense, asked.layer, asked.clean) == (tiny_zoo, "fp", None, 360)
     assert asked.config == preset_for("fp", card)
@@ -68,12 +68,12 @@ def test_without_a_record_the_page_says_how_to_make_it_and_still_runs(
 
 
 def test_npd_is_requested_as_in_the_lab(
-    tiny_zoo: str, desk: Any, make_table: Callable, open_page: Open
+    tiny_zoo: str, manager: Any, make_table: Callable, open_page: Open
 ) -> None:
     page = open_page("defenses").run()
     page.button(key="start").click().run()
     assert errors(page) == []
-    (asked,) = desk.asked
+    (asked,) = manager.requests
     assert (asked.defense, asked.layer, asked.config) == (
         "npd",
         default_layer("preact_resnet18", "signs"),
@@ -82,7 +82,7 @@ def test_npd_is_requested_as_in_the_lab(
 
 
 def test_recorded_is_shown_beside_published(
-    tiny_zoo: str, desk: Any, make_table: Callable, make_cell: Callable, open_page: Open
+    tiny_zoo: str, manager: Any, make_table: Callable, make_cell: Callable, open_page: Open
 ) -> None:
     mine = {"attack": "badnets_a2o"}
     make_table(
@@ -125,7 +125,7 @@ def test_recorded_is_shown_beside_published(
 
 
 def test_the_mean_is_over_the_attacks_that_every_defense_has(
-    tiny_zoo: str, desk: Any, make_table: Callable, make_cell: Callable, open_page: Open
+    tiny_zoo: str, manager: Any, make_table: Callable, make_cell: Callable, open_page: Open
 ) -> None:
     numbers = {
         ("badnets_a2o", "fp"): 0.6,
@@ -147,7 +147,7 @@ def test_the_mean_is_over_the_attacks_that_every_defense_has(
 
 @pytest.mark.parametrize("batch", ["mixture", "clean"])
 def test_what_ep_saw_is_named_below_the_bars(
-    tiny_zoo: str, desk: Any, make_table: Callable, make_cell: Callable, open_page: Open, batch: str
+    tiny_zoo: str, manager: Any, make_table: Callable, make_cell: Callable, open_page: Open, batch: str
 ) -> None:
     config = preset_for("ep", Zoo().card(tiny_zoo), batch=batch)
     asked = DefenseRequest(model=tiny_zoo, defense="ep", config=config)
@@ -169,7 +169,7 @@ def test_what_ep_saw_is_named_below_the_bars(
 
 
 def test_it_is_run_again_with_the_recorded_settings(
-    tiny_zoo: str, desk: Any, make_table: Callable, make_cell: Callable, open_page: Open
+    tiny_zoo: str, manager: Any, make_table: Callable, make_cell: Callable, open_page: Open
 ) -> None:
     asked = DefenseRequest(
         model=tiny_zoo, defense="ep", clean=99, config=preset_for("ep", Zoo().card(tiny_zoo), u=2.0)
@@ -178,13 +178,13 @@ def test_it_is_run_again_with_the_recorded_settings(
     make_table("table1", [cell])
     page = open_page("defenses", defense="EP").run()
     page.button(key="start").click().run()
-    assert (desk.asked[0].clean, desk.asked[0].config.u) == (99, 2.0)
-    assert desk.asked[0].eval_images > 0
+    assert (manager.requests[0].clean, manager.requests[0].config.u) == (99, 2.0)
+    assert manager.requests[0].eval_images > 0
 
 
 def test_a_live_number_is_shown_beside_the_recorded_one(
     tiny_zoo: str,
-    desk: Any,
+    manager: Any,
     make_table: Callable,
     make_cell: Callable,
     make_run: Callable[..., Run],
@@ -199,9 +199,9 @@ def test_a_live_number_is_shown_beside_the_recorded_one(
     assert ("live", "asr") not in bars(page), "another number of eval images is another run"
 
     request = DefenseRequest.from_dict(asked.to_dict() | {"eval_images": 300})
-    run_id = desk.store.create(request)
-    desk.store.set_result(run_id, dict(run.result))
-    desk.store.set_state(run_id, "finished", started=1.0, ended=2.0, message="")
+    run_id = manager.store.create(request)
+    manager.store.set_result(run_id, dict(run.result))
+    manager.store.set_state(run_id, "finished", started=1.0, ended=2.0, message="")
     page = open_page("defenses").run()
     assert errors(page) == []
     assert bars(page)["live", "asr"] == {"No defense": None, "NPD": 0.03}
@@ -209,7 +209,7 @@ def test_a_live_number_is_shown_beside_the_recorded_one(
 
 
 def test_a_damaged_record_is_one_sentence(
-    tiny_zoo: str, desk: Any, make_table: Callable, make_cell: Callable, open_page: Open, tmp_path: Path
+    tiny_zoo: str, manager: Any, make_table: Callable, make_cell: Callable, open_page: Open, tmp_path: Path
 ) -> None:
     make_table("table1", [make_cell({"attack": "badnets_a2o", "defense": "fp"})])
     (tmp_path / "tables" / "table1-signs.json").write_text("{")
@@ -219,7 +219,7 @@ def test_a_damaged_record_is_one_sentence(
 
 
 def test_running_times_are_recorded_ones(
-    tiny_zoo: str, desk: Any, make_table: Callable, make_cell: Callable, open_page: Open
+    tiny_zoo: str, manager: Any, make_table: Callable, make_cell: Callable, open_page: Open
 ) -> None:
     make_table("table7", [make_cell({"defense": "fp"}, published=Published(seconds=1169.0))])
     page = open_page("defenses").run()

@@ -1,4 +1,4 @@
-"""The Lab: settings become a request, the core's sentences are shown, a run in the address is opened again."""
+"""The Lab: settings become a request, errors of the core are shown, a run in the URL is opened again."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ Open = Callable[..., AppTest]
 Make = Callable[..., Run]
 
 
-class Desk:
+class FakeManager:
     """Stands in for the run manager: notes what was asked for, runs nothing."""
 
     def __init__(self, folder: Path) -> None:
         self.store = RunStore(folder)
         self.owner = Owner(folder)
-        self.asked: list[DefenseRequest] = []
+        self.requests: list[DefenseRequest] = []
         self.cancelled: list[str] = []
         self.usable: Callable[[Run], bool] = lambda run: True
 
     def submit(self, request: DefenseRequest) -> str:
-        self.asked.append(request)
+        self.requests.append(request)
         return self.store.join_or_create(request, owner=self.owner.name, usable=self.usable)[0]
 
     def cancel(self, run_id: str) -> None:
@@ -45,8 +45,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
-    found = Desk(runs_dir)
+def manager(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeManager]:
+    found = FakeManager(runs_dir)
     monkeypatch.setattr(queue, "manager", lambda: found)
     yield found
     found.owner.release()
@@ -57,12 +57,12 @@ def errors(page: AppTest) -> list[str]:
     return [element.value for element in page.error]
 
 
-def test_defaults_make_a_request_of_the_preset(tiny_zoo: str, desk: Desk, open_page: Open) -> None:
+def test_defaults_make_a_request_of_the_preset(tiny_zoo: str, manager: FakeManager, open_page: Open) -> None:
     page = open_page("lab").run()
     assert errors(page) == []
     page.button(key="start").click().run()
     assert errors(page) == []
-    (asked,) = desk.asked
+    (asked,) = manager.requests
     assert asked.model == tiny_zoo
     assert asked.layer == default_layer("preact_resnet18", "signs")
     assert asked.config == preset("signs")
@@ -71,7 +71,7 @@ def test_defaults_make_a_request_of_the_preset(tiny_zoo: str, desk: Desk, open_p
 
 
 def test_a_named_setting_sets_every_widget_and_is_recognised(
-    tiny_zoo: str, desk: Desk, open_page: Open
+    tiny_zoo: str, manager: FakeManager, open_page: Open
 ) -> None:
     page = open_page("lab", clean="120", seed="3").run()
     assert any("What to watch for" in caption.value for caption in page.caption), (
@@ -82,14 +82,14 @@ def test_a_named_setting_sets_every_widget_and_is_recognised(
     assert any(SCENES["too_weak"].watch in caption.value for caption in page.caption)
     page.button(key="preset-paper").click().run()
     page.button(key="start").click().run()
-    (asked,) = desk.asked
+    (asked,) = manager.requests
     assert (asked.layer, asked.config) == scene("paper", "preact_resnet18", "signs", seed=3)
     assert asked.clean == 120
     page.slider(key="lambda2").set_value(1.0).run()
     assert not any("What to watch for" in caption.value for caption in page.caption)
 
 
-def test_every_widget_reaches_the_request(tiny_zoo: str, desk: Desk, open_page: Open) -> None:
+def test_every_widget_reaches_the_request(tiny_zoo: str, manager: FakeManager, open_page: Open) -> None:
     page = open_page("lab").run()
     page.selectbox(key="layer").select("stream:layer4.0")
     page.slider(key="lambda2").set_value(0.8)
@@ -101,7 +101,7 @@ def test_every_widget_reaches_the_request(tiny_zoo: str, desk: Desk, open_page: 
     page.selectbox(key="bn_mode").select("stats_fold")
     page.button(key="start").click().run()
     assert errors(page) == []
-    (asked,) = desk.asked
+    (asked,) = manager.requests
     assert (asked.layer, asked.clean) == ("stream:layer4.0", 120)
     config = asked.config
     assert (config.lambda2, config.lambda4, config.epochs) == (0.8, 0.25, 3)
@@ -109,7 +109,7 @@ def test_every_widget_reaches_the_request(tiny_zoo: str, desk: Desk, open_page: 
 
 
 def test_another_direction_of_the_inner_steps_has_a_length_of_its_own(
-    tiny_zoo: str, desk: Desk, open_page: Open
+    tiny_zoo: str, manager: FakeManager, open_page: Open
 ) -> None:
     page = open_page("lab").run()
     page.number_input(key="inner_steps").set_value(3).run()
@@ -119,17 +119,17 @@ def test_another_direction_of_the_inner_steps_has_a_length_of_its_own(
     page.selectbox(key="inner_step").select("l2").run()
     page.button(key="start").click().run()
     assert errors(page) == []
-    (asked,) = desk.asked
+    (asked,) = manager.requests
     assert asked.config.inner_lr == pytest.approx(1.5 * asked.config.rho / 3)
 
 
-def test_settings_come_from_the_address(tiny_zoo: str, desk: Desk, open_page: Open) -> None:
+def test_settings_come_from_the_address(tiny_zoo: str, manager: FakeManager, open_page: Open) -> None:
     page = open_page("lab", lambda3="1.2", layer="after:layer2.0.conv1", seed="7").run()
     assert errors(page) == []
     page.button(key="start").click().run()
-    assert desk.asked[0].config.lambda3 == 1.2
-    assert desk.asked[0].config.seed == 7
-    assert desk.asked[0].layer == "after:layer2.0.conv1"
+    assert manager.requests[0].config.lambda3 == 1.2
+    assert manager.requests[0].config.seed == 7
+    assert manager.requests[0].layer == "after:layer2.0.conv1"
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_settings_come_from_the_address(tiny_zoo: str, desk: Desk, open_page: Op
     ],
 )
 def test_nonsense_in_the_address_is_one_sentence_and_a_working_page(
-    query: dict[str, str], named: str, tiny_zoo: str, desk: Desk, open_page: Open
+    query: dict[str, str], named: str, tiny_zoo: str, manager: FakeManager, open_page: Open
 ) -> None:
     page = open_page("lab", **query).run()
     (shown,) = errors(page)
@@ -159,7 +159,7 @@ def test_nonsense_in_the_address_is_one_sentence_and_a_working_page(
     assert all(part in shown for part in (name, value[:40], named))
     page.button(key="start").click().run()
     assert errors(page) == []
-    assert len(desk.asked) == 1
+    assert len(manager.requests) == 1
 
 
 def test_what_the_browser_sends_is_checked_again(tiny_zoo: str) -> None:
@@ -180,7 +180,9 @@ def test_what_the_browser_sends_is_checked_again(tiny_zoo: str) -> None:
         controls.build(card, "layer9", good)
 
 
-def test_a_finished_run_in_the_address_is_opened(desk: Desk, make_run: Make, open_page: Open) -> None:
+def test_a_finished_run_in_the_address_is_opened(
+    manager: FakeManager, make_run: Make, open_page: Open
+) -> None:
     run = make_run(seed=5)
     page = open_page("lab", run=run.id).run()
     assert errors(page) == []
@@ -199,7 +201,7 @@ def test_a_finished_run_in_the_address_is_opened(desk: Desk, make_run: Make, ope
     assert page.number_input(key="epochs").value == 2
 
 
-def test_a_link_to_a_run_brings_its_settings(desk: Desk, make_run: Make, open_page: Open) -> None:
+def test_a_link_to_a_run_brings_its_settings(manager: FakeManager, make_run: Make, open_page: Open) -> None:
     run = make_run(seed=5, lambda2=0.85, layer="layer3.0.conv1", early_stop=None, lambda4=0.25)
     page = open_page("lab", run=run.id).run()
     assert errors(page) == []
@@ -212,14 +214,16 @@ def test_a_link_to_a_run_brings_its_settings(desk: Desk, make_run: Make, open_pa
     for opened in (page, reloaded):
         opened.button(key="start").click().run()
         assert errors(opened) == []
-    first, second = desk.asked
+    first, second = manager.requests
     assert (first.layer, first.config) == (run.request.layer, run.request.config)
     assert second == replace(first, config=replace(first.config, early_stop=0.6)), (
         "an address cannot say never"
     )
 
 
-def test_what_the_lab_cannot_repeat_of_a_run_is_said(desk: Desk, make_run: Make, open_page: Open) -> None:
+def test_what_the_lab_cannot_repeat_of_a_run_is_said(
+    manager: FakeManager, make_run: Make, open_page: Open
+) -> None:
     run = make_run(weight_decay=0.0, epochs=1000)
     page = open_page("lab", run=run.id).run()
     assert errors(page) == [
@@ -230,7 +234,7 @@ def test_what_the_lab_cannot_repeat_of_a_run_is_said(desk: Desk, make_run: Make,
     assert errors(page) == []
 
 
-def test_an_address_with_settings_keeps_them(desk: Desk, make_run: Make, open_page: Open) -> None:
+def test_an_address_with_settings_keeps_them(manager: FakeManager, make_run: Make, open_page: Open) -> None:
     run = make_run(seed=5, lambda2=0.85)
     page = open_page("lab", run=run.id, epochs="7").run()
     assert errors(page) == []
@@ -239,7 +243,7 @@ def test_an_address_with_settings_keeps_them(desk: Desk, make_run: Make, open_pa
 
 
 def test_a_run_of_a_baseline_has_no_settings_for_the_lab(
-    desk: Desk, make_baseline: Make, open_page: Open
+    manager: FakeManager, make_baseline: Make, open_page: Open
 ) -> None:
     run = make_baseline("fp", seed=5)
     page = open_page("lab", run=run.id).run()
@@ -250,25 +254,27 @@ def test_a_run_of_a_baseline_has_no_settings_for_the_lab(
 
 
 def test_only_an_answer_that_was_there_is_told_as_one(
-    desk: Desk, make_run: Make, tiny_zoo: str, open_page: Open
+    manager: FakeManager, make_run: Make, tiny_zoo: str, open_page: Open
 ) -> None:
     page = open_page("lab").run()
     page.button(key="start").click().run()
     assert not page.toast
-    (asked,) = desk.asked
-    desk.store.set_state(asked.key, "finished")
-    desk.store.set_result(asked.key, {"before": {}, "after": {}})
+    (asked,) = manager.requests
+    manager.store.set_state(asked.key, "finished")
+    manager.store.set_result(asked.key, {"before": {}, "after": {}})
     page = open_page("lab").run()
     page.button(key="start").click().run()
     assert ["here is that run" in toast.value for toast in page.toast] == [True]
-    desk.usable = lambda run: False  # its model was trained anew
+    manager.usable = lambda run: False  # its model was trained anew
     page = open_page("lab").run()
     page.button(key="start").click().run()
     assert page.query_params["run"] == f"{asked.key}-2"
     assert not page.toast
 
 
-def test_a_queued_run_says_its_place_and_can_be_stopped(tiny_zoo: str, desk: Desk, open_page: Open) -> None:
+def test_a_queued_run_says_its_place_and_can_be_stopped(
+    tiny_zoo: str, manager: FakeManager, open_page: Open
+) -> None:
     page = open_page("lab").run()
     page.button(key="start").click().run()
     assert errors(page) == []
@@ -276,17 +282,17 @@ def test_a_queued_run_says_its_place_and_can_be_stopped(tiny_zoo: str, desk: Des
     assert page.button(key="start").disabled
     page.button(key="stop").click().run()
     assert errors(page) == []
-    assert desk.cancelled == [desk.asked[0].key]
+    assert manager.cancelled == [manager.requests[0].key]
 
 
-def test_a_failed_run_shows_its_sentence(desk: Desk, make_run: Make, open_page: Open) -> None:
+def test_a_failed_run_shows_its_sentence(manager: FakeManager, make_run: Make, open_page: Open) -> None:
     run = make_run(polarizer=False)
     page = open_page("lab", run=run.id).run()
     assert errors(page) == ["Training diverged."]
 
 
 def test_absent_data_is_a_state_of_the_page(
-    tiny_zoo: str, desk: Desk, open_page: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tiny_zoo: str, manager: FakeManager, open_page: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from npd_core.data import load
 
@@ -299,7 +305,7 @@ def test_absent_data_is_a_state_of_the_page(
 
 
 def test_without_models_the_page_says_how_to_get_one(
-    desk: Desk, open_page: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    manager: FakeManager, open_page: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("NPD_ZOO_DIR", str(tmp_path / "empty"))
     page = open_page("lab").run()
@@ -307,7 +313,9 @@ def test_without_models_the_page_says_how_to_get_one(
     assert "npd zoo train" in page.info[0].value
 
 
-def test_another_model_starts_from_its_own_preset(tiny_zoo: str, desk: Desk, open_page: Open) -> None:
+def test_another_model_starts_from_its_own_preset(
+    tiny_zoo: str, manager: FakeManager, open_page: Open
+) -> None:
     page = open_page("lab", lambda2="1.5").run()
     assert page.slider(key="lambda2").value == 1.5
     page.button(key="reset").click().run()
@@ -317,4 +325,5 @@ def test_another_model_starts_from_its_own_preset(tiny_zoo: str, desk: Desk, ope
 
 def test_every_setting_explains_itself() -> None:
     for setting in ALL.values():
-        assert setting.label and setting.help.endswith("."), setting.key
+        assert setting.label, setting.key
+        assert setting.help.endswith("."), setting.key

@@ -47,7 +47,7 @@ def component(page: AppTest, key: str) -> dict[str, Any]:
 
 
 def test_recorded_layers_colour_the_drawing_and_the_best_one_is_chosen(
-    figure3: None, desk: Any, open_page: Open
+    figure3: None, manager: Any, open_page: Open
 ) -> None:
     page = open_page("layers").run()
     assert errors(page) == []
@@ -69,7 +69,7 @@ def test_recorded_layers_colour_the_drawing_and_the_best_one_is_chosen(
     assert drawn["points"]["after:conv1"]["short"] == "50%"
 
 
-def test_the_curve_goes_forward_through_the_network(figure3: None, desk: Any, open_page: Open) -> None:
+def test_the_curve_goes_forward_through_the_network(figure3: None, manager: Any, open_page: Open) -> None:
     page = open_page("layers").run()
     plot = json.loads(component(page, "layers")["figure"])
     assert plot["layout"]["xaxis"]["categoryarray"] == [
@@ -85,19 +85,19 @@ def test_the_curve_goes_forward_through_the_network(figure3: None, desk: Any, op
     assert rows["note"].dropna().tolist() == ["Training diverged."]
 
 
-def test_a_layer_of_the_url_can_be_run(tiny_zoo: str, figure3: None, desk: Any, open_page: Open) -> None:
+def test_a_layer_of_the_url_can_be_run(tiny_zoo: str, figure3: None, manager: Any, open_page: Open) -> None:
     page = open_page("layers", insertion_layer="layer2.0.conv1").run()
     assert errors(page) == []
     assert not page.metric, "nothing is recorded there"
     page.button(key="start").click().run()
     assert errors(page) == []
-    (asked,) = desk.asked
+    (asked,) = manager.requests
     assert (asked.model, asked.layer, asked.config) == (tiny_zoo, "layer2.0.conv1", preset("signs"))
     assert page.query_params["run"] == asked.key
 
 
 def test_a_recorded_run_with_the_former_default_layer_is_repeated_at_that_layer(
-    tiny_zoo: str, make_table: Callable, make_cell: Callable, desk: Any, open_page: Open
+    tiny_zoo: str, make_table: Callable, make_cell: Callable, manager: Any, open_page: Open
 ) -> None:
     layer = "stream:layer4.1"
     assert layer != default_layer("preact_resnet18", "signs")
@@ -106,19 +106,19 @@ def test_a_recorded_run_with_the_former_default_layer_is_repeated_at_that_layer(
     page = open_page("layers", insertion_layer=layer).run()
     page.button(key="start").click().run()
     assert errors(page) == []
-    assert [asked.layer for asked in desk.asked] == [layer]
+    assert [asked.layer for asked in manager.requests] == [layer]
 
 
-def test_numbers_of_another_model_are_named_as_such(figure3: None, desk: Any, open_page: Open) -> None:
+def test_numbers_of_another_model_are_named_as_such(figure3: None, manager: Any, open_page: Open) -> None:
     page = open_page("layers", table_attack=ATTACK_INFO["lf"].title).run()
     assert errors(page) == []
     assert [info.icon for info in page.info] == [":material/compare_arrows:"]
     assert "`signs-lf-preact_resnet18-w16`" in page.info[0].value
     page.button(key="start").click().run()
-    assert desk.asked[0].layer == "after:conv1"
+    assert manager.requests[0].layer == "after:conv1"
 
 
-def test_an_unknown_layer_is_refused_in_one_sentence(figure3: None, desk: Any, open_page: Open) -> None:
+def test_an_unknown_layer_is_refused_in_one_sentence(figure3: None, manager: Any, open_page: Open) -> None:
     page = open_page("layers", insertion_layer="layer9").run()
     (sentence,) = errors(page)
     assert "'layer9'" in sentence
@@ -126,7 +126,7 @@ def test_an_unknown_layer_is_refused_in_one_sentence(figure3: None, desk: Any, o
 
 
 def test_without_a_record_the_drawing_has_no_colours(
-    tiny_zoo: str, desk: Any, make_table: Callable, open_page: Open
+    tiny_zoo: str, manager: Any, make_table: Callable, open_page: Open
 ) -> None:
     page = open_page("layers").run()
     assert errors(page) == []
@@ -135,7 +135,7 @@ def test_without_a_record_the_drawing_has_no_colours(
     assert (drawn["tint"], drawn["selected"]) == (None, default_layer("preact_resnet18", "signs"))
 
 
-def test_the_lab_is_named_with_this_layer(figure3: None, desk: Any, open_page: Open) -> None:
+def test_the_lab_is_named_with_this_layer(figure3: None, manager: Any, open_page: Open) -> None:
     page = open_page("layers").run()
     page.button(key="lab").click().run()
     assert errors(page) == []

@@ -1,4 +1,4 @@
-"""Lessons and views in the app: what is left out, what the bar says, and that every step's settings are valid."""
+"""Lessons and views in the app: hidden parts, the bar of a step, valid settings in every step."""
 
 from __future__ import annotations
 

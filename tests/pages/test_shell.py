@@ -1,4 +1,4 @@
-"""What every page shares: a damaged card is told, a booth waits for its visitor's runs, links know where the app is."""
+"""The shell of every page: damaged cards, the booth, links, old queryes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Open = Callable[..., AppTest]
 
 @pytest.fixture
 def open_app() -> Open:
-    """Opens a page of the whole app, as `open_app("runs", run="...")`, or goes there from `app`; it has not run yet."""
+    """Open a page of the app: `open_app("runs", run="...")`, also from `app`; it has not run yet."""
 
     def build(name: str, app: AppTest | None = None, **query: str) -> AppTest:
         if app is None:
@@ -35,7 +35,7 @@ def open_app() -> Open:
 
 
 @pytest.mark.parametrize("name", ["lab", "runs"])
-def test_a_damaged_card_is_told_once_and_the_other_models_stay(
+def test_a_damaged_card_is_reported_once_and_the_other_models_stay(
     name: str,
     tiny_zoo_folder: Path,
     tiny_zoo: str,
@@ -61,7 +61,7 @@ def test_a_damaged_card_is_told_once_and_the_other_models_stay(
 
 
 @pytest.mark.parametrize(
-    ("address", "waits"),
+    ("query", "waits"),
     [
         ({"run": "{run}"}, True),
         ({"runs": "0123,{run}"}, True),
@@ -71,13 +71,13 @@ def test_a_damaged_card_is_told_once_and_the_other_models_stay(
     ],
 )
 def test_a_run_of_the_visitor_is_named_by_the_url(
-    address: dict[str, str], waits: bool, make_run: Callable[..., Run]
+    query: dict[str, str], waits: bool, make_run: Callable[..., Run]
 ) -> None:
     ended = make_run()
-    model = OWN if "uploaded_model" in address else ended.request.model
+    model = OWN if "uploaded_model" in query else ended.request.model
     active = replace(ended, state="running", request=replace(ended.request, model=model))
-    said = {name: value.format(run=active.id) for name, value in address.items()}
-    assert lesson_view.runs_in_url([active], said) == ({active.id} if waits else set())
+    named = {name: value.format(run=active.id) for name, value in query.items()}
+    assert lesson_view.runs_in_url([active], named) == ({active.id} if waits else set())
 
 
 @pytest.mark.parametrize("start", ["run", "comparison"])
@@ -85,7 +85,7 @@ def test_a_booth_waits_for_the_run_of_its_visitor_on_every_page(
     start: str, make_run: Callable[..., Run], runs_dir: Path, open_app: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     busy: list[bool] = []
-    monkeypatch.setattr(lesson_view, "countdown", lambda **said: busy.append(said["busy"]))
+    monkeypatch.setattr(lesson_view, "countdown", lambda **data: busy.append(data["busy"]))
     ended, store, owner = make_run(), RunStore(runs_dir), Owner(runs_dir)
     going = store.create(replace(ended.request, clean=24), owner=owner.name)
     others = store.create(replace(ended.request, clean=48), owner=owner.name)

@@ -365,11 +365,11 @@ def test_a_trigger_that_was_never_trained_in_does_nothing(
     assert page.title[0].value == "A small change, and it obeys somebody else"
 
 
-def test_the_lens_is_trained_where_the_visitor_put_it(tiny_zoo: str, desk, open_page: Open) -> None:
+def test_the_lens_is_trained_where_the_visitor_put_it(tiny_zoo: str, manager, open_page: Open) -> None:
     page = open_page("story", step="4", lens="layer4.1.conv1").run()
     page.button(key="story-go-4").click().run()
     assert not page.exception, page.exception
-    (asked,) = desk.asked
+    (asked,) = manager.requests
     assert (asked.model, asked.layer, asked.clean) == (tiny_zoo, "layer4.1.conv1", 360)
     assert asked.config.epochs == EPOCHS["signs"]
     assert asked.config.lambda2 == preset("signs").lambda2
@@ -379,16 +379,16 @@ def test_the_lens_is_trained_where_the_visitor_put_it(tiny_zoo: str, desk, open_
     assert page.button(key="story-go-5").disabled
     other = open_page("story", step="4").run()
     other.button(key="story-go-4").click().run()
-    assert desk.asked[1].layer == default_layer("preact_resnet18", "signs")
+    assert manager.requests[1].layer == default_layer("preact_resnet18", "signs")
 
 
 def test_a_training_that_is_refused_leaves_the_step(
-    tiny_zoo: str, desk, open_page: Open, monkeypatch
+    tiny_zoo: str, manager, open_page: Open, monkeypatch
 ) -> None:
     def refuse(request: object) -> str:
         raise NPDError("64 runs are waiting already: try again when some of them have ended.")
 
-    monkeypatch.setattr(desk, "submit", refuse)
+    monkeypatch.setattr(manager, "submit", refuse)
     page = open_page("story", step="4").run()
     page.button(key="story-go-4").click().run()
     assert not page.exception, page.exception

@@ -1,20 +1,21 @@
 const app = () => document.querySelector('[data-testid="stApp"]')
-let told = "" // what the script was last told, so that one that cannot follow is not told for ever
+let sent = "" // the last scheme sent to the script, so that it is sent only once
 
-// Compares what the page looks like with what the script drew for: a change while this was being drawn anew is not lost.
+// Compares the scheme of the page with the one that the script drew for.
 function compare(watch) {
   const now = app() ? getComputedStyle(app()).colorScheme : ""
   if (now !== "light" && now !== "dark") return
-  if (now === watch.drawn) { told = ""; return }
-  if (told === now) return
-  told = now
+  if (now === watch.drawn) { sent = ""; return }
+  if (sent === now) return
+  sent = now
   watch.send("changed", now)
 }
 
 export default function ({ data, setTriggerValue }) {
   if (!app() || !data) return
   const watch = { drawn: data.drawn, send: setTriggerValue }
-  const look = () => requestAnimationFrame(() => compare(watch)) // styles of a class stand one frame later at most
+  // The styles of a class apply one frame later.
+  const look = () => requestAnimationFrame(() => compare(watch))
   const observer = new MutationObserver(look)
   observer.observe(app(), { attributes: true, attributeFilter: ["class", "style"] })
   look()

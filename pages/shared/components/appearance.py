@@ -1,4 +1,4 @@
-"""Tells the script when the visitor changes between light and dark, for the colours that Python chooses."""
+"""Run the script again when the theme changes to light or dark, for the colours that Python chooses."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ _mount = st.components.v2.component(
 
 
 def _nothing() -> None:
-    """The rerun is all that is wanted: each one says which theme is on."""
+    """Do nothing: the new run of the script reads the theme."""
 
 
 def follow(drawn: str) -> None:
-    """Run the script again when the theme is another than `drawn`, changed by the app's menu or by the system. Draws
-    nothing.
+    """Run the script again when the theme differs from `drawn`, as after a change in the app's menu.
 
     Args:
-        drawn: "light" or "dark", for which this run of the script draws.
+        drawn: the theme of this run of the script, "light" or "dark".
     """
     with st.container(key="appearance"):
         _mount(key="appearance-watch", height="content", data={"drawn": drawn}, on_changed_change=_nothing)

@@ -1,14 +1,14 @@
 const watches = new WeakMap()
 const TOUCHES = ["pointerdown", "pointermove", "keydown", "wheel", "touchstart"]
 
-// Where the app lives: the address without the page, whatever stands before it.
+// The URL path of the app, without the page.
 function base(page) {
   const path = location.pathname
   if (page && path.replace(/\/$/, "").endsWith(`/${page}`)) return path.replace(/\/$/, "").slice(0, -page.length)
   return path.endsWith("/") ? path : `${path}/`
 }
 
-// A server that is away for a moment must not leave the browser's own error page on the wall.
+// Check the server first: if it is down for a moment, the screen must not end on the browser's error page.
 async function leave(watch, target) {
   if (watch.leaving) return
   watch.leaving = true
@@ -56,8 +56,8 @@ function touch(watch) {
   close(watch)
 }
 
-// Anything a visitor does counts, but for a pointer that only drifts: while the countdown shows, that is no answer.
-function heard(watch, event) {
+// Any input counts, but while the countdown is shown a mere pointer move does not stop it.
+function react(watch, event) {
   if (watch.data.wake) {
     if (event.type === "pointermove" || event.type === "wheel" || event.type === "touchstart") return
     if (event.type === "keydown" && (event.key === "Tab" || event.key === "Shift" || event.metaKey || event.ctrlKey || event.altKey)) return
@@ -85,7 +85,7 @@ export default function ({ parentElement, data }) {
   if (!watch) {
     watch = { root, last: performance.now(), box: null, leaving: false }
     watches.set(root, watch)
-    watch.listen = (event) => heard(watch, event)
+    watch.listen = (event) => react(watch, event)
     for (const name of TOUCHES) document.addEventListener(name, watch.listen, { capture: true, passive: true })
     watch.timer = setInterval(() => tick(watch), 250)
   }

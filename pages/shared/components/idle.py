@@ -1,6 +1,6 @@
-"""What a screen at a booth needs: a touch that wakes the loop, and a countdown that goes back to it.
+"""The loop of a booth: a button that leaves it, and a countdown that goes back to it.
 
-Both load the page anew, so that every visitor begins with a fresh session, even after a restart of the server.
+Both load the page again, so that every visitor starts with a new session, even after a restart of the server.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import streamlit as st
 
 HERE = Path(__file__).parent
 IDLE, WAIT = 60.0, 15.0
-"""Seconds without a touch before the countdown, and of the countdown."""
+"""Seconds without input before the countdown, and seconds of the countdown."""
 _mount = st.components.v2.component(
     "npd_idle",
     html='<div class="idle"></div>\n',
@@ -21,11 +21,11 @@ _mount = st.components.v2.component(
 
 
 def countdown(*, page: str, busy: bool, idle: float = IDLE, wait: float = WAIT, key: str) -> None:
-    """Go to /booth when nobody touches anything for `idle` seconds and nobody stops the countdown of `wait` seconds.
+    """Go to /booth after `idle` seconds without input and a countdown of `wait` seconds that nobody stops.
 
     Args:
-        page: url path of the page on show.
-        busy: something of the visitor's goes on: the seconds count from its end.
+        page: URL path of the current page.
+        busy: a run of the visitor is active; the seconds count from its end.
     """
     _mount(
         key=key, height="content", data={"page": page, "busy": busy, "idle": idle, "wait": wait, "wake": ""}
@@ -33,9 +33,9 @@ def countdown(*, page: str, busy: bool, idle: float = IDLE, wait: float = WAIT, 
 
 
 def wake(label: str, *, page: str, key: str) -> None:
-    """A big button; it, any other touch and any key open the first page in booth mode.
+    """Draw a big button; the button, any other touch and any key open the first page in booth mode.
 
     Args:
-        page: url path of the page on show.
+        page: URL path of the current page.
     """
     _mount(key=key, height="content", data={"page": page, "busy": True, "idle": 0, "wait": 0, "wake": label})

@@ -1,4 +1,4 @@
-let last = 0 // the step that was shown before, in this tab
+let last = 0 // the previous step in this tab
 
 function top() {
   const main = document.querySelector('[data-testid="stMain"]')

@@ -1,4 +1,4 @@
-"""How far a story is: its steps in a row. Says milestones to screen readers and brings a new step into view."""
+"""The steps of the story in a row. Announces milestones to screen readers and scrolls to a new step."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def steps(names: Sequence[str], *, now: int, announce: str, key: str) -> None:
     """Draw the steps.
 
     Args:
-        names: of all steps, a word or two each.
-        now: number of the step on show, from 1; when it changes, the page goes to its top.
-        announce: a milestone for screen readers; spoken when it changes.
+        names: a word or two for each step.
+        now: number of the current step, from 1; when it changes, the page scrolls to its top.
+        announce: a milestone for screen readers, spoken when it changes.
     """
     _mount(key=key, height="content", data={"names": list(names), "now": now, "announce": announce})
