@@ -98,8 +98,8 @@ def defense_name(name: str) -> str:
 
 
 def attack_name(name: str) -> str:
-    """Name of an attack; one that was added from outside the project is shown by its id."""
-    return ATTACKS.get(name, name)
+    """Title of an attack, also of one registered from outside the project; otherwise the id."""
+    return ATTACK_INFO[name].title if name in ATTACK_INFO else ATTACKS.get(name, name)
 
 
 def architecture_name(name: str) -> str:

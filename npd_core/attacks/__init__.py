@@ -1,8 +1,25 @@
-"""The attacks, by the field's names."""
+"""The registry of attacks, by the field's names.
+
+An attack of this project has a row in ATTACKS, its description in `npd_core.attack_info.ATTACK_INFO`, and,
+where they apply, entries in MAKE, NEEDS_CLEAN_NET and DYNAMIC. Code outside the project adds all of these by
+one call of `register`:
+
+    def grey_bar(dataset, assets, *, target=0):
+        def trigger(x):  # (B, 3, H, W) in [0, 1]; must return new images
+            return torch.cat([x[..., :-2, :], torch.full_like(x[..., -2:, :], 0.5)], dim=-2)
+
+        return Attack("grey_bar", trigger, AllToOne(target), params={"target": target})
+
+    info = AttackInfo("Grey bar", "The last two rows turn grey.", "My lab, 2026", "Two rows of 50% grey.")
+    register("grey_bar", grey_bar, info)
+    list(train_model("signs-grey_bar-preact_resnet18-w16"))
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,10 +51,10 @@ from npd_core.data.spec import DatasetSpec, get_dataset
 from npd_core.errors import ConfigError, unknown_name
 
 CLEAN = "clean"
-"""In place of an attack's name: a network that is not backdoored."""
+"""In place of an attack's name: a clean model."""
 
 UNKNOWN = "unknown"
-"""In place of an attack's name: of a network that somebody brought nobody knows the trigger."""
+"""In place of an attack's name: an uploaded model, whose trigger is unknown."""
 
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "badnets_a2o": badnets_a2o,
@@ -58,14 +75,53 @@ MAKE: dict[str, Callable[..., Making]] = {
 }
 """Attacks whose trigger must be made, of training images, before it can be used."""
 
-NEEDS_CLEAN_NET = ("lf", "trojan")
-"""Attacks whose trigger is made against a clean network."""
+NEEDS_CLEAN_NET = {"lf", "trojan"}
+"""Attacks whose trigger is made against a clean model."""
 
-DYNAMIC: dict[str, type[PatternInTraining] | type[WarpInTraining]] = {
+DYNAMIC: dict[str, type[DynamicTrigger]] = {
     "input_aware": PatternInTraining,
     "wanet": WarpInTraining,
 }
 """Attacks that poison inside the training loop."""
+
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+"""An attack's name is a part of its models' ids, between hyphens."""
+
+
+def register(
+    name: str,
+    build: Callable[..., Attack],
+    info: AttackInfo,
+    *,
+    make: Callable[..., Making] | None = None,
+    needs_clean_net: bool = False,
+    dynamic: type[DynamicTrigger] | None = None,
+) -> None:
+    """Add an attack from outside the project.
+
+    It is then known to everything in this process: `get_attack`, `train_model`, the names and the pages.
+
+    Args:
+        name: lower-case letters, digits and underscores.
+        build: (DatasetSpec, assets, **params) -> Attack; `assets` is empty unless the attack brings some.
+        info: what people read about it.
+        make: makes the trigger from training images, with the arguments of `make_lf`, for an attack that
+            `build` cannot build without assets.
+        needs_clean_net: whether `make` is given a clean model.
+        dynamic: class of the trigger inside the training loop, for an attack that poisons there.
+    Raises:
+        ConfigError: a name that is taken or that cannot be a part of a model's id.
+    """
+    if name in ATTACKS or name in (CLEAN, UNKNOWN) or not NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} is taken or not a name: use lower-case letters, digits and underscores.")
+    ATTACKS[name] = build
+    ATTACK_INFO[name] = replace(info, made_for_model=make is not None)
+    if make is not None:
+        MAKE[name] = make
+    if needs_clean_net:
+        NEEDS_CLEAN_NET.add(name)
+    if dynamic is not None:
+        DYNAMIC[name] = dynamic
 
 
 def get_attack(name: str, dataset: str, assets: Mapping[str, Tensor] | None = None, **params: Any) -> Attack:
@@ -73,12 +129,13 @@ def get_attack(name: str, dataset: str, assets: Mapping[str, Tensor] | None = No
 
     Args:
         name: of ATTACKS, or CLEAN.
-        assets: what its trigger is made of; the attacks in MAKE need it. WaNet's field is drawn when it is not given.
+        assets: what its trigger is made of; the attacks in MAKE need it. WaNet's field is drawn when it is
+            not given.
         params: as in `Attack.params`.
     Raises:
         UnknownNameError: no such attack, or no such data set.
-        ConfigError: a parameter that the attack does not have, a target that is not one of the classes, or assets that
-            are absent or do not fit.
+        ConfigError: a parameter that the attack does not have, a target that is not one of the classes, or
+            assets that are absent or do not fit.
     """
     spec = get_dataset(dataset)
     if name in (CLEAN, UNKNOWN):
@@ -109,8 +166,8 @@ def make_attack(
 
     Args:
         data: training images of `dataset`.
-        clean_net: classifier of [0, 1] pixels on `device`, in eval mode, for the attacks in NEEDS_CLEAN_NET; LF can do
-            without.
+        clean_net: classifier of [0, 1] pixels on `device`, in eval mode, for the attacks in NEEDS_CLEAN_NET;
+            LF can do without.
         params: of the attack, and of its making (`steps`, `batch_size`).
     Raises:
         As `get_attack`; ConfigError: Trojan without a clean network.
@@ -151,5 +208,6 @@ __all__ = [
     "made",
     "make_attack",
     "quantize",
+    "register",
     "stamp",
 ]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from npd_core.data.load import ImageSet
+from npd_core.data.spec import DatasetSpec
 from npd_core.errors import unknown_name
 from npd_core.events import Event
 
@@ -145,7 +146,10 @@ class DynamicTrigger(Protocol):
     """A trigger inside the training loop; it may learn there."""
 
     cross_ratio: int
-    """Crossed images for each attacked one."""
+    """Cross-trigger images for each triggered one."""
+
+    def __init__(self, attack: Attack, dataset: DatasetSpec, device: torch.device) -> None:
+        """Begin with the trigger of `attack`, for images of `dataset` on `device`."""
 
     def stamp(self, x: Tensor, x_cross: Tensor, images: Tensor, generator: torch.Generator) -> Stamped:
         """Attack one part of a batch and disturb another one.

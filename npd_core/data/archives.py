@@ -3,7 +3,8 @@
 All are under `$NPD_DATA_DIR/torchvision`:
 
 cifar10         cifar-10-batches-py/                     torchvision's folder, checked by torchvision
-gtsrb           gtsrb/GTSRB_Final_Training_Images.zip, GTSRB_Final_Test_Images.zip, GTSRB_Final_Test_GT.zip, read as
+gtsrb           gtsrb/GTSRB_Final_Training_Images.zip, GTSRB_Final_Test_Images.zip, GTSRB_Final_Test_GT.zip,
+read as
                 they are; or what torchvision unpacks: gtsrb/GTSRB/Training/ (26,640 of the 39,209 images),
                 gtsrb/GTSRB/Final_Test/ and gtsrb/GT-final_test.csv
 tiny_imagenet   tiny-imagenet-200.zip, or the folder tiny-imagenet-200/ that it unpacks to
@@ -80,7 +81,8 @@ def read(name: str, split: str, size: int, rows: NDArray[np.int64] | None = None
 
 
 def read_labels(name: str, split: str) -> NDArray[np.int64]:
-    """Return the labels (N,) int64 of the copy that `locate` finds, without decoding an image. Raises as `read`."""
+    """Return the labels (N,) int64 of the copy that `locate` finds, without decoding an image. Raises as
+    `read`."""
     with _copy(name, split) as where:
         if name == "cifar10":
             return _cifar10(split)[1]
@@ -142,7 +144,8 @@ def _tiny_imagenet(split: str, where: Path, tree: _Tree) -> tuple[list[str], lis
 
 
 def tiny_class_names() -> tuple[str, ...]:
-    """Return the 200 class names of Tiny ImageNet (first word of each entry, by sorted wnid); empty without a copy."""
+    """Return the 200 class names of Tiny ImageNet (first word of each entry, by sorted wnid); empty without a
+    copy."""
     where = locate("tiny_imagenet", "train")
     if where is None:
         return ()

@@ -32,11 +32,11 @@ def clean_counts(num_images: int, num_classes: int, amount: float | int) -> NDAr
 
     Args:
         num_images: size of the training set that a share refers to.
-        amount: a share in (0, 1] as float (each class gets floor(amount * num_images / num_classes)), or a count as int
-            (split evenly, the remainder to the first classes).
+        amount: a share in (0, 1] as float (each class gets floor(amount * num_images / num_classes)), or a
+            count as int (split evenly, the remainder to the first classes).
     Raises:
-        ConfigError: not a number, not positive, a share above 1, a count above `num_images`, or a share so small that
-            nothing is left.
+        ConfigError: not a number, not positive, a share above 1, a count above `num_images`, or a share so
+            small that nothing is left.
     """
     is_number = isinstance(amount, int | float | np.integer | np.floating) and not isinstance(amount, bool)
     if not is_number or not np.isfinite(amount):
@@ -66,13 +66,14 @@ def clean_indices(
 ) -> NDArray[np.int64]:
     """Positions of a class-balanced subset, drawn without replacement by a generator of its own; ascending.
 
-    A class with fewer images than wanted gives all it has. With a count, the others then make up for it as evenly as
-    they can, so that exactly `amount` come out.
+    A class with fewer images than wanted gives all it has. With a count, the others then make up for it as
+    evenly as they can, so that exactly `amount` come out.
 
     Args:
         labels: (N,) int64.
         amount: as in `clean_counts`.
-        of: size of the training set that a share refers to; N when None. It is larger than N where only a part is here.
+        of: size of the training set that a share refers to; N when None. It is larger than N where only a
+            part is here.
     Raises:
         ConfigError: as `clean_counts`, a count above N, or a share of which only a part is here.
     """
@@ -100,8 +101,8 @@ def clean_indices(
 def hold_out(data: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
     """Take a share of every class out of `data`: (the rest, the part taken), both copies.
 
-    A class with several images gives at least one and keeps at least one; one with a single image keeps it. A share of
-    0 takes nothing.
+    A class with several images gives at least one and keeps at least one; one with a single image keeps it. A
+    share of 0 takes nothing.
     """
     import torch
 
@@ -127,8 +128,8 @@ def clean_subset(
 def load_clean(name: str, amount: float | int, seed: int) -> CleanSubset:
     """The clean subset of a data set by name, decoding only the chosen images.
 
-    The same as `clean_subset(clean_source(name), ...)`, with a share always counted from the full training set, also
-    where only a part of it is on this machine.
+    The same as `clean_subset(clean_source(name), ...)`, with a share always counted from the full training
+    set, also where only a part of it is on this machine.
 
     Raises:
         UnknownNameError, DataMissingError, StorageError: as `load_dataset`.

@@ -1,7 +1,9 @@
-"""Opt-in downloads of the original archives: with progress, resumed after an interruption, verified by checksum.
+"""Opt-in downloads of the original archives: with progress, resumed after an interruption, verified by
+checksum.
 
-Archives go to `$NPD_DATA_DIR/torchvision`, where `archives` reads them. A file under its final name is always complete
-and verified; what is under way ends in `.part`. CIFAR-10 is unpacked as torchvision does it and wants it.
+Archives go to `$NPD_DATA_DIR/torchvision`, where `archives` reads them. A file under its final name is always
+complete and verified; what is under way ends in `.part`. CIFAR-10 is unpacked as torchvision does it and
+wants it.
 """
 
 from __future__ import annotations
@@ -124,7 +126,8 @@ def get_dataset_files(name: str, progress: Progress | None = None) -> Availabili
 
 
 def _from(progress: Progress | None, done: int, others: int) -> Progress:
-    """Progress of one file as part of several: `done` bytes came before it, `others` bytes are not its own."""
+    """Progress of one file as part of several: `done` bytes came before it, `others` bytes are not its
+    own."""
 
     def report(fetched: int, size: int) -> None:
         if progress is not None:
@@ -162,8 +165,8 @@ def _part(target: Path) -> Path:
 def fetch(url: str, md5: str, target: Path, progress: Progress | None = None, *, title: str = "") -> int:
     """Fetches one file to `target`, going on with `target`.part where there is one.
 
-    The checksum is taken over the whole file; when it does not fit after a resumed download, the file is fetched once
-    more from its beginning.
+    The checksum is taken over the whole file; when it does not fit after a resumed download, the file is
+    fetched once more from its beginning.
 
     Args:
         md5: of the complete file, hexadecimal.
@@ -222,7 +225,8 @@ def _fill(url: str, part: Path, progress: Progress | None, title: str) -> None:
 
 
 def _receive(url: str, part: Path, progress: Progress | None) -> None:
-    """One connection: asks for what is missing and appends it. ConnectionError when it ends before the file does."""
+    """One connection: asks for what is missing and appends it. ConnectionError when it ends before the file
+    does."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "neural-polarizer-lab"})
     if have:
@@ -256,7 +260,8 @@ def _receive(url: str, part: Path, progress: Progress | None) -> None:
 
 
 def _block(response: http.client.HTTPResponse) -> bytes:
-    """The next bytes; what goes wrong on the line is a ConnectionError, so that it is not taken for the disk."""
+    """The next bytes; what goes wrong on the line is a ConnectionError, so that it is not taken for the
+    disk."""
     try:
         return response.read(BLOCK)
     except OSError as error:
@@ -300,7 +305,8 @@ def _storage_errors(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _alone(part: Path, title: str) -> Iterator[None]:
-    """Keeps a second process from writing the same partial file. The lock ends with the process that holds it."""
+    """Keeps a second process from writing the same partial file. The lock ends with the process that holds
+    it."""
     lock = part.with_name(part.name + ".lock")
     with open(lock, "ab") as file:
         if not _lock(file):

@@ -1,4 +1,5 @@
-"""Pictures that a visitor brings: decode them with limits, bring them to a model's size, lay something over them.
+"""Pictures that a visitor brings: decode them with limits, bring them to a model's size, lay something over
+them.
 
 Works on numpy arrays and imports no torch. Nothing is written to disk.
 """
@@ -35,11 +36,12 @@ TURNS = {
 
 
 def decode_picture(data: bytes, size: int) -> NDArray[np.uint8]:
-    """A photo or drawing as a model wants it: upright, on white where it is see-through, its middle square cut out.
+    """A photo or drawing as a model wants it: upright, on white where it is see-through, its middle square
+    cut out.
 
     Args:
-        data: a file's bytes: PNG, JPEG, WebP, GIF, BMP or PPM in any colour mode; of an animation the first picture
-            counts.
+        data: a file's bytes: PNG, JPEG, WebP, GIF, BMP or PPM in any colour mode; of an animation the first
+            picture counts.
         size: height and width of the result in pixels.
     Returns:
         (3, size, size) uint8.
@@ -50,7 +52,8 @@ def decode_picture(data: bytes, size: int) -> NDArray[np.uint8]:
         raise StorageError("The file is empty; choose another picture.")
     if len(data) > MAX_BYTES:
         raise StorageError(
-            f"The file has {len(data) / 2**20:.0f} MB, the limit is {MAX_BYTES // 2**20} MB; choose a smaller picture."
+            f"The file has {len(data) / 2**20:.0f} MB, the limit is {MAX_BYTES // 2**20} MB; choose a "
+            "smaller picture."
         )
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:

@@ -1,8 +1,8 @@
 """Name and split to images and labels. Looks in a fixed order of places and never downloads.
 
-`signs` comes from the project's own `assets/signs`. The others come from `$NPD_DATA_DIR/<name>/<split>.parquet`, then
-from the original copy in `$NPD_DATA_DIR/torchvision` (see `archives`). Importing this module, and asking what is
-available, needs no torch.
+`signs` comes from the project's own `assets/signs`. The others come from
+`$NPD_DATA_DIR/<name>/<split>.parquet`, then from the original copy in `$NPD_DATA_DIR/torchvision` (see
+`archives`). Importing this module, and asking what is available, needs no torch.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class ImageSet(NamedTuple):
         return int(self.labels.shape[0])
 
     def batches(self, batch_size: int, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
-        """In order, the last batch possibly smaller: x (B, 3, H, W) float32 in [0, 1], y (B,) int64, on `device`."""
+        """In order, the last batch possibly smaller: x (B, 3, H, W) float32 in [0, 1], y (B,) int64, on
+        `device`."""
         import torch
 
         for x, y in zip(self.images.split(batch_size), self.labels.split(batch_size), strict=True):
@@ -70,7 +71,8 @@ class Availability:
     splits: dict[str, str] = field(default_factory=dict)
     """Split to the file or folder that holds it."""
     reason: str = ""
-    """Empty when available; otherwise one sentence: what is missing, the folder looked in, the way to get it."""
+    """Empty when available; otherwise one sentence: what is missing, the folder looked in, the way to get
+    it."""
 
 
 class _Source(NamedTuple):
@@ -120,7 +122,8 @@ def _found(name: str, split: str) -> tuple[DatasetSpec, _Source]:
 
 
 def load_dataset(name: str, split: str) -> ImageSet:
-    """All images of a split, decoded. The last few are remembered, so the tensors are shared: treat them as read-only.
+    """All images of a split, decoded. The last few are remembered, so the tensors are shared: treat them as
+    read-only.
 
     Args:
         name: one of `DATASETS`.
@@ -199,12 +202,14 @@ def clean_split(name: str) -> str:
 
 
 def clean_source(name: str) -> ImageSet:
-    """The split that the defender's clean images come from, whole. `clean.load_clean` decodes only the chosen ones."""
+    """The split that the defender's clean images come from, whole. `clean.load_clean` decodes only the chosen
+    ones."""
     return load_dataset(name, clean_split(name))
 
 
 def class_names(name: str) -> tuple[str, ...]:
-    """Class names by label. Tiny ImageNet's are in its files; without them the names are "class 0", "class 1", ..."""
+    """Class names by label. Tiny ImageNet's are in its files; without them the names are "class 0", "class
+    1", ..."""
     spec = get_dataset(name)
     if spec.classes:
         return spec.classes

@@ -1,7 +1,7 @@
 """Images in parquet files of the Hugging Face layout: read them fast and with limits, write them.
 
-Column `image` is a struct of `bytes` (an encoded image) and `path`; column `label` is int64; the schema metadata
-`huggingface` is JSON that lists the class names. Works on numpy arrays and imports no torch.
+Column `image` is a struct of `bytes` (an encoded image) and `path`; column `label` is int64; the schema
+metadata `huggingface` is JSON that lists the class names. Works on numpy arrays and imports no torch.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ def _checked_labels(path: Path, column: pa.ChunkedArray, num_classes: int) -> ND
     if outside.any():
         row = int(outside.argmax())
         raise StorageError(
-            f"{path}: label {labels[row]} in row {row} is outside 0 to {num_classes - 1}; is it another data set?"
+            f"{path}: label {labels[row]} in row {row} is outside 0 to {num_classes - 1}; is it another data "
+            "set?"
         )
     return labels
 

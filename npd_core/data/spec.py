@@ -174,8 +174,8 @@ def spec_text(spec: DatasetSpec) -> str:
 
 
 def get_dataset(name: str) -> DatasetSpec:
-    """The facts of one data set; UnknownNameError with the nearest name otherwise. Images that somebody brought (see
-    `paths.own`) have theirs beside them; DataMissingError when these cannot be read."""
+    """The facts of one data set; UnknownNameError with the nearest name otherwise. Images that somebody
+    brought (see `paths.own`) have theirs beside them; DataMissingError when these cannot be read."""
     folder = paths.own(name)
     if folder is not None:
         try:
