@@ -10,11 +10,13 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from npd_core.experiments.record import Cell, Scores, Seconds, TableRecord, table_path, write_table
+from npd_core.names import METRICS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SLOW = 180_000
 OWN_PROBES = r"_stcore/(health|host-config)"
 MODEL = "signs-badnets_a2o-preact_resnet18-w4"
+ASR = METRICS["asr"].full
 DATE = "2026-01-02T03:04:05+00:00"
 
 
@@ -65,7 +67,7 @@ def fill(point: Locator) -> str:
     return point.locator(".conv").evaluate("node => getComputedStyle(node).fill")
 
 
-def test_layers_are_coloured_picked_and_taken_to_the_lab(app, settle) -> None:
+def test_layers_are_coloured_picked_and_opened_in_the_lab(app, settle) -> None:
     page = app("/layers")
     good = page.get_by_role("radio", name=re.compile(r"^after layer4\.0\.conv2, .*ASR 2%"))
     bad = page.get_by_role("radio", name=re.compile(r"^after conv1, .*ASR 97%"))
@@ -74,7 +76,7 @@ def test_layers_are_coloured_picked_and_taken_to_the_lab(app, settle) -> None:
     assert len({fill(good), fill(bad)}) == 2
     assert "97%" in bad.text_content()
     assert gap.locator(".conv").evaluate("node => getComputedStyle(node).strokeDasharray") != "none"
-    expect(page.get_by_text("ASR attack, recorded: 0%")).to_be_visible()
+    expect(page.get_by_text(f"{ASR}, recorded: 0%")).to_be_visible()
 
     bad.click()
     page.wait_for_url(re.compile(r"insertion_layer=after(%3A|:)conv1"), timeout=SLOW)
@@ -92,13 +94,13 @@ def test_layers_are_coloured_picked_and_taken_to_the_lab(app, settle) -> None:
 
 def test_a_live_defense_joins_the_recorded_ones(app, settle) -> None:
     page = app("/defenses?defense=EP")
-    chart = page.get_by_role("img", name=re.compile("ASR attack: No defense 100%, FP 40%, EP 60%"))
+    chart = page.get_by_role("img", name=re.compile(f"{ASR}: No defense 100%, FP 40%, EP 60%"))
     expect(chart).to_be_visible(timeout=SLOW)
     page.get_by_role("button", name="Start run").click()
     page.wait_for_url(re.compile(r"run=[0-9a-f]{16}"), timeout=SLOW)
     expect(page.get_by_text(re.compile(r"Finished"))).to_be_visible(timeout=SLOW)
     joined = page.get_by_role(
-        "img", name=re.compile(r"ASR attack: No defense 100%, FP 40%, EP 60%, EP .*% \(live\)")
+        "img", name=re.compile(rf"{ASR}: No defense 100%, FP 40%, EP 60%, EP .*% \(live\)")
     )
     expect(joined).to_be_visible(timeout=SLOW)
     names = joined.locator(".js-plotly-plot").evaluate("plot => plot.data.map(trace => trace.name)")
