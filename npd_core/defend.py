@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,10 @@ from npd_core.device import environment, resolve_device
 from npd_core.errors import ConfigError, unknown_name
 from npd_core.evaluation import TestSets, evaluate, named, test_sets
 from npd_core.events import EpochEnd, Event, Failed, Finished, Measured, StepEnd
+from npd_core.fileio import write_json
 from npd_core.metrics import Metrics, der
 from npd_core.models import Normalized
-from npd_core.polarizer.artifact import forget_snapshots, save_polarizer, save_snapshot, write_text
+from npd_core.polarizer.artifact import forget_snapshots, save_polarizer, save_snapshot
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.polarizer.snapshots import epoch_of
 from npd_core.polarizer.training import train_polarizer
@@ -46,7 +46,7 @@ def run_defense(
     before: Metrics | None = None,
     images: int | None = None,
     zoo: Zoo = Zoo(),
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Train, measure, save. Ends with Finished or Failed, whose `result` holds the measured numbers.
 
     Args:
@@ -126,7 +126,7 @@ def run_defense(
         result["details"] = dict(end.details)
     if out is not None:
         _save(net, out, request, card, result)
-        write_text(out / "result.json", json.dumps(result, indent=2) + "\n")
+        write_json(out / "result.json", result)
     yield replace(end, result=result)
 
 
@@ -171,7 +171,7 @@ def _save(
     meta = {
         "model": card.id, "model_sha256": card.files["model.safetensors"], "arch": card.arch, "width": card.width,
         "num_classes": card.num_classes, "mean": card.mean, "std": card.std, "config": request.to_dict(),
-        "clean_indices": result["clean_indices"], "torch": torch.__version__,
+        "torch": torch.__version__,
     }  # fmt: skip
     if isinstance(net, PolarizedNet):
         save_polarizer(net, out, meta)

@@ -5,8 +5,7 @@ NPDError
 ├── ConfigError        a value out of its range, or two values that contradict each other
 ├── DataMissingError   a data set, or a part of it, that is not on this machine
 ├── CheckpointError    weights or a saved polarizer that are absent, damaged, or do not fit
-├── StorageError       a file that could not be written or read (disk full, no permission)
-└── KilledError        the process of a training was ended by somebody else
+└── StorageError       a file that could not be written or read (disk full, no permission)
 """
 
 from __future__ import annotations
@@ -39,10 +38,6 @@ class CheckpointError(NPDError):
 
 class StorageError(NPDError):
     """A file that could not be read or written."""
-
-
-class KilledError(NPDError):
-    """A training whose process was ended from outside."""
 
 
 def unknown_name(kind: str, name: object, choices: Iterable[str]) -> UnknownNameError:

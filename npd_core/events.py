@@ -11,7 +11,7 @@ teacher. One that does not train at all has no epochs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, SupportsFloat
 
 
@@ -96,24 +96,15 @@ class Failed:
 
 
 Event = Started | StepEnd | EpochEnd | Measured | Finished | Failed
-EVENTS: dict[str, type] = {c.__name__: c for c in (Started, StepEnd, EpochEnd, Measured, Finished, Failed)}
 
 
 def to_record(event: Event) -> dict[str, Any]:
-    """The event as plain JSON values, under `type` its class name. Reads tensors, so it may wait for the device."""
-    record = (
-        {"type": type(event).__name__} | asdict(event)
-        if not isinstance(event, StepEnd)
-        else {"type": "StepEnd", "epoch": event.epoch, "step": event.step}
-    )
+    """Return the event as plain JSON values, under `type` its class name; without `result`, which result.json holds.
+
+    Reads tensors, so it may wait for the device.
+    """
+    record: dict[str, Any] = {"type": type(event).__name__}
+    record |= {f.name: getattr(event, f.name) for f in fields(event) if f.name != "result"}
     if isinstance(event, StepEnd | EpochEnd):
         record["losses"] = {name: float(value) for name, value in event.losses.items()}
     return record
-
-
-def from_record(record: Mapping[str, Any]) -> Event:
-    """The event that `to_record` wrote. Unknown fields (of a later version) are dropped; KeyError on an unknown
-    type."""
-    kind = EVENTS[record["type"]]
-    names = kind.__dataclass_fields__  # type: ignore[attr-defined]
-    return kind(**{name: value for name, value in record.items() if name in names})

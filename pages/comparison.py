@@ -13,9 +13,10 @@ from npd_core.config.baselines import CONFIGS
 from npd_core.config.npd import PAPER_LAYERS
 from npd_core.config.request import DefenseRequest
 from npd_core.errors import NPDError
-from npd_core.figures.curves import MetricCurves, read_metrics, read_progress
+from npd_core.figures.curves import MetricCurves, read_metrics
 from npd_core.figures.runs import differing
 from npd_core.names import defense_name
+from npd_core.progress import Progress
 from npd_core.runs import queue
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
@@ -142,14 +143,14 @@ def lanes(runs: list[Run], names: list[str], card: Card) -> None:
     for column, run, name in zip(st.columns(2, gap="large"), runs, names, strict=True):
         before, records = run_panel.before_of(run, card), run_panel.events(run)
         seen = read_metrics(records, before if before.get("acc") is not None else None)
-        done = read_progress(records)
+        done = Progress.of(records)
         tracks[name] = seen
         after = (run.result or {}).get("after")
         last = {m: (getattr(seen, m)[-1] if seen.epochs else None) for m in ("acc", "asr", "ra")}
         now.append(dict(after) if after else last)
         with column:
             icon, color = describe.STATES[run.state]
-            epoch = f"epoch {done.epoch} of {done.epochs}" if run.active and done.epochs else run.state
+            epoch = f"epoch {done.done_epochs} of {done.epochs}" if run.active and done.epochs else run.state
             st.markdown(f"**{name}** :{color}-badge[{icon} {epoch}]")
             run_panel.tiles(before, now[-1], (run.result or {}).get("der"))
             if run.message or run.state == "queued":
@@ -224,7 +225,7 @@ with selectors.working():
     if st.button(
         "Start the race", type="primary", icon=":material/flag:", key="start", disabled=running or same
     ):
-        RUNS.set(tuple(queue.manager().race(*asked)))
+        RUNS.set(tuple(queue.manager().submit_together(asked)))
         st.rerun()
 
 if runs:

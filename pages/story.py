@@ -12,6 +12,7 @@ from npd_core.errors import NPDError, UnknownNameError
 from npd_core.figures import curves
 from npd_core.figures import network as drawing
 from npd_core.figures.predictions import GAIN, data_url, difference
+from npd_core.progress import Progress
 from npd_core.runs import queue
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
@@ -325,13 +326,13 @@ def show_training(run: Run, card: Card, one: story_state.Subject, names: tuple[s
     records = run_panel.events(run)
     before = run_panel.before_of(run, card)
     measured = curves.read_metrics(records, before)
-    done = curves.read_progress(records)
+    done = Progress.of(records)
     kept = filmstrip.thinned(cache.runs.epochs_of(run.folder))
     picture, keep = one.triggered[None], one.number is not None
     answers = [cache.runs.at_epoch(run.id, epoch, picture, keep)[0] for epoch in kept]
     if not answers and run.result and not run.active and not broken(run):
         answers = [story_state.purified(run, picture, keep)[0]]
-    trained = not run.active or bool(done.epochs and done.epoch >= done.epochs)
+    trained = not run.active or bool(done.epochs and done.done_epochs >= done.epochs)
     usable = trained and bool(answers) and not broken(run)
     says = answers[-1] if answers else cache.images.predict(card.id, None, picture)[0]
     right = int(says.argmax()) == one.label
@@ -407,14 +408,16 @@ def milestone(run: Run, usable: bool, said: str, right: bool) -> str:
     return f"{ended(run)}."
 
 
-def status(run: Run, done: curves.Progress, usable: bool) -> None:
+def status(run: Run, done: Progress, usable: bool) -> None:
     """How far the run is, in a line."""
     if run.state == "queued":
         st.progress(0.0, f":material/hourglass_empty: Others train here right now: {run_panel.ahead(run)}")
     elif run.active and not usable:
-        left = run.seconds_left if run.seconds_left is not None else done.seconds_left
+        left = run.seconds_left
         words = (
-            f"Epoch {done.epoch + 1} of {done.epochs}" if done.epochs and not done.warmup else "Getting ready"
+            f"Epoch {done.done_epochs + 1} of {done.epochs}"
+            if done.epochs and not done.warmup
+            else "Getting ready"
         )
         words += f" · about {max(1, round(left))} s left" if left is not None else ""
         st.progress(done.share, f":material/play_circle: {words}")

@@ -30,6 +30,7 @@ from npd_core.cli.common import (
 from npd_core.config.npd import VARIANTS, NPDConfig
 from npd_core.errors import StorageError, unknown_name
 from npd_core.experiments.record import TABLES, Cell, TableRecord, find_table, table_path, write_table
+from npd_core.fileio import write_text
 
 T = TypeVar("T")
 LISTS = tuple(name for name in PAPER_SETTINGS if name != "seed")
@@ -84,7 +85,7 @@ def sweep(args: argparse.Namespace) -> Answer:
         cells.append(measured(Cell(row=row, model=request.model, defense=request.defense), outcome))
         environment = (outcome.result or {}).get("environment", environment)
     if args.csv is not None:
-        _write(args.csv, to_csv(cells, axes))
+        write_text(args.csv, to_csv(cells, axes))
     head, rows = terminal_rows(cells, axes)
     value = {"model": grid.model, "cells": [_plain(cell) for cell in cells], "environment": environment}
     return Answer(
@@ -127,9 +128,9 @@ def table(args: argparse.Namespace) -> Answer:
     assert record is not None
     cells, notes = shown(record)
     if args.csv is not None:
-        _write(args.csv, to_csv(cells, record.axes))
+        write_text(args.csv, to_csv(cells, record.axes))
     if args.html is not None:
-        _write(args.html, to_html(record))
+        write_text(args.html, to_html(record))
     head, rows = terminal_rows(cells, record.axes)
     text = [
         f"{record.title} · {record.dataset}",
@@ -300,12 +301,6 @@ def _check_file(option: str, path: Path | None) -> None:
         raise StorageError(f"{option} {path} is a folder: name a file.")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise StorageError(f"{option} {path}: cannot write in {path.parent}; name another file.")
-
-
-def _write(path: Path, text: str) -> None:
-    from npd_core.runs.store import write_text
-
-    write_text(path, text)
 
 
 # how they are asked

@@ -11,6 +11,7 @@ from npd_core import paths
 from npd_core.cli.common import Answer, Parser
 from npd_core.errors import ConfigError, NPDError, StorageError, unknown_name
 from npd_core.export.bundle import MODEL_FORMATS, archive
+from npd_core.fileio import write_bytes
 from npd_core.runs.store import Run, RunStore, read_record
 
 FORMATS = ("polarizer", *MODEL_FORMATS)
@@ -28,7 +29,7 @@ def export(args: argparse.Namespace) -> Answer:
         from npd_core.export.formats import model_archive
 
         content = model_archive(run.folder, args.format)
-    _write(out, content)
+    write_bytes(out, content)
     value = {
         "run": run.id,
         "model": run.request.model,
@@ -49,7 +50,7 @@ def report(args: argparse.Namespace) -> Answer:
     from npd_core.export.report import run_report
 
     text = run_report(run.folder)
-    _write(out, text.encode())
+    write_bytes(out, text.encode())
     value = {"run": run.id, "model": run.request.model, "file": str(out), "bytes": len(text.encode())}
     return Answer(value, f"Report of {run.request.model}: {out}")
 
@@ -108,18 +109,6 @@ def _target(out: Path | None, name: str) -> Path:
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise StorageError(f"--out {path}: the folder {path.parent} cannot be written in; name another file.")
     return path
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError as error:
-        raise StorageError(f"{path} could not be written ({error.strerror}): name another file.") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _numbers(text: str, names: list[str]) -> list[float]:

@@ -57,6 +57,8 @@ from npd_core.errors import (
 )
 from npd_core.events import EpochEnd, Event, Failed, Finished, Measured, Started, StepEnd, to_record
 from npd_core.experiments.grid import config_for
+from npd_core.fileio import write_json
+from npd_core.progress import Progress
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -296,7 +298,8 @@ def defend(args: argparse.Namespace) -> Answer:
     )
     with _staged(args.save) as folder:
         from npd_core.defend import run_defense
-        from npd_core.runs.store import Thinner, write_record
+        from npd_core.runs.event_log import Thinner
+        from npd_core.runs.store import write_record
 
         thin, records = Thinner(), []
         last: Event | None = None
@@ -306,7 +309,7 @@ def defend(args: argparse.Namespace) -> Answer:
             raise AssertionError("a training ends with Finished or Failed")
         result = dict(last.result)
         if folder is not None:
-            write_record(folder, request, records, result)
+            write_record(folder, request, records)
     value = {name: part for name, part in result.items() if name != "clean_indices"}
     text = _before_after(result, request.defense) if result else ""
     text += "".join(f"\n{note}" for note in _notes(result))
@@ -648,24 +651,21 @@ def bench(args: argparse.Namespace) -> Answer:
 def _shown(events: Iterable[Event], title: str) -> Iterator[Event]:
     """The same events, drawn as a progress bar on stderr; where that is no terminal, a line an epoch."""
     calm = not sys.stderr.isatty()
-    started = Started(0, 0, 0, 0, "")
+    progress = Progress()
     with progress_bar("{task.completed:.0f}/{task.total:.0f} steps · {task.fields[note]}") as bar:
         task: TaskID | None = None
         for event in events:
+            progress.add_event(event)
             match event:
                 case Started():
-                    started = event
-                    steps = (event.epochs + event.warmup_epochs) * event.steps_per_epoch
-                    task = bar.add_task(title, total=steps, note="")
+                    task = bar.add_task(title, total=progress.total_steps, note="")
                 case StepEnd() if task is not None:
-                    done = (event.epoch + started.warmup_epochs) * started.steps_per_epoch + event.step + 1
-                    bar.update(task, completed=done)
+                    bar.update(task, completed=progress.steps)
                 case EpochEnd() if task is not None:
-                    done = (event.epoch + 1 + started.warmup_epochs) * started.steps_per_epoch
                     note = f"loss {event.losses.get('total', float('nan')):.3f}"
-                    bar.update(task, completed=done, note=note)
+                    bar.update(task, completed=progress.steps, note=note)
                     if calm:
-                        where = "warm-up" if event.epoch < 0 else f"epoch {event.epoch + 1}/{started.epochs}"
+                        where = "warm-up" if event.epoch < 0 else f"epoch {event.epoch + 1}/{progress.epochs}"
                         print(f"{where} · {note} · {event.seconds:.1f} s", file=sys.stderr, flush=True)
                 case Measured():
                     shares = (("ACC", event.acc), ("ASR", event.asr), ("RA", event.ra))
@@ -751,9 +751,7 @@ def _say(answer: Answer, json_to: str | None) -> None:
     if answer.text:
         print(answer.text, flush=True)
     if json_to is not None:
-        from npd_core.runs.store import write_text
-
-        write_text(Path(json_to), json.dumps(answer.value, indent=2, ensure_ascii=False) + "\n")
+        write_json(Path(json_to), answer.value, indent=2)
 
 
 def _complain(message: str) -> None:

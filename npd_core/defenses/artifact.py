@@ -10,9 +10,10 @@ import safetensors
 from safetensors.torch import load_file
 
 from npd_core.errors import CheckpointError
+from npd_core.fileio import sha256, write_described
 from npd_core.models import Normalized, build_model, load_weights
-from npd_core.polarizer.artifact import FORMAT, read_json, write_described
-from npd_core.zoo.card import Card, sha256
+from npd_core.polarizer.artifact import FORMAT, read_json
+from npd_core.zoo.card import Card
 from npd_core.zoo.weights import half_precision
 
 WEIGHTS = "model.safetensors"

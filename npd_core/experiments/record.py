@@ -7,12 +7,9 @@ Fractions are in [0, 1], times in seconds, dates in ISO 8601. Such files are mad
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import re
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import Any, NamedTuple
 
 from npd_core import paths
 from npd_core.errors import StorageError
+from npd_core.fileio import write_json
 
 TABLES = ("table1", "table2", "table3", "table4", "table5", "table6", "table7", "figure3")
 AXES: dict[str, tuple[str, ...]] = {
@@ -141,24 +139,6 @@ def find_table(table: str, dataset: str, folder: Path | None = None) -> TableRec
 def write_table(record: TableRecord, path: Path) -> None:
     """Write a record as a whole or not at all. Raises StorageError."""
     write_json(path, record.to_dict())
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Replace a JSON file as a whole, never seen half-written; its folder is made. Raises StorageError."""
-    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(
-            json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
-        os.replace(fresh, path)
-    except OSError as error:
-        raise StorageError(
-            f"Could not write {path} ({error.strerror or error}): choose another folder."
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            fresh.unlink(missing_ok=True)
 
 
 def read_table(path: Path) -> TableRecord:

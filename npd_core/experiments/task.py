@@ -21,7 +21,7 @@ from npd_core.config.request import DefenseRequest
 from npd_core.data.spec import get_dataset
 from npd_core.errors import CheckpointError, NPDError
 from npd_core.events import EpochEnd, Failed, Finished, Started
-from npd_core.experiments.record import write_json
+from npd_core.fileio import write_json
 from npd_core.zoo import Zoo
 from npd_core.zoo.card import WEIGHTS
 

@@ -28,8 +28,9 @@ from npd_core.figures import svg, theme
 from npd_core.figures.attributions import map_image
 from npd_core.figures.curves import DASHES, read_losses, read_metrics
 from npd_core.figures.predictions import png
+from npd_core.fileio import write_text
 from npd_core.names import CURVES, METRICS
-from npd_core.runs.store import EVENTS, Run, write_text
+from npd_core.runs.store import EVENTS, Run
 
 METHOD = "integrated_gradients"
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"

@@ -40,22 +40,6 @@ class MetricCurves(NamedTuple):
     ra: list[float | None]
 
 
-class Progress(NamedTuple):
-    """How far a run is."""
-
-    epoch: int
-    """Finished epochs of the bi-level problem."""
-    epochs: int
-    warmup: bool
-    """Whether it is still in warm-up."""
-    share: float
-    """Of all the training, in [0, 1]."""
-    seconds: float
-    """Training so far."""
-    seconds_left: float | None
-    """By the pace so far; None before the first epoch has ended."""
-
-
 def read_losses(records: Iterable[Mapping[str, Any]], limit: int = 300) -> LossCurves:
     """Losses by step, or by epoch where no step was kept.
 
@@ -92,33 +76,6 @@ def read_metrics(
             rows[record["epoch"] + 1] = record if record["epoch"] >= 0 or not before else before
     epochs = sorted(rows)
     return MetricCurves(epochs, *([rows[e].get(name) for e in epochs] for name in ("acc", "asr", "ra")))
-
-
-def read_progress(records: Iterable[Mapping[str, Any]]) -> Progress:
-    """How far the run is, by its events."""
-    epochs = warmup = steps = done = 0
-    seconds, position, ended = 0.0, 0.0, False
-    for record in records:
-        kind = record["type"]
-        if kind == "Started":
-            epochs, warmup, steps = (
-                record["epochs"],
-                record["warmup_epochs"],
-                max(1, record["steps_per_epoch"]),
-            )
-        elif kind == "StepEnd":
-            position = record["epoch"] + (record["step"] + 1) / steps
-        elif kind == "EpochEnd":
-            position, seconds = record["epoch"] + 1, record["seconds"]
-            done = max(done, record["epoch"] + 1)
-        elif kind in ("Finished", "Failed"):
-            ended, seconds = kind == "Finished", record["seconds"]
-    total, passed = epochs + warmup, position + warmup
-    share = 1.0 if ended else min(1.0, max(0.0, passed / total)) if total else 0.0
-    left = seconds * (total - done - warmup) / (done + warmup) if done and not ended else None
-    return Progress(
-        done, epochs, position < 0 or (position == 0 and done == 0 and warmup > 0), share, seconds, left
-    )
 
 
 def loss_figure(curves: LossCurves, mode: str | None = "light", epochs: int | None = None) -> go.Figure:

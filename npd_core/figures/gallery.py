@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from npd_core.errors import ConfigError, StorageError
+from npd_core.errors import ConfigError
+from npd_core.fileio import staged
 
 JSON, PNG = "gallery.json", "gallery.png"
 
@@ -106,11 +107,9 @@ def write_gallery(
         record["items"].append(
             {name: values[name] for name in ("index", "truth", "clean", "triggered", "purified")}
         )
-    try:
-        Image.fromarray(np.concatenate(rows, axis=0)).save(folder / PNG, optimize=True)
-        (folder / JSON).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"The gallery could not be written to {folder}: {error.strerror}.") from error
+    with staged(folder / PNG, folder / JSON) as (image, description):
+        Image.fromarray(np.concatenate(rows, axis=0)).save(image, format="png", optimize=True)
+        description.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def data_address(image: Image.Image) -> str:

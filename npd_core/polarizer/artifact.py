@@ -2,79 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from npd_core.errors import CheckpointError, StorageError
+from npd_core.fileio import sha256, write_described, write_tensors
 from npd_core.models import Normalized
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.polarizer.snapshots import snapshot_epochs, snapshot_file
-from npd_core.zoo.card import Card, sha256
+from npd_core.zoo.card import Card
 
 WEIGHTS = "polarizer.safetensors"
 DESCRIPTION = "polarizer.json"
 FORMAT = 1
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all. Raises StorageError, and leaves no partial file."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        reason = f"{path} could not be written ({error.strerror}): free some space or choose another folder."
-        raise StorageError(reason) from error
-
-
-def write_weights(path: Path, state: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file whole or not at all, `notes` in its header. Raises StorageError, and leaves no partial
-    file."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        held = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-        save_file(held, partial, dict(notes) if notes else None)
-        os.replace(partial, path)
-    except (OSError, safetensors.SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        reason = f"{path} could not be written ({error}): free some space or choose another folder."
-        raise StorageError(reason) from error
-
-
-def write_described(
-    weights: Path, state: Mapping[str, Tensor], path: Path, description: Mapping[str, Any]
-) -> None:
-    """Write weights, and beside them a JSON description with their sha256: both, or neither when one cannot be written.
-
-    Raises StorageError; files of an earlier save then stay whole.
-    """
-    fresh = [file.with_name(file.name + ".new") for file in (weights, path)]
-    try:
-        write_weights(fresh[0], state)
-        write_text(fresh[1], json.dumps({**description, "sha256": sha256(fresh[0])}, indent=2) + "\n")
-        for file, target in zip(fresh, (weights, path), strict=True):
-            os.replace(file, target)
-    except OSError as error:
-        reason = f"{weights.parent} could not be written ({error}): free some space or choose another folder."
-        raise StorageError(reason) from error
-    finally:
-        for file in fresh:
-            with contextlib.suppress(OSError):
-                file.unlink(missing_ok=True)
 
 
 def save_polarizer(net: PolarizedNet, folder: Path, meta: Mapping[str, Any]) -> None:
@@ -181,7 +128,7 @@ def save_snapshot(net: PolarizedNet, folder: Path, epoch: int, card: Card) -> No
         "format": str(FORMAT), "layer": net.layer, "epoch": str(epoch), "model": card.id,
         "model_sha256": card.files["model.safetensors"], "sha256": _digest(state),
     }  # fmt: skip
-    write_weights(snapshot_file(folder, epoch), state, notes)
+    write_tensors(snapshot_file(folder, epoch), state, notes)
 
 
 def read_snapshot(folder: Path, epoch: int, card: Card | None = None) -> tuple[str, dict[str, Tensor]]:

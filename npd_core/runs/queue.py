@@ -1,12 +1,12 @@
-"""Runs are worked through here, outside any page script: one worker thread and one queue per device, shared by all.
+"""The run manager: one queue and one thread per device, shared by all pages and independent of any page script.
 
-A page asks (`submit`, `race`, `cancel`, `position`) and reads the store; a reload or a closed tab changes nothing.
+A page submits, cancels and reads positions here, and reads everything else from the store; a reload or a closed tab
+changes nothing.
 """
 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import gc
 import json
 import logging
@@ -14,76 +14,67 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
 
 from npd_core import paths
 from npd_core.config.baselines import CONFIGS
 from npd_core.config.request import DefenseRequest
-from npd_core.errors import ConfigError, KilledError, NPDError, StorageError, out_of_memory
-from npd_core.events import EpochEnd, Event, Failed, Finished, Measured
-from npd_core.runs.store import RESULT, Owner, Run, RunStore, State, Thinner
-from npd_core.runs.worker import run_apart
+from npd_core.errors import ConfigError, NPDError, StorageError
+from npd_core.runs import worker
+from npd_core.runs.owners import Owner
+from npd_core.runs.store import Run, RunStore
+from npd_core.runs.work import Ending, work_through
 from npd_core.zoo import Zoo
 
-Execute = Callable[[DefenseRequest, Path, Callable[[], bool]], Iterator[Event]]
-"""`run_defense(request, out, stop)`: yields events, saves into `out`, ends soon after `stop()` turns true."""
-
-STOPPED_EARLY = "Stopped early; the best state so far is kept."
-NEVER_STARTED = "Stopped before it started."
-UNEXPECTED = (
-    "The run ended by an unexpected error, told in the log of the app. Start it again or change its settings."
+NEVER_STARTED = Ending("stopped", "Stopped before it started.")
+CLOSED_WAITING = Ending(
+    "interrupted", "The app was closed while this run was queued. Start it again to finish it."
 )
-NO_MEMORY = "The run needs more memory than there is: ask for fewer clean images, or for smaller batches."
-CLOSED = "The app was closed while this run {}. Start it again to finish it."
+CLOSED_RUNNING = Ending("interrupted", "The app was closed during this run. Start it again to finish it.")
 
 _log = logging.getLogger(__name__)
 
 
-class _Job:
-    """A run that waits or runs in this process."""
+class _Entry:
+    """A run that is queued or running in this process."""
 
-    def __init__(self, run_id: str, request: DefenseRequest, device: str) -> None:
-        self.id, self.request, self.device = run_id, request, device
-        self.stop = threading.Event()
-        self.over = threading.Event()
-        """Its end is told: nothing that the worker still does with it changes that."""
+    def __init__(self, run_id: str) -> None:
+        self.id = run_id
+        self.ended = False
+        """Its end is in the store: what its work still returns changes nothing."""
 
 
-_Heat = list[_Job]
-"""What has the device at one time: one run, or the two of a race, which take turns."""
-_Turns = Generator[None, None, tuple[State, str]]
+_Group = list[_Entry]
+"""Runs that have the device at the same time: one, or those of a comparison."""
 
 
 class RunManager:
-    """Takes requests and runs them, one at a time per device; the two runs of a race by turns. Thread-safe."""
+    """Takes requests and carries them out, one group at a time per device. Thread-safe."""
 
     def __init__(
         self,
         store: RunStore,
-        execute: Execute | None = None,
+        work: Callable[[Path], Ending] = work_through,
         *,
         max_epochs: int = 200,
         max_waiting: int = 64,
-        step_seconds: float = 0.1,
     ) -> None:
-        """Marks what a dead process left behind as interrupted.
+        """Mark what a dead process left behind as interrupted.
 
         Args:
             store: where the runs are kept.
-            execute: what runs a request; None: `npd_core.defend.run_defense`.
-            max_epochs: most epochs (and most warm-up epochs) that a request may ask for.
-            max_waiting: most runs that wait per device.
-            step_seconds: least time between two steps that are read and written.
+            work: carries out the run in a folder and returns how it ended.
+            max_epochs: most epochs (and most warm-up epochs) of a request.
+            max_waiting: most groups that wait per device.
         """
         self.store = store
-        self._execute = execute
-        self._max_epochs, self._max_waiting, self._step_seconds = max_epochs, max_waiting, step_seconds
+        self._work_through = work
+        self._max_epochs, self._max_waiting = max_epochs, max_waiting
         self._changed = threading.Condition(threading.RLock())
-        self._waiting: dict[str, deque[_Heat]] = {}
-        self._running: dict[str, _Heat] = {}
-        self._workers: dict[str, threading.Thread] = {}
+        self._waiting: dict[str, deque[_Group]] = {}
+        self._running: dict[str, _Group] = {}
+        self._threads: dict[str, threading.Thread] = {}
         self._owner: Owner | None = None
         self._closed = False
         _managers.add(self)
@@ -98,38 +89,35 @@ class RunManager:
         return self._closed
 
     def submit(self, request: DefenseRequest) -> str:
-        """The id of the run that answers `request`: an identical one that is there, otherwise a new run.
+        """Return the id of the run that answers `request`: an identical one that is there, otherwise a new one.
 
         Raises:
             ConfigError: more epochs than this server allows, or a device that is not here.
             StorageError: the run cannot be written.
             NPDError: the queue is full or closed.
         """
-        return self._submit([request])[0]
+        return self.submit_together([request])[0]
 
-    def race(self, first: DefenseRequest, second: DefenseRequest) -> tuple[str, str]:
-        """The ids of the runs that answer both requests, as `submit` finds them, in this order.
+    def submit_together(self, requests: Sequence[DefenseRequest]) -> list[str]:
+        """Return the ids of the runs that answer `requests`, each found as by `submit`, in this order.
 
-        Where both are new and of one device, they are worked by turns, epoch by epoch. Each is a run like any other:
-        the end of one, by itself or by `cancel`, leaves the device to the other. Raises as `submit`.
+        New ones of one device are carried out at the same time. Each is a run like any other: it ends, or is
+        cancelled, by itself. Raises as `submit`.
         """
-        one, other = self._submit([first, second])
-        return one, other
-
-    def _submit(self, requests: list[DefenseRequest]) -> list[str]:
         devices = [self._check(request) for request in requests]
-        self._load()
+        _freeze_once()
         with self._changed:
             if self._closed:
                 raise NPDError("The app is closing and takes no more runs: start it again.")
             for request, device in zip(requests, devices, strict=True):
                 full = len(self._waiting.get(device, ())) >= self._max_waiting
                 if full and not self.store.joinable(request, is_current):
-                    reason = f"{self._max_waiting} runs are waiting already"
-                    raise NPDError(f"{reason}: try again when some of them have ended.")
+                    raise NPDError(
+                        f"{self._max_waiting} runs are queued already: try again when some have ended."
+                    )
             if self._owner is None:
                 self._owner = Owner(self.store.root)
-            ids, heats = [], dict[str, _Heat]()
+            ids, groups = [], dict[str, _Group]()
             try:
                 for request, device in zip(requests, devices, strict=True):
                     run_id, new = self.store.join_or_create(
@@ -137,58 +125,49 @@ class RunManager:
                     )
                     ids.append(run_id)
                     if new:
-                        heats.setdefault(device, []).append(_Job(run_id, request, device))
-            finally:  # what was created is worked, even where the next could not be written
-                for device, heat in heats.items():
-                    self._waiting.setdefault(device, deque()).append(heat)
-                    if device not in self._workers:
-                        worker = threading.Thread(
-                            target=self._work, args=(device,), name=f"npd-{device}", daemon=True
-                        )
-                        self._workers[device] = worker
-                        worker.start()
+                        groups.setdefault(device, []).append(_Entry(run_id))
+            finally:  # what was created is carried out, even if the next could not be written
+                for device, group in groups.items():
+                    self._enqueue(device, group)
                 self._changed.notify_all()
             return ids
 
     def cancel(self, run_id: str) -> None:
-        """Ends a run: a waiting one at once, a running one after its step, with the best state so far kept.
+        """End a run: a queued one at once, a running one after its step, with the best state so far kept.
 
-        An ended run stays as it is. A run of another process is asked to end. Raises as `RunStore.get`.
+        An ended run stays as it is. A run of another process is asked to end. Raises as `RunStore.get`, and
+        StorageError.
         """
         with self._changed:
-            for queue in self._waiting.values():
-                for heat in queue:
-                    for job in heat:
-                        if job.id == run_id:
-                            heat.remove(job)
-                            if not heat:
-                                queue.remove(heat)
-                            self._end(job, "stopped", NEVER_STARTED)
+            for groups in self._waiting.values():
+                for group in groups:
+                    for entry in group:
+                        if entry.id == run_id:
+                            group.remove(entry)
+                            if not group:
+                                groups.remove(group)
+                            self._end(entry, NEVER_STARTED)
                             return
-            for heat in self._running.values():
-                for job in heat:
-                    if job.id == run_id:
-                        job.stop.set()
-                        with contextlib.suppress(StorageError):
-                            self.store.ask_stop(run_id)  # so that nobody joins what is about to end
-                        return
             if self.store.get(run_id).active:
                 self.store.ask_stop(run_id)
 
     def position(self, run_id: str) -> int | None:
-        """0: running; 1: next in its queue; 2, 3, ... ; None: neither runs nor waits in this process. The runs of a
-        race share a place."""
+        """Return 0 for a running run, 1 for the next in its queue, 2, 3, ...; None if it is not in this process.
+
+        The runs of a comparison share a position.
+        """
         with self._changed:
-            if any(job.id == run_id for heat in self._running.values() for job in heat):
-                return 0
-            for queue in self._waiting.values():
-                for place, heat in enumerate(queue, start=1):
-                    if any(job.id == run_id for job in heat):
-                        return place
+            for groups in self._running.values():
+                if any(entry.id == run_id for entry in groups):
+                    return 0
+            for waiting in self._waiting.values():
+                for position, group in enumerate(waiting, start=1):
+                    if any(entry.id == run_id for entry in group):
+                        return position
         return None
 
     def wait(self, run_id: str, timeout: float | None = None) -> Run:
-        """Waits for the end of the run, at most `timeout` seconds, and returns it as it then is. Raises as `get`."""
+        """Wait for the end of the run, at most `timeout` seconds, and return it as it then is. Raises as `get`."""
         end = None if timeout is None else time.monotonic() + timeout
         with self._changed:
             while (run := self.store.get(run_id)).active:
@@ -199,142 +178,109 @@ class RunManager:
         return run
 
     def shutdown(self, timeout: float = 5.0) -> None:
-        """Takes no more runs and asks those that run to stop; what goes on after `timeout` seconds is interrupted."""
+        """Take no more runs and ask those that run to stop; what still runs after `timeout` seconds is interrupted."""
         end = time.monotonic() + timeout
         with self._changed:
             self._closed = True
-            for queue in self._waiting.values():
-                while queue:
-                    for job in queue.popleft():
-                        self._end(job, "interrupted", CLOSED.format("waited"))
-            for heat in self._running.values():
-                for job in heat:
-                    job.stop.set()
+            for groups in self._waiting.values():
+                while groups:
+                    for entry in groups.popleft():
+                        self._end(entry, CLOSED_WAITING)
+            for entry in self._all_running():
+                try:
+                    self.store.ask_stop(entry.id)
+                except NPDError as error:
+                    _log.warning("%s", error)
             self._changed.notify_all()
-        for worker in list(self._workers.values()):
-            if worker is not threading.current_thread():
-                worker.join(max(end - time.monotonic(), 0.0))
+        for thread in list(self._threads.values()):
+            if thread is not threading.current_thread():
+                thread.join(max(end - time.monotonic(), 0.0))
         with self._changed:
-            for heat in self._running.values():
-                for job in heat:
-                    self._end(job, "interrupted", CLOSED.format("ran"))
+            for entry in self._all_running():
+                self._end(entry, CLOSED_RUNNING)
             if self._owner is not None:
                 self._owner.release()
                 self._owner = None
         _managers.discard(self)
 
-    # inside
+    def _all_running(self) -> list[_Entry]:
+        return [entry for group in self._running.values() for entry in group]
 
     def _check(self, request: DefenseRequest) -> str:
-        """The device of the request. Raises ConfigError, UnknownNameError."""
+        """Return the device of the request. Raises ConfigError, UnknownNameError."""
         for name in ("epochs", "warmup_epochs"):
-            asked = getattr(request.config, name, 0)  # not every baseline has epochs
-            if asked > self._max_epochs:
+            value = getattr(request.config, name, 0)  # not every baseline has epochs
+            if value > self._max_epochs:
                 raise ConfigError(
-                    f"`{name}` is limited to {self._max_epochs} in the app, got {asked}: ask for fewer, "
+                    f"`{name}` is limited to {self._max_epochs} in the app, got {value}: use fewer, "
                     "or train from the command line with `npd defend`."
                 )
         return queue_of(request.device)
 
-    def _load(self) -> None:
-        """Imports what runs a request on the caller's thread: a first import inside a worker races with the pages'."""
-        if self._execute is None:
-            from npd_core.defend import run_defense
+    def _enqueue(self, device: str, group: _Group) -> None:
+        self._waiting.setdefault(device, deque()).append(group)
+        if device not in self._threads:
+            thread = threading.Thread(target=self._serve, args=(device,), name=f"npd-{device}", daemon=True)
+            self._threads[device] = thread
+            thread.start()
 
-            self._execute = cast(Execute, run_defense)
-        _freeze_once()
-
-    def _work(self, device: str) -> None:
+    def _serve(self, device: str) -> None:
+        """Carry out the groups of a device, one after the other, until the manager is closed."""
         while True:
             with self._changed:
                 while not self._waiting[device]:
                     if self._closed:
                         return
                     self._changed.wait()
-                heat = self._running[device] = self._waiting[device].popleft()
-            turns = deque((job, self._run(job)) for job in heat)
-            while turns:
-                job, run = turns.popleft()
-                try:
-                    next(run)
-                    turns.append((job, run))
-                    continue
-                except StopIteration as end:
-                    state, message = end.value
-                except KilledError as error:
-                    state, message = "interrupted", str(error)
-                except NPDError as error:
-                    state, message = "failed", str(error)
-                except BaseException as error:
-                    if not job.over.is_set():  # else the app is closing, and has told its end
-                        _log.exception("Run %s ended by an unexpected error.", job.id)
-                    state, message = "failed", NO_MEMORY if out_of_memory(error) else UNEXPECTED
-                with self._changed:
-                    if self._closed and state == "failed":  # much else ends with the process, the run with it
-                        state, message = "interrupted", CLOSED.format("ran")
-                    self._end(job, state, message)
-                    heat.remove(job)
-                    if not heat:
-                        del self._running[device]
-                gc.collect()
+                group = self._running[device] = self._waiting[device].popleft()
+                entries = list(group)
+            others = [threading.Thread(target=self._run, args=(e, group), daemon=True) for e in entries[1:]]
+            for thread in others:
+                thread.start()
+            self._run(entries[0], group)
+            for thread in others:
+                thread.join()
+            with self._changed:
+                del self._running[device]
+            gc.collect()
 
-    def _run(self, job: _Job) -> _Turns:
-        """Runs one job to its end, pausing after each epoch, and returns how it ended. Raises whatever the run
-        raises."""
-        store, thin, execute = self.store, Thinner(self._step_seconds), cast(Execute, self._execute)
-        if job.stop.is_set() or store.stop_asked(job.id):
-            return ("interrupted", CLOSED.format("waited")) if self._closed else ("stopped", NEVER_STARTED)
+    def _run(self, entry: _Entry, group: _Group) -> None:
+        """Carry out one run to its end."""
+        try:
+            ending = self._start(entry) or self._work_through(self.store.get(entry.id).folder)
+        except NPDError as error:
+            ending = Ending("failed", str(error))
         with self._changed:
-            if job.over.is_set():
-                return "interrupted", CLOSED.format("waited")
-            store.set_state(job.id, "running", started=time.time())
-        looked = time.monotonic()
+            if (
+                self._closed and ending.state == "failed"
+            ):  # much else ends with the process, and the run with it
+                ending = CLOSED_RUNNING
+            group.remove(entry)
+            self._end(entry, ending)
 
-        def stop() -> bool:
-            nonlocal looked
-            if not job.stop.is_set() and time.monotonic() - looked > 0.5:
-                looked = time.monotonic()
-                if store.stop_asked(job.id):
-                    job.stop.set()
-            return job.stop.is_set()
+    def _start(self, entry: _Entry) -> Ending | None:
+        """Mark the run as running; return how it ended if it was stopped before."""
+        with self._changed:
+            if entry.ended or self._closed:
+                return CLOSED_WAITING
+            if self.store.stop_asked(entry.id):
+                return NEVER_STARTED
+            self.store.set_state(entry.id, "running", started=time.time())
+        return None
 
-        last: Event | None = None
-        folder = store.get(job.id).folder
-        with store.writer(job.id) as write, contextlib.ExitStack() as stack:
-            events = execute(job.request, folder, stop)
-            if isinstance(events, Generator):
-                stack.callback(events.close)
-            for event in events:
-                if job.over.is_set():
-                    break
-                for kept in thin(event):
-                    write(kept)
-                last = event
-                if isinstance(event, EpochEnd | Measured):
-                    yield
-        if job.over.is_set():
-            return "interrupted", CLOSED.format("ran")
-        if isinstance(last, Finished | Failed) and not (folder / RESULT).exists():
-            store.set_result(job.id, last.result)
-        if isinstance(last, Failed):
-            return "failed", last.reason
-        if isinstance(last, Finished):
-            return ("stopped", STOPPED_EARLY) if last.stopped else ("finished", "")
-        raise RuntimeError(f"run {job.id} ended without Finished or Failed")
-
-    def _end(self, job: _Job, state: State, message: str) -> None:
-        """Writes how a job ended, once, and tells who waits. Never raises: a full disk must not end the worker."""
-        if not job.over.is_set():
-            job.over.set()
+    def _end(self, entry: _Entry, ending: Ending) -> None:
+        """Write how a run ended, once, and notify those who wait. Never raises: a full disk must not end the queue."""
+        if not entry.ended:
+            entry.ended = True
             try:
-                self.store.set_state(job.id, state, ended=time.time(), message=message)
+                self.store.set_state(entry.id, ending.state, ended=time.time(), message=ending.message)
             except Exception as error:
-                _log.error("Run %s is %s, which could not be written: %s", job.id, state, error)
+                _log.error("Run %s is %s, which could not be written: %s", entry.id, ending.state, error)
         self._changed.notify_all()
 
 
 def queue_of(device: str) -> str:
-    """Name of the queue of a device: `auto` is that of cuda:0 where there is one, otherwise cpu.
+    """Return the name of the queue of a device: `auto` is cuda:0 where there is one, otherwise cpu.
 
     Raises:
         ConfigError: no such device, or none on this machine.
@@ -348,15 +294,12 @@ def queue_of(device: str) -> str:
 
 
 def manager() -> RunManager:
-    """The one manager of this process for `paths.runs()`; a page script that runs again finds the same one.
-
-    Its runs are worked in a process of their own, which thins their steps.
-    """
+    """Return the one manager of this process for `paths.runs()`; its runs are carried out in worker processes."""
     root = paths.runs()
     with _lock:
         found = _by_root.get(root)
         if found is None or found.closed:
-            found = _by_root[root] = RunManager(RunStore(root), run_apart, step_seconds=0.0)
+            found = _by_root[root] = RunManager(RunStore(root), worker.work)
         return found
 
 
@@ -367,7 +310,7 @@ _frozen = False
 
 
 def is_current(run: Run) -> bool:
-    """Whether a finished run is about the model as it is now; False once the model of this name was trained anew."""
+    """Return whether a finished run was made on the model as it is now, not on earlier weights of the same id."""
     try:
         name = "repaired.json" if run.request.defense in CONFIGS else "polarizer.json"
         of_run = json.loads((run.folder / name).read_bytes())["model_sha256"]
@@ -377,7 +320,7 @@ def is_current(run: Run) -> bool:
 
 
 def _freeze_once() -> None:
-    """Takes all that was imported out of the garbage collector's sight, so that collections between runs are short."""
+    """Exclude all that was imported from garbage collection, so that collections between runs are short."""
     global _frozen
     with _lock:
         if not _frozen:
@@ -388,9 +331,12 @@ def _freeze_once() -> None:
 
 @atexit.register
 def _close_all() -> None:
-    """Before the interpreter goes: a worker inside native code that it is taken away from would abort the process."""
-    for each in list(_managers):
+    """End all work before the interpreter goes: a thread inside native code would abort the process."""
+    managers = list(_managers)
+    for each in managers:
         each.shutdown()
-        for worker in each._workers.values():
-            worker.join(10.0)
+    worker.close_all()
+    for each in managers:
+        for thread in each._threads.values():
+            thread.join(10.0)
     gc.unfreeze()  # what is never collected is reported as leaked by native libraries

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import re
@@ -26,13 +25,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from types import TracebackType
-from typing import Any, ClassVar, Literal, NamedTuple, TextIO, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from npd_core import paths
 from npd_core.config.request import DefenseRequest
 from npd_core.errors import NPDError, StorageError, UnknownNameError, unknown_name
-from npd_core.events import Event, StepEnd, to_record
+from npd_core.events import Event, to_record
+from npd_core.fileio import disk_errors, storage_error, write_json, write_text
+from npd_core.progress import STORED
+from npd_core.runs.event_log import EventLog, EventWriter
+from npd_core.runs.owners import Owner
 
 State = Literal["queued", "running", "finished", "stopped", "failed", "interrupted"]
 STATES: tuple[State, ...] = get_args(State)
@@ -40,8 +42,7 @@ ACTIVE: tuple[State, ...] = ("queued", "running")
 
 REQUEST, STATE, EVENTS, RESULT, STOP = "request.json", "state.json", "events.jsonl", "result.json", "stop"
 _RUN_ID = re.compile(r"[0-9a-z][0-9a-z_-]{0,127}")
-_PROGRESS = ("epoch", "epochs", "warmup_epochs", "step", "steps_per_epoch")
-_TAILS = 64
+_LOGS = 64
 """Runs whose events stay in memory after somebody read them."""
 
 
@@ -104,9 +105,9 @@ class RunStore:
         self.recorded = self.root.resolve() == paths.recorded().resolve()
         with _memories_lock:
             memory = _memories.setdefault(self.root.absolute(), _Memory())
-        self._lock, self._tails, self._runs, self._unsaved = (
+        self._lock, self._logs, self._runs, self._unsaved = (
             memory.lock,
-            memory.tails,
+            memory.logs,
             memory.runs,
             memory.unsaved,
         )
@@ -145,7 +146,7 @@ class RunStore:
         """
         folder = self._folder(run_id)
         with self._lock:
-            return self._tail(run_id, folder).events[max(start, 0) :]
+            return self._log(run_id, folder).events[max(start, 0) :]
 
     # writing
 
@@ -206,7 +207,7 @@ class RunStore:
             record = {**_load_state(folder), **self._unsaved.get(run_id, {}), **values, "state": state}
             if state not in ACTIVE:
                 with contextlib.suppress(StorageError):
-                    record["progress"] = self._tail(run_id, folder).progress()
+                    record["progress"] = self._log(run_id, folder).progress.stored()
             self._runs.pop(run_id, None)
             self._unsaved[run_id] = record
             write_json(folder / STATE, record)
@@ -224,7 +225,7 @@ class RunStore:
     def ask_stop(self, run_id: str) -> None:
         """Leaves the wish to stop where the process that works on the run will see it."""
         folder = self._writable(run_id)
-        with _storage(folder / STOP):
+        with disk_errors(folder / STOP):
             (folder / STOP).touch()
 
     def stop_asked(self, run_id: str) -> bool:
@@ -262,7 +263,7 @@ class RunStore:
 
     def _ids(self) -> Names:
         with (
-            _storage(self.root, "read"),
+            disk_errors(self.root, "read"),
             contextlib.suppress(FileNotFoundError),
             os.scandir(self.root) as entries,
         ):
@@ -293,11 +294,11 @@ class RunStore:
             raise StorageError("Recorded runs are read-only: start a run of your own instead.")
         fresh = self.root / f".new-{uuid.uuid4().hex}"
         try:
-            with _storage(self.root):
+            with disk_errors(self.root):
                 fresh.mkdir(parents=True)
             write_json(fresh / REQUEST, request.to_dict())
             write_json(fresh / STATE, {"state": "queued", "created": time.time(), "owner": owner})
-            with _storage(self.root / run_id):
+            with disk_errors(self.root / run_id):
                 try:
                     os.rename(fresh, self.root / run_id)
                 except OSError as error:
@@ -308,160 +309,41 @@ class RunStore:
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
 
-    def _tail(self, run_id: str, folder: Path) -> _Tail:
-        tail = self._tails.get(run_id)
-        if tail is None:
-            tail = self._tails[run_id] = _Tail(folder / EVENTS)
-            if len(self._tails) > _TAILS:
-                self._tails.popitem(last=False)
-        self._tails.move_to_end(run_id)
-        tail.read()
-        return tail
+    def _log(self, run_id: str, folder: Path) -> EventLog:
+        log = self._logs.get(run_id)
+        if log is None:
+            log = self._logs[run_id] = EventLog(folder / EVENTS)
+            if len(self._logs) > _LOGS:
+                self._logs.popitem(last=False)
+        self._logs.move_to_end(run_id)
+        log.read()
+        return log
 
     def _complete(self, found: _Read) -> Run:
         """Adds what changes without the state file: progress, time left, death of the owner."""
         run = found.run
         if found.complete:
             return run
-        tail = self._tail(run.id, run.folder)
-        values: dict[str, Any] = {**_fields(run), **tail.progress()}
+        log = self._log(run.id, run.folder)
+        values: dict[str, Any] = {**_fields(run), **log.progress.stored()}
         if run.active:
             if not Owner.alive(self.root, found.owner):
                 doing = "waited" if run.state == "queued" else "ran"
                 values |= {
                     "state": "interrupted",
-                    "ended": tail.last_time or run.started or run.created,
+                    "ended": log.progress.last_time or run.started or run.created,
                     "message": f"The app was closed while this run {doing}. Start it again to finish it.",
                 }
             elif run.state == "running":
-                values["seconds_left"] = tail.seconds_left(time.time())
+                values["seconds_left"] = log.progress.seconds_left()
         return Run(**values)
-
-
-class EventWriter:
-    """Appends event records to a file, one a line, each flushed. Raises StorageError."""
-
-    def __init__(self, path: Path) -> None:
-        """Args: path: created when absent; a line torn by a crash is ended first."""
-        self._path = path
-        self._file: TextIO
-        with _storage(path):
-            torn = False
-            with contextlib.suppress(FileNotFoundError), path.open("rb") as old:
-                if old.seek(0, os.SEEK_END):
-                    old.seek(-1, os.SEEK_END)
-                    torn = old.read(1) != b"\n"
-            self._file = path.open("a", encoding="utf-8")
-            if torn:
-                self._file.write("\n")
-
-    def __call__(self, event: Event) -> None:
-        """Writes one event; reads its tensors."""
-        line = json.dumps(to_record(event) | {"time": round(time.time(), 3)})
-        with _storage(self._path):
-            self._file.write(line + "\n")
-            self._file.flush()
-
-    def close(self) -> None:
-        """Flushes to the disk and closes."""
-        with _storage(self._path):
-            try:
-                if not self._file.closed:
-                    self._file.flush()
-                    os.fsync(self._file.fileno())
-            finally:
-                self._file.close()
-
-    def __enter__(self) -> EventWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            self.close()
-        except StorageError:
-            if error is None:
-                raise
-
-
-class Thinner:
-    """Picks the events worth reading: a few steps a second, the last step before any other event, and all other events.
-
-    A step that is passed over is never read, so its loss tensors stay on the device.
-    """
-
-    def __init__(self, seconds: float = 0.1) -> None:
-        """Args: seconds: least time between two steps that are kept."""
-        self._seconds = seconds
-        self._next = 0.0
-        self._held: StepEnd | None = None
-
-    def __call__(self, event: Event) -> list[Event]:
-        """The events to read now, in order: none, `event`, or the step held back and then `event`."""
-        now = time.monotonic()
-        if isinstance(event, StepEnd):
-            if now < self._next:
-                self._held = event
-                return []
-            self._held, self._next = None, now + self._seconds
-            return [event]
-        held, self._held = self._held, None
-        return [event] if held is None else [held, event]
-
-
-class Owner:
-    """Says "this process lives" by a file that it keeps locked; the lock falls with the process, however it dies."""
-
-    _mine: ClassVar[set[str]] = set()
-    """Names of the owners in this process."""
-
-    def __init__(self, root: Path) -> None:
-        """Args: root: folder of the runs. Raises StorageError."""
-        self.name = uuid.uuid4().hex
-        self._path = _owner_file(root, self.name)
-        with _storage(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            while True:
-                self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-                fcntl.flock(self._fd, fcntl.LOCK_EX)
-                if os.fstat(self._fd).st_nlink:  # 0: swept away between open and flock
-                    break
-                os.close(self._fd)
-        self._mine.add(self.name)
-
-    def release(self) -> None:
-        """The process will work on no more runs."""
-        self._mine.discard(self.name)
-        with contextlib.suppress(OSError):
-            self._path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            os.close(self._fd)
-
-    @staticmethod
-    def alive(root: Path, name: str) -> bool:
-        """Whether the process that made the owner of this name still lives."""
-        if name in Owner._mine:
-            return True
-        if not re.fullmatch("[0-9a-f]{32}", name):
-            return False
-        return _probe(_owner_file(root, name), unlink=False)
-
-    @staticmethod
-    def sweep(root: Path) -> None:
-        """Removes the files of dead owners."""
-        for path in (root / ".owners").glob("*.lock"):
-            _probe(path, unlink=True)
 
 
 def write_record(
     folder: Path,
     request: DefenseRequest,
     events: Iterable[Event | Mapping[str, Any]],
-    result: Mapping[str, Any],
+    result: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes an ended run in the layout of the store, as `npd defend --save` does and the recorded runs have it.
 
@@ -471,20 +353,21 @@ def write_record(
         folder: created when absent.
         request: what was run.
         events: all events, or a part that `Thinner` picked; events or their records, which may have a `time`.
-        result: what `Finished.result` or `Failed.result` holds.
+        result: what `Finished.result` or `Failed.result` holds; None: result.json is there already.
     Returns:
         folder.
     Raises:
         StorageError: disk full, no permission.
     """
     records = [dict(e) if isinstance(e, Mapping) else to_record(e) for e in events]
-    with _storage(folder):
+    with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / REQUEST, request.to_dict())
     write_text(folder / EVENTS, "".join(json.dumps(record) + "\n" for record in records))
-    write_json(folder / RESULT, result)
-    tail = _Tail(folder / EVENTS)
-    tail.read()
+    if result is not None:
+        write_json(folder / RESULT, result)
+    log = EventLog(folder / EVENTS)
+    log.read()
     last = records[-1] if records else {}
     state, message = _ending(last)
     times = [at for record in records if (at := _number(record.get("time"))) is not None]
@@ -498,7 +381,7 @@ def write_record(
             "started": started,
             "ended": ended,
             "message": message,
-            "progress": tail.progress(),
+            "progress": log.progress.stored(),
         },
     )
     return folder
@@ -509,30 +392,9 @@ def read_record(folder: Path) -> Run:
     if not folder.is_dir():
         raise StorageError(f"There is no run in {folder}: choose a folder that `npd defend --save` wrote.")
     run = _read(folder, None, False).run
-    tail = _Tail(folder / EVENTS)
-    tail.read()
-    return Run(**{**_fields(run), **tail.progress()})
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replaces a JSON file as a whole: a reader, or a crash, finds the old content or the new. Raises StorageError."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replaces a UTF-8 file as a whole, never seen half-written. Raises StorageError and then leaves nothing behind."""
-    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with _storage(path):
-        try:
-            with fresh.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(fresh, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                fresh.unlink(missing_ok=True)
-            raise
+    log = EventLog(folder / EVENTS)
+    log.read()
+    return Run(**{**_fields(run), **log.progress.stored()})
 
 
 class _Memory:
@@ -540,7 +402,7 @@ class _Memory:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.tails: OrderedDict[str, _Tail] = OrderedDict()
+        self.logs: OrderedDict[str, EventLog] = OrderedDict()
         """Run id -> its events, the last one used at the end."""
         self.runs: dict[str, tuple[object, _Read | NPDError]] = {}
         """Run id -> marks of its files, and what they held, or why they cannot be read."""
@@ -550,95 +412,6 @@ class _Memory:
 
 _memories: dict[Path, _Memory] = {}
 _memories_lock = threading.Lock()
-
-
-class _Tail:
-    """Events of one run, read on from where the last call left off, with the progress they tell."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._clear()
-
-    def _clear(self) -> None:
-        self.events: list[dict[str, Any]] = []
-        self.last_time: float | None = None
-        self._mark: tuple[int, int] | None = None
-        self._offset = 0
-        self._progress: dict[str, int | None] = {
-            "epoch": None,
-            "epochs": 0,
-            "warmup_epochs": 0,
-            "step": None,
-            "steps_per_epoch": 0,
-        }
-        self._base: tuple[float, float] | None = None
-        self._last: tuple[float, float] | None = None
-
-    def read(self) -> None:
-        """Takes in every complete line written since the last call. Raises StorageError."""
-        try:
-            status = os.stat(self._path)
-        except FileNotFoundError:
-            if self.events:
-                self._clear()
-            return
-        except OSError as error:
-            raise _storage_error(self._path, error, "read") from error
-        mark = (status.st_ino, status.st_size)
-        if mark == self._mark:
-            return
-        if self._mark and (mark[0] != self._mark[0] or mark[1] < self._offset):
-            self._clear()
-        with _storage(self._path, "read"), self._path.open("rb") as file:
-            file.seek(self._offset)
-            text = file.read()
-        complete = text.rfind(b"\n") + 1
-        for line in text[:complete].splitlines():
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(record, dict) and isinstance(record.get("type"), str):
-                self.events.append(record)
-                with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
-                    self._fold(record)
-        self._offset += complete
-        self._mark = (mark[0], self._offset + len(text) - complete)
-
-    def progress(self) -> dict[str, int | None]:
-        """The fields of a Run that events tell."""
-        return dict(self._progress)
-
-    def seconds_left(self, now: float) -> float | None:
-        """Time for the epochs to come at the pace of those done; measuring counts, warm-up does not."""
-        if self._base is None or self._last is None:
-            return None
-        done, epochs = self._last[1], self._progress["epochs"] or 0
-        if done >= epochs:
-            return 0.0
-        if done - self._base[1] <= 0:
-            return None
-        pace = (self._last[0] - self._base[0]) / (done - self._base[1])
-        return max(pace * (epochs - done) - max(now - self._last[0], 0.0), 0.0)
-
-    def _fold(self, record: Mapping[str, Any]) -> None:
-        kind, at = record["type"], record.get("time")
-        if isinstance(at, int | float):
-            self.last_time = float(at)
-        if kind == "Started":
-            self._progress.update(
-                {name: int(record[name]) for name in ("epochs", "warmup_epochs", "steps_per_epoch")}
-            )
-        elif kind in ("StepEnd", "EpochEnd"):
-            epoch, steps = int(record["epoch"]), self._progress["steps_per_epoch"] or 1
-            step = int(record["step"]) if kind == "StepEnd" else steps - 1
-            self._progress.update(epoch=epoch, step=step)
-            done = epoch + (step + 1) / steps
-            if isinstance(at, int | float) and done >= 0:
-                self._last = (float(at), done)
-                self._base = self._base or self._last
-        elif kind == "Measured" and self._last is not None and isinstance(at, int | float):
-            self._last = (float(at), self._last[1])
 
 
 class _Read(NamedTuple):
@@ -685,7 +458,7 @@ def _read(folder: Path, unsaved: Mapping[str, Any] | None, recorded: bool) -> _R
     progress = state.get("progress")
     known = {
         key: value
-        for key in _PROGRESS
+        for key in STORED
         if isinstance(progress, dict)
         and isinstance(value := progress.get(key), int)
         and not isinstance(value, bool)
@@ -754,7 +527,7 @@ def _load_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except OSError as error:
-        raise _storage_error(path, error, "read") from error
+        raise storage_error(path, error, "read") from error
     except ValueError:
         value = None
     if not isinstance(value, dict):
@@ -762,55 +535,3 @@ def _load_json(path: Path) -> dict[str, Any]:
             f"{path} is damaged and cannot be read: remove its folder, or start the run again."
         )
     return value
-
-
-def _owner_file(root: Path, name: str) -> Path:
-    return root / ".owners" / f"{name}.lock"
-
-
-def _probe(path: Path, *, unlink: bool) -> bool:
-    """Whether some process holds the lock of an owner file; optionally removes the file when none does."""
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True  # not ours to judge
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        if unlink:
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
-        return False
-    except OSError:
-        return True
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
-def _storage(path: Path, verb: str = "write") -> Iterator[None]:
-    """Turns an OSError inside into a StorageError."""
-    try:
-        yield
-    except OSError as error:
-        raise _storage_error(path, error, verb) from error
-
-
-def _storage_error(path: Path, error: OSError, verb: str = "write") -> StorageError:
-    """The sentence for a file that could not be read or written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(
-            f"The disk is full, so {path} could not be written: free some space and start again."
-        )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return StorageError(
-            f"No permission to {verb} {path}: change the permissions of its folder, or set NPD_RUNS_DIR to another."
-        )
-    if error.errno in (errno.ENOTDIR, errno.EEXIST) and verb == "write":
-        return StorageError(
-            f"Could not write {path}, as a file is where a folder should be: choose another place."
-        )
-    return StorageError(
-        f"Could not {verb} {path} ({error.strerror or error}): check the disk and start again."
-    )

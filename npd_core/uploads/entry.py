@@ -13,7 +13,6 @@ So `Zoo.load`, `load_clean`, `load_dataset` and `run_defense` take it by its id,
 from __future__ import annotations
 
 import io
-import json
 import math
 import secrets
 import shutil
@@ -34,13 +33,13 @@ from npd_core.data.parquet import write_images
 from npd_core.data.spec import OWN_SPEC, Colour, DatasetSpec, spec_text
 from npd_core.errors import ConfigError, StorageError, check_seed
 from npd_core.evaluation import predict
+from npd_core.fileio import save_tensors, sha256, staged_folder, write_json, write_text
 from npd_core.models import Normalized
-from npd_core.polarizer.artifact import write_text, write_weights
 from npd_core.uploads.checkpoint import read_checkpoint
 from npd_core.uploads.images import Images, read_images
 from npd_core.uploads.network import AUTO, discover, recognise, suggested_layer
 from npd_core.zoo import Zoo
-from npd_core.zoo.card import CARD, TRIGGERED, WEIGHTS, Card, sha256
+from npd_core.zoo.card import CARD, TRIGGERED, WEIGHTS, Card
 
 MOST = 32
 """Brought networks kept on this machine at a time."""
@@ -178,25 +177,17 @@ def _write(
     triggered: Images | None,
 ) -> None:
     """The whole folder, or nothing."""
-    folder = Zoo().folder(card.id)
-    partial = folder.with_name(f".{folder.name}.partial")
-    try:
-        partial.mkdir(parents=True)
-        write_weights(partial / WEIGHTS, net.state_dict())
+    with staged_folder(Zoo().folder(card.id)) as fresh:
+        save_tensors(fresh / WEIGHTS, net.state_dict())
         for name, rows in ((FILES["train"], kept), (FILES["test"], held_out)):
-            _write_images(partial / name, pictures.images[rows], pictures.labels[rows], spec.classes)
+            _write_images(fresh / name, pictures.images[rows], pictures.labels[rows], spec.classes)
         names = [WEIGHTS]
         if triggered is not None:
-            _write_images(partial / TRIGGERED, triggered.images, triggered.labels, spec.classes)
+            _write_images(fresh / TRIGGERED, triggered.images, triggered.labels, spec.classes)
             names.append(TRIGGERED)
-        write_text(partial / OWN_SPEC, spec_text(spec))
-        card = replace(card, files={name: sha256(partial / name) for name in names})
-        write_text(partial / CARD, json.dumps(card.to_dict(), indent=2, ensure_ascii=False) + "\n")
-        partial.rename(folder)
-    except OSError as error:
-        raise StorageError(f"{folder} could not be written ({error.strerror}): free some space.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        write_text(fresh / OWN_SPEC, spec_text(spec))
+        card = replace(card, files={name: sha256(fresh / name) for name in names})
+        write_json(fresh / CARD, card.to_dict(), indent=2)
 
 
 def _write_images(

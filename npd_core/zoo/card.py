@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -13,6 +12,7 @@ from typing import Any
 from npd_core import paths
 from npd_core.config.npd import default_layer
 from npd_core.errors import CheckpointError
+from npd_core.fileio import sha256
 
 CARD = "card.json"
 WEIGHTS = "model.safetensors"
@@ -87,12 +87,6 @@ class Card:
 def model_id(dataset: str, attack: str, arch: str, width: int) -> str:
     """`signs-badnets_a2o-preact_resnet18-w16`."""
     return f"{dataset}-{attack}-{arch}-w{width}"
-
-
-def sha256(path: Path) -> str:
-    """Hash of a file's bytes, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_card(path: Path) -> Card:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +9,15 @@ from typing import NamedTuple
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from npd_core.attacks import UNKNOWN, AllToOne, Attack, get_attack
 from npd_core.data.load import ImageSet
 from npd_core.data.parquet import read_images
-from npd_core.errors import CheckpointError, ConfigError, StorageError
+from npd_core.errors import CheckpointError, ConfigError
+from npd_core.fileio import save_tensors, sha256, staged_folder, write_json
 from npd_core.models import Normalized, build_model, load_weights
-from npd_core.zoo.card import CARD, TRIGGER, TRIGGERED, WEIGHTS, Card, sha256, verify_files
+from npd_core.zoo.card import CARD, TRIGGER, TRIGGERED, WEIGHTS, Card, verify_files
 
 SCALE = ":scale"
 """Behind the name of a weight that is stored in eight bits: one factor an output channel."""
@@ -102,37 +100,12 @@ def write_model(
     assets: Mapping[str, torch.Tensor] | None,
     stored: Mapping[str, torch.Tensor] | None,
 ) -> Card:
-    """Write weights, what the trigger is made of, then the card with their hashes, as `Zoo.save` does."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_file(half_precision(net) if stored is None else dict(stored), partial / WEIGHTS)
+    """Write weights, the files of the trigger, then the card with their hashes, as `Zoo.save` does."""
+    with staged_folder(folder) as fresh:
+        save_tensors(fresh / WEIGHTS, half_precision(net) if stored is None else stored)
         if assets:
-            save_file({name: value.contiguous() for name, value in assets.items()}, partial / TRIGGER)
+            save_tensors(fresh / TRIGGER, assets)
         names = (WEIGHTS, TRIGGER) if assets else (WEIGHTS,)
-        card = replace(card, files={name: sha256(partial / name) for name in names}, folder=folder)
-        text = json.dumps(card.to_dict(), indent=2, ensure_ascii=False)
-        (partial / CARD).write_text(text + "\n", encoding="utf-8")
-        _put(partial, folder)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise StorageError(
-            f"{folder} could not be written ({error}): free some space or set NPD_ZOO_DIR."
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        card = replace(card, files={name: sha256(fresh / name) for name in names}, folder=folder)
+        write_json(fresh / CARD, card.to_dict(), indent=2)
     return card
-
-
-def _put(fresh: Path, folder: Path) -> None:
-    """Move `fresh` to where `folder` is; what was there is deleted last, and comes back when the move fails."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    try:
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(fresh, folder)
-    finally:
-        if old.exists() and not folder.exists():
-            os.replace(old, folder)
-        shutil.rmtree(old, ignore_errors=True)

@@ -11,6 +11,7 @@ from npd_core.errors import NPDError
 from npd_core.export.bundle import has_polarizer
 from npd_core.figures import curves
 from npd_core.names import CURVES, METRICS
+from npd_core.progress import Progress
 from npd_core.runs import queue, worker
 from npd_core.runs.store import Run, RunStore
 from npd_core.zoo.card import Card
@@ -201,21 +202,21 @@ def _said_of(epoch: int | None, measured: curves.MetricCurves, eval_images: int)
     return f"After epoch {epoch}, measured on {eval_images} test images."
 
 
-def _status(run: Run, done: curves.Progress, epochs: int) -> None:
+def _status(run: Run, done: Progress, epochs: int) -> None:
     if run.state == "queued":
         st.progress(0.0, f":material/hourglass_empty: Queued: {ahead(run)}")
     elif run.state == "running":
-        left = run.seconds_left if run.seconds_left is not None else done.seconds_left
+        left = run.seconds_left
         if _store_of(run.id).stop_asked(run.id):
             words = "Stopping: measuring what it has"
-        elif done.epochs and done.epoch >= epochs:
+        elif done.epochs and done.done_epochs >= epochs:
             words = "Measuring the result on all test images"
         elif not done.epochs:
             words = "Preparing: reading images and features before the layer"
         elif done.warmup:
             words = "Warm-up on clean images"
         else:
-            words = f"Epoch {min(done.epoch + 1, epochs)} of {epochs}"
+            words = f"Epoch {min(done.done_epochs + 1, epochs)} of {epochs}"
             words += f" · about {max(1, round(left))} s left" if left is not None else ""
         st.progress(done.share, f":material/play_circle: {words}")
     elif run.state == "failed":
@@ -229,7 +230,7 @@ def _status(run: Run, done: curves.Progress, epochs: int) -> None:
     else:
         seconds = (run.result or {}).get("seconds", {})
         took = f" in {seconds['train']:.0f} s of training" if seconds.get("train") is not None else ""
-        ended = f"Stopped after epoch {done.epoch}" if run.state == "stopped" else f"Finished{took}"
+        ended = f"Stopped after epoch {done.done_epochs}" if run.state == "stopped" else f"Finished{took}"
         icon, color = describe.STATES[run.state]
         st.markdown(
             f":{color}[{icon} **{ended}**] · {'recorded run' if run.recorded else 'live run'}"

@@ -930,9 +930,8 @@ def test_ctrl_c_exits_130_and_leaves_nothing(tiny_zoo, tmp_path):
 
 
 WRITERS = {
-    "export": "export._write(folder / 'x.zip', b'x')",
-    "json": "from npd_core.runs.store import write_text; write_text(folder / 'x.json', 'x')",
-    "table": "from npd_core.experiments.record import write_json; write_json(folder / 'x.json', 1)",
+    "bytes": "from npd_core.fileio import write_bytes; write_bytes(folder / 'x.zip', b'x')",
+    "json": "from npd_core.fileio import write_json; write_json(folder / 'x.json', 1)",
     "unpacking": """
 from npd_core.data import download
 with download.tarfile.open(folder / 'a.tar', 'w') as tar:

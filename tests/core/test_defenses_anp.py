@@ -1,6 +1,7 @@
 """ANP: the perturbed network against one written out, masks against a slow recomputation, a planted neuron."""
 
 import copy
+import json
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,7 @@ from npd_core.defenses import anp
 from npd_core.defenses.anp import Neurons, largest_passing, mask_step, prune_sensitive, worst_noise
 from npd_core.defenses.common import accuracy, augmented, batch_norms
 from npd_core.errors import ConfigError
-from npd_core.events import EpochEnd, Failed, Finished, Started, StepEnd, from_record, to_record
+from npd_core.events import EpochEnd, Failed, Finished, Started, StepEnd, to_record
 from npd_core.metrics import Metrics
 from npd_core.models import build_model
 from npd_core.models.normalized import Normalized
@@ -290,7 +291,7 @@ def test_events_and_what_is_left_behind(monkeypatch):
     total = 0.2 * float(step.losses["bn"]) + 0.8 * float(step.losses["noisy"])
     assert float(step.losses["total"]) == pytest.approx(total, rel=1e-5)
     last = events[-1]
-    assert from_record(to_record(last)) == last
+    assert json.loads(json.dumps(to_record(last)))["details"] == last.details
     assert last.epoch == 1
     assert sum(last.details["masks"]) == last.details["channels"] == len(Neurons(net))
     pruned = last.details["pruned"]

@@ -1,5 +1,6 @@
 """Neural cleanse: the schedule of the cost, the search against a slow one, outliers, a planted 3x3 backdoor."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -21,7 +22,7 @@ from npd_core.defenses.nc import (
     unlearning_set,
 )
 from npd_core.errors import ConfigError
-from npd_core.events import EpochEnd, Failed, Finished, Started, StepEnd, from_record, to_record
+from npd_core.events import EpochEnd, Failed, Finished, Started, StepEnd, to_record
 from npd_core.models.normalized import Normalized
 
 CPU = torch.device("cpu")
@@ -265,7 +266,7 @@ def test_a_planted_backdoor_has_the_smallest_mask_and_is_unlearned():
     assert details["norms"][str(TARGET)] < 12
     assert details["anomaly"][str(TARGET)] > 2
     assert details["norms"].keys() == {str(k) for k in range(CLASSES)}
-    assert from_record(to_record(last)) == last
+    assert json.loads(json.dumps(to_record(last)))["details"] == last.details
     assert last.epoch == 11
     assert accuracy(net, data, CPU) == 1.0
     assert accuracy(net, others, CPU) > 0.8

@@ -51,7 +51,6 @@ def test_thinning_keeps_the_ends_and_the_limit():
 def test_nothing_read_from_nothing():
     assert curves.read_losses([]) == curves.LossCurves([], {})
     assert curves.read_metrics([]) == curves.MetricCurves([], [], [], [])
-    assert curves.read_progress([]).share == 0.0
 
 
 def test_metrics_start_with_the_backdoored_model_at_epoch_0():
@@ -59,19 +58,6 @@ def test_metrics_start_with_the_backdoored_model_at_epoch_0():
     assert read.epochs == [0, 1, 2]
     assert read.acc == [0.95, 0.9, 0.89]
     assert read.asr == [0.99, 0.5, 0.25]
-
-
-def test_progress_and_time_left_by_the_pace_so_far():
-    half = curves.read_progress(stream(epochs=3, warmup=1, until=1))
-    assert (half.epoch, half.epochs, half.warmup) == (1, 3, False)
-    assert half.share == pytest.approx(0.5)
-    assert half.seconds_left == pytest.approx(4.0)  # two epochs of 2 s were done, two are left
-    warming = curves.read_progress(stream(until=0)[:-1])
-    assert warming.warmup
-    assert warming.seconds_left is None
-    done = curves.read_progress([*stream(), to_record(Finished(1, 6.0))])
-    assert done.share == 1.0
-    assert done.seconds_left is None
 
 
 @pytest.mark.parametrize("mode", ["light", "dark", None])

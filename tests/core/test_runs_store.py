@@ -17,9 +17,11 @@ from npd_core import paths
 from npd_core.config.npd import NPDConfig
 from npd_core.config.request import DefenseRequest
 from npd_core.errors import StorageError, UnknownNameError
-from npd_core.events import EpochEnd, Failed, Finished, Measured, Started, StepEnd, from_record
+from npd_core.events import EpochEnd, Failed, Finished, Measured, Started, StepEnd, to_record
 from npd_core.runs import store as store_module
-from npd_core.runs.store import Owner, RunStore, Thinner, read_record, write_record
+from npd_core.runs.event_log import Thinner
+from npd_core.runs.owners import Owner
+from npd_core.runs.store import RunStore, read_record, write_record
 
 REQUEST = DefenseRequest(
     model="signs-badnets_a2o-preact_resnet18-w4", device="cpu", config=NPDConfig(epochs=4)
@@ -55,6 +57,11 @@ def append(store: RunStore, run_id: str, *events: Any) -> None:
     with store.writer(run_id) as write:
         for event in events:
             write(event)
+
+
+def plain(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records without their times."""
+    return [{name: value for name, value in record.items() if name != "time"} for record in records]
 
 
 def forget() -> None:
@@ -94,8 +101,8 @@ def test_a_store_without_a_folder_is_empty(store: RunStore) -> None:
 def test_events_come_back_in_order_and_from_a_number_on(store: RunStore) -> None:
     run_id = store.create(REQUEST)
     append(store, run_id, *EVENTS)
-    assert [from_record(record) for record in store.events(run_id)] == EVENTS
-    assert [from_record(record) for record in store.events(run_id, 5)] == EVENTS[5:]
+    assert plain(store.events(run_id)) == [to_record(event) for event in EVENTS]
+    assert plain(store.events(run_id, 5)) == [to_record(event) for event in EVENTS[5:]]
     assert store.events(run_id, 99) == []
 
 
@@ -106,7 +113,7 @@ def test_events_are_seen_as_they_are_written_and_by_a_later_process(store: RunSt
             write(event)
             assert len(store.events(run_id)) == number + 1
     forget()
-    assert [from_record(record) for record in RunStore(store.root).events(run_id)] == EVENTS
+    assert plain(RunStore(store.root).events(run_id)) == [to_record(event) for event in EVENTS]
 
 
 def test_a_torn_last_line_is_left_out_until_it_is_complete(store: RunStore) -> None:
@@ -127,7 +134,7 @@ def test_writing_goes_on_after_a_torn_line(store: RunStore) -> None:
     path = store.root / run_id / "events.jsonl"
     path.write_text(path.read_text() + '{"type": "Step')
     append(store, run_id, EVENTS[2])
-    assert [from_record(record) for record in store.events(run_id)] == [EVENTS[0], EVENTS[2]]
+    assert plain(store.events(run_id)) == [to_record(event) for event in [EVENTS[0], EVENTS[2]]]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +144,7 @@ def test_a_damaged_line_does_not_hide_the_others(store: RunStore, line: str) -> 
     run_id = store.create(REQUEST)
     (store.root / run_id / "events.jsonl").write_text(line + "\n")
     append(store, run_id, *EVENTS)
-    assert [from_record(record) for record in store.events(run_id)[-len(EVENTS) :]] == EVENTS
+    assert plain(store.events(run_id)[-len(EVENTS) :]) == [to_record(event) for event in EVENTS]
     assert store.get(run_id).epochs == 4
 
 
@@ -268,7 +275,8 @@ def test_runs_of_a_dead_owner_are_interrupted_and_those_of_a_living_one_are_not(
     script = """if True:
         import sys
         from pathlib import Path
-        from npd_core.runs.store import Owner, RunStore
+        from npd_core.runs.owners import Owner
+        from npd_core.runs.store import RunStore
         from npd_core.config.request import DefenseRequest
         store, model = RunStore(Path(sys.argv[1])), "theirs"
         owner = Owner(store.root)
@@ -393,7 +401,7 @@ def test_a_full_disk_while_events_are_written(store: RunStore) -> None:
 
 def test_no_permission_is_one_sentence(store: RunStore, monkeypatch: Any) -> None:
     full_disk(monkeypatch, errno.EACCES)
-    with pytest.raises(StorageError, match=r"No permission to write .*NPD_RUNS_DIR"):
+    with pytest.raises(StorageError, match=r"No permission to write"):
         store.create(REQUEST)
 
 
@@ -416,7 +424,7 @@ def test_a_written_record_reads_as_a_finished_run(tmp_path: Path) -> None:
     assert run.ended - run.started == pytest.approx(6.5)
     store = RunStore(tmp_path)
     assert store.list() == [run]
-    assert [from_record(record) for record in store.events("saved")] == events
+    assert plain(store.events("saved")) == [to_record(event) for event in events]
     assert {path.name for path in folder.iterdir()} == {
         "events.jsonl",
         "request.json",

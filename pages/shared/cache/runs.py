@@ -16,13 +16,14 @@ from npd_core.experiments.record import TableRecord, list_tables, read_table, ta
 from npd_core.export.bundle import has_polarizer
 from npd_core.names import defense_name
 from npd_core.polarizer.snapshots import snapshot_epochs, snapshot_file
+from npd_core.progress import Progress
 from npd_core.runs.queue import is_current
 from npd_core.runs.store import Run, RunStore
 from pages.shared.cache import zoo
 from pages.shared.cache.files import by_files
 
 if TYPE_CHECKING:
-    from npd_core.figures.curves import LossCurves, MetricCurves, Progress
+    from npd_core.figures.curves import LossCurves, MetricCurves
     from npd_core.polarizer.insertion import PolarizedNet
     from npd_core.runs.replay import Replay
     from npd_core.uploads.resistance import Resistance
@@ -112,7 +113,7 @@ def curves(run: Run, before: Mapping[str, float | None], mode: str | None) -> Ru
 
     records = events(run)
     measured = curves.read_metrics(records, before if before.get("acc") is not None else None)
-    losses, done = curves.read_losses(records), curves.read_progress(records)
+    losses, done = curves.read_losses(records), Progress.of(records)
     epochs = done.epochs or getattr(run.request.config, "epochs", 1)
     charts = _metric_chart(measured, mode, epochs), curves.loss_figure(losses, mode, epochs).to_json()
     return RunCurves(measured, losses, done, epochs, charts)
