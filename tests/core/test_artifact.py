@@ -150,7 +150,7 @@ def test_a_full_disk_leaves_the_earlier_save_whole(backdoored, tmp_path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(*where, full)
-    with pytest.raises(StorageError, match="polarizer.safetensors"):
+    with pytest.raises(StorageError, match=r"polarizer\.safetensors"):
         save_polarizer(trained(backdoored, "layer4.1.conv1"), tmp_path, {})
     monkeypatch.undo()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["polarizer.json", "polarizer.safetensors"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,11 +28,12 @@ def asked(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Defense
     found: list[tuple[DefenseRequest, DefenseRequest]] = []
     store = RunStore(runs_dir)
 
-    def race(first: DefenseRequest, second: DefenseRequest) -> tuple[str, str]:
+    def together(requests: Sequence[DefenseRequest]) -> list[str]:
+        first, second = requests
         found.append((first, second))
-        return store.create(first), store.create(second)
+        return [store.create(request) for request in requests]
 
-    monkeypatch.setattr(queue.manager(), "race", race)
+    monkeypatch.setattr(queue.manager(), "submit_together", together)
     return found
 
 
@@ -210,7 +211,7 @@ def test_another_race_takes_the_place_of_the_last(
     make_run: Callable[..., Run], open_page: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     last, one, two = make_run(seed=0), make_run(seed=1), make_run(seed=2)
-    monkeypatch.setattr(queue.manager(), "race", lambda first, second: (one.id, two.id))
+    monkeypatch.setattr(queue.manager(), "submit_together", lambda requests: [one.id, two.id])
     page = open_page("comparison", runs=f"{last.id},{one.id}").run()
     page.button(key="start").click().run()
     page.query_params.clear()
