@@ -33,7 +33,7 @@ class _Kept(NamedTuple):
     text: str | None
     notice: str = ""
     page: str | None = None
-    """Page on which the notice arose: it is not shown on others."""
+    """Page that showed the notice first: it is not shown on others."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,7 @@ class UrlValue(Generic[T]):
         except NPDError as error:
             self.reject(found, error)
             return self.default
-        unchanged = kept is not None and kept.text == found
-        self._keep(value, notice=kept.notice if kept is not None and unchanged else "")
+        self._keep(value)
         return value
 
     def set(self, value: T) -> None:
@@ -77,7 +76,7 @@ class UrlValue(Generic[T]):
     def reject(self, found: str, why: object) -> None:
         """Take `found` out of the URL and note why."""
         _write(self.name, None)
-        _memory()[self.name] = _Kept(None, self._notice(found, why), st.session_state.get("_page"))
+        _memory()[self.name] = _Kept(None, self._notice(found, why))
 
     def problem(self) -> str:
         """Return the notice that `get` would give, without touching the URL; "" when there is none."""
@@ -93,17 +92,19 @@ class UrlValue(Generic[T]):
     def _notice(self, found: str, why: object) -> str:
         return f'The URL asks for {self.name} "{text.plain(found, LONGEST_QUOTE)}". {text.message(why)}'
 
-    def _keep(self, value: T, notice: str = "") -> None:
+    def _keep(self, value: T) -> None:
         letters = None if value == self.default else self.write(value)
         _write(self.name, letters)
-        _memory()[self.name] = _Kept(letters, notice, st.session_state.get("_page"))
+        _memory()[self.name] = _Kept(letters)
 
 
 def show_notices(*values: UrlValue) -> None:
     """Show a sentence for each value that did not fit, until it is set or another page is opened."""
+    page = st.session_state.get("_page", "")
     for value in values:
         kept = _memory().get(value.name)
-        if kept is not None and kept.notice and kept.page == st.session_state.get("_page"):
+        if kept is not None and kept.notice and kept.page in (None, page):
+            _memory()[value.name] = kept._replace(page=page)
             st.error(kept.notice, icon=":material/error:")
 
 
