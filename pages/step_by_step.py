@@ -43,25 +43,20 @@ def walk(parts: list[step_view.Part]) -> None:
         label_visibility="collapsed",
     )
     here = int(step or 1)
-    back.button(
-        "Back",
-        key="back",
-        icon=":material/arrow_back:",
-        shortcut="Left",
-        on_click=put,
-        args=("step", here - 1),
-        disabled=here == 1,
-    )
-    on.button(
-        "Next",
-        key="next",
-        icon=":material/arrow_forward:",
-        shortcut="Right",
-        type="primary",
-        on_click=put,
-        args=("step", here + 1),
-        disabled=here == last,
-    )
+    for place, label, icon, key, to in (
+        (back, "Back", ":material/arrow_back:", "Left", here - 1),
+        (on, "Next", ":material/arrow_forward:", "Right", here + 1),
+    ):
+        place.button(
+            label,
+            key=label.lower(),
+            icon=icon,
+            shortcut=key,
+            type="primary" if place is on else "secondary",
+            on_click=put,
+            args=("step", to),
+            disabled=not 1 <= to <= last,
+        )
     part = parts[here - 1]
     st.subheader(f"{here} · {part.title}")
     left, right = st.columns([5, 6], gap="large")

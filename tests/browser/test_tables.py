@@ -1,4 +1,4 @@
-"""The pages of recorded tables in a browser: a coloured drawing, the way to the Lab, a live run beside a record."""
+"""The pages of recorded tables in a browser: the coloured drawing, the link to the Lab, a live run."""
 
 from __future__ import annotations
 
