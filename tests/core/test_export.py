@@ -1,4 +1,4 @@
-"""What goes home works without this project: each exported file, by its own short program, gives the same logits."""
+"""Exported files work without this project: each, used by the program beside it, gives the same logits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from npd_core.config.request import DefenseRequest
 from npd_core.errors import CheckpointError, ConfigError, UnknownNameError
 from npd_core.events import EpochEnd, Finished, Measured, Started
 from npd_core.export.bundle import archive, pack, qr_code
-from npd_core.export.formats import WRITERS, model_archive
+from npd_core.export.formats import FOLDED, WHOLE, WRITERS, model_archive
 from npd_core.export.scripts import script
 from npd_core.figures import svg
 from npd_core.models import Normalized, build_model
@@ -40,7 +40,7 @@ MEASURED = {"acc": 0.75, "asr": 0.25, "ra": 0.5}
 
 
 def disturbed(net: Normalized, layer: str, size: int = 32) -> PolarizedNet:
-    """A polarizer far from the identity, so that a wrong fold shows."""
+    """Insert a polarizer far from the identity, so that a wrong fold shows."""
     found = PolarizedNet(net, layer, size)
     generator = torch.Generator().manual_seed(1)
 
@@ -56,7 +56,7 @@ def disturbed(net: Normalized, layer: str, size: int = 32) -> PolarizedNet:
 
 
 def coded(image: Tensor) -> bytes:
-    """A PNG file of (3, H, W) uint8."""
+    """Return (3, H, W) uint8 as the bytes of a PNG file."""
     file = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "PNG")
     return file.getvalue()
@@ -64,7 +64,7 @@ def coded(image: Tensor) -> bytes:
 
 @pytest.fixture
 def saved(tiny_zoo, tmp_path):
-    """Makes a run folder with a polarizer at a layer: (folder, polarized network)."""
+    """Make a run folder with a polarizer at a layer: (folder, polarized network)."""
 
     def build(layer: str) -> tuple[Path, PolarizedNet]:
         found = Zoo().load(tiny_zoo)
@@ -88,7 +88,7 @@ def saved(tiny_zoo, tmp_path):
 
 
 def unpacked(content: bytes, folder: Path) -> dict:
-    """The zip file on disk, and its program's names."""
+    """Unpack a zip file and return the names that its program defines."""
     with zipfile.ZipFile(io.BytesIO(content)) as packed:
         packed.extractall(folder)
     source = (folder / "use.py").read_text()
@@ -97,10 +97,10 @@ def unpacked(content: bytes, folder: Path) -> dict:
 
 
 @pytest.mark.parametrize("layer", ["conv1", "layer3.0.shortcut", "after:layer2.0.conv2", "stream:layer4.0"])
-def test_safetensors_of_each_kind_of_insertion_point(saved, tmp_path, layer):
+def test_safetensors_of_each_kind_of_insertion_layer(saved, tmp_path, layer):
     folder, net = saved(layer)
     home = unpacked(model_archive(folder, "safetensors"), tmp_path / "home")
-    assert "The polarizer is folded" in (tmp_path / "home" / "README.txt").read_text()
+    assert FOLDED in (tmp_path / "home" / "README.txt").read_text()
     x = torch.rand(3, 3, 32, 32)
     torch.testing.assert_close(home["logits"](x), net(x), atol=TOLERANCE, rtol=1e-4)
     about = json.loads((tmp_path / "home" / "about.json").read_text())
@@ -147,7 +147,7 @@ def test_safetensors_of_other_architectures(tmp_path, arch, layer, size):
 
 
 @pytest.mark.parametrize("layer", ["layer4.1.conv1", "after:conv1", "stream:layer3.0"])
-def test_polarizer_goes_into_the_network_and_out_again(saved, tmp_path, tiny_zoo, layer):
+def test_polarizer_can_be_inserted_and_removed_again(saved, tmp_path, tiny_zoo, layer):
     folder, net = saved(layer)
     home = unpacked(archive(folder, tiny_zoo), tmp_path / "home")
     bare = Zoo().load(tiny_zoo).net
@@ -159,7 +159,7 @@ def test_polarizer_goes_into_the_network_and_out_again(saved, tmp_path, tiny_zoo
     assert torch.equal(bare(x), before)
 
 
-def test_a_network_repaired_by_a_baseline_goes_home_too(tiny_zoo, tmp_path):
+def test_a_network_repaired_by_a_baseline_is_exported_too(tiny_zoo, tmp_path):
     from npd_core.defenses.artifact import round_as_stored, save_repaired
 
     found = Zoo().load(tiny_zoo)
@@ -176,10 +176,9 @@ def test_a_network_repaired_by_a_baseline_goes_home_too(tiny_zoo, tmp_path):
     home = unpacked(model_archive(folder, "safetensors"), tmp_path / "home")
     x = torch.rand(3, 3, 32, 32)
     torch.testing.assert_close(home["logits"](x), found.net(x), atol=1e-5, rtol=1e-5)
-    words = (tmp_path / "home" / "README.txt").read_text()
-    assert "repaired the whole network" in words
-    assert "folded" not in words
-    assert "polarized" not in words
+    readme = (tmp_path / "home" / "README.txt").read_text()
+    assert WHOLE in readme
+    assert FOLDED not in readme
     with zipfile.ZipFile(io.BytesIO(archive(folder, tiny_zoo))) as packed:
         assert {"model.safetensors", "repaired.json", "README.txt"} <= set(packed.namelist())
 
@@ -191,7 +190,7 @@ def test_two_exports_at_once_do_not_disturb_each_other(saved):
     assert len(first) == len(second)
 
 
-def test_program_names_the_class_of_a_picture(saved, tmp_path, capsys, monkeypatch):
+def test_program_prints_the_class_of_an_image(saved, tmp_path, capsys, monkeypatch):
     folder, net = saved("stream:layer4.0")
     home = tmp_path / "home"
     unpacked(model_archive(folder, "safetensors"), home)
@@ -201,8 +200,8 @@ def test_program_names_the_class_of_a_picture(saved, tmp_path, capsys, monkeypat
     (tmp_path / "p.png").write_bytes(coded(image))
     monkeypatch.setattr(sys, "argv", ["use.py", str(tmp_path / "p.png")])
     runpy.run_path(str(home / "use.py"), run_name="__main__")
-    said = class_names("signs")[int(net(image[None].float() / 255).argmax())]
-    assert capsys.readouterr().out.strip().endswith(f"p.png: {said}")
+    predicted = class_names("signs")[int(net(image[None].float() / 255).argmax())]
+    assert capsys.readouterr().out.strip().endswith(f"p.png: {predicted}")
 
 
 def test_what_cannot_be_exported(saved, tmp_path, monkeypatch):
@@ -224,7 +223,7 @@ def test_qr_code_is_drawn_here_and_bounded():
     assert drawn.startswith("<svg")
     assert "http" not in drawn
     assert qr_code("https://example.org/a") != qr_code("https://example.org/b")
-    with pytest.raises(ConfigError, match="too long"):
+    with pytest.raises(ConfigError):
         qr_code("x" * 1001)
 
 
@@ -232,13 +231,13 @@ def test_qr_code_is_drawn_here_and_bounded():
 
 
 class Page(HTMLParser):
-    """What a browser would load, and what it would run."""
+    """Tags, loaded sources and text of an HTML page; an event handler fails the test."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[str] = []
         self.sources: list[str] = []
-        self.words = ""
+        self.text = ""
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -249,11 +248,12 @@ class Page(HTMLParser):
         assert not any(name.startswith("on") for name, _ in attrs)
 
     def handle_data(self, data):
-        self.words += data + "\n"
+        self.text += data + "\n"
 
 
-def test_report_is_one_file_that_asks_for_nothing(saved):
-    from npd_core.export.report import run_report
+def test_report_is_one_file_that_loads_nothing(saved):
+    from npd_core.attribution import METHODS
+    from npd_core.export.report import METHOD, run_report
 
     folder, _ = saved("stream:layer3.0")
     text = run_report(folder)
@@ -264,17 +264,9 @@ def test_report_is_one_file_that_asks_for_nothing(saved):
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert not re.search(r"url\(|@import|https?://", text)
     assert "default-src 'none'" in text
-    assert "<script>alert(1)</script>" in page.words, "what came from the run is text, not markup"
-    for words in (
-        "75.0%",
-        "25.0%",
-        "0.500",
-        "stream:layer3.0",
-        "config.rho",
-        "L asr",
-        "Integrated Gradients",
-    ):
-        assert words in page.words or words == "L asr"
+    assert "<script>alert(1)</script>" in page.text, "what came from the run is text, not markup"
+    for part in ("75.0%", "25.0%", "0.500", "stream:layer3.0", "config.rho", METHODS[METHOD].title):
+        assert part in page.text
     assert page.tags.count("svg") == 2
     assert page.tags.count("img") % 3 == 0
     assert page.tags.count("h3") >= 3
@@ -304,14 +296,14 @@ def test_commands(saved, tmp_path, capsys, tiny_zoo):
     assert cli.main(["report", str(folder), "--out", str(tmp_path / "r.html")]) == 0
     assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
     capsys.readouterr()
-    for wrong, says in (
-        (["export", str(folder), "--format", "onix"], "Did you mean 'onnx'?"),
-        (["export", "gone"], "no run 'gone'"),
-        (["report", str(folder), "--out", str(tmp_path)], "is a folder"),
-        (["bring", "gone.pt", "gone.zip"], "no file gone.pt"),
+    for wrong, named in (
+        (["export", str(folder), "--format", "onix"], "'onnx'"),
+        (["export", "gone"], "'gone'"),
+        (["report", str(folder), "--out", str(tmp_path)], f"--out {tmp_path}"),
+        (["bring", "gone.pt", "gone.zip"], "gone.pt"),
     ):
         assert cli.main(wrong) == 2
-        assert says in capsys.readouterr().err
+        assert named in capsys.readouterr().err
 
 
 def test_command_brings_a_network(tiny_zoo, runs_dir, tmp_path, capsys):
@@ -331,4 +323,5 @@ def test_command_brings_a_network(tiny_zoo, runs_dir, tmp_path, capsys):
     assert (answer["arch"], answer["width"], answer["asr"]) == ("preact_resnet18", 4, None)
     assert answer["acc"] > 0.9
     assert cli.main([*command, "--normalise", "1,2"]) == 2
-    assert "six numbers" in capsys.readouterr().err
+    assert "--normalise" in (err := capsys.readouterr().err)
+    assert "'1,2'" in err
