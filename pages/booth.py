@@ -1,4 +1,4 @@
-"""The loop of a booth: recorded runs, one after the other, until somebody touches the screen. Imports no torch."""
+"""The loop of a booth: recorded runs, one after another, until a visitor touches the screen. Imports no torch."""
 
 import time
 
@@ -17,7 +17,7 @@ h1 { font-size: clamp(2.4rem, 4.2vw, 4.6rem) !important; line-height: 1.1 !impor
 
 @st.fragment(run_every=TURN)
 def loop() -> None:
-    """One recorded run: its secret, then how the polarizer takes it away. The next one every `TURN` seconds."""
+    """Show one recorded run: its backdoor, then how the polarizer removes it."""
     runs = recorded_runs.recorded_runs()
     turn = int(time.time() // TURN)
     if not runs:
