@@ -158,7 +158,7 @@ def make_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 
 @pytest.fixture
 def make_cell(tiny_zoo: str) -> Callable[..., Cell]:
-    """Make a measured cell of the tiny model: `make_cell({"attack": ..., "defense": "fp"}, acc=0.9, asr=0.1)`."""
+    """Make a measured cell of the tiny model: `make_cell({"defense": "fp"}, asr=0.1)`."""
 
     def build(row: dict[str, Any], acc: float = 0.9, asr: float = 0.1, ra: float = 0.8, **more: Any) -> Cell:
         model, defense = more.pop("model", tiny_zoo), more.pop("defense", row.get("defense", "npd"))

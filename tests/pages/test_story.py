@@ -19,6 +19,7 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from npd_core import paths
+from npd_core.attack_info import ATTACK_INFO
 from npd_core.attacks import get_attack
 from npd_core.config.npd import default_layer, preset
 from npd_core.data.load import class_names, load_dataset
@@ -506,9 +507,9 @@ def test_of_an_honest_network_no_story_can_be_told(
     assert page.title[0].value == "A network that is sure of itself"
 
 
-@pytest.mark.parametrize(("attack", "said"), [("wanet", "printed on rubber"), ("trojan", "A bright blob")])
+@pytest.mark.parametrize("attack", ["wanet", "trojan"])
 def test_a_trigger_that_is_no_stamp_is_told_as_what_it_is(
-    attack: str, said: str, own_folders: None, runs_dir: Path, tmp_path: Path, open_page: Open, monkeypatch
+    attack: str, own_folders: None, runs_dir: Path, tmp_path: Path, open_page: Open, monkeypatch
 ) -> None:
     model = f"signs-{attack}-preact_resnet18-w16"
     shutil.copytree(ROOT / "pretrained" / model, tmp_path / "zoo" / model)
@@ -517,11 +518,12 @@ def test_a_trigger_that_is_no_stamp_is_told_as_what_it_is(
     text = words(page) + " ".join(
         image.caption for element in page.get("image") for image in element.proto.imgs
     )
-    assert said in text
+    sentence = ATTACK_INFO[attack].sentence
+    assert sentence in text
     assert "With the trigger" in text
     page = open_page("predictions", source=own_image.TAB).run()
     page.segmented_control(key="own_trigger_2").set_value(own_image.PAINTED).run()
-    assert said in words(page)
+    assert sentence in words(page)
     for untrue in ("covers the whole picture", "faint change", "made anew"):
         assert untrue not in text + words(page)
 
