@@ -29,10 +29,19 @@ def runs() -> Path:
     return Path(os.environ.get("NPD_RUNS_DIR") or ROOT / "runs")
 
 
-def own(name: str) -> Path | None:
-    """Folder of the model and the images called `name` that somebody brought, whether or not it is there: hidden beside
-    the runs. None for the name of anything else."""
-    return runs() / ".own" / name if re.fullmatch(r"own-[0-9a-f]{16}", name) else None
+def uploads() -> Path:
+    """Return the folder of uploaded models, hidden among the runs."""
+    return runs() / ".uploaded"
+
+
+def uploaded(name: str) -> Path | None:
+    """Return the folder of an uploaded model and its images, whether or not it exists; None for any other
+    name.
+
+    Models of earlier versions, `own-...`, are in a folder of their own.
+    """
+    kind = re.fullmatch(r"(uploaded|own)-[0-9a-f]{16}", name)
+    return runs() / f".{kind[1]}" / name if kind else None
 
 
 def recorded() -> Path:
@@ -41,15 +50,18 @@ def recorded() -> Path:
 
 
 def tables() -> Path:
-    """Recorded tables of the paper, made by `npd table`. `$NPD_TABLES_DIR`, otherwise with the recorded runs."""
+    """Recorded tables of the paper, made by `npd table`. `$NPD_TABLES_DIR`, otherwise with the recorded
+    runs."""
     return Path(os.environ.get("NPD_TABLES_DIR") or recorded() / "tables")
 
 
 def sweeps() -> Path:
-    """Results of sweeps and tables, one file a run. `$NPD_SWEEPS_DIR`, otherwise `sweeps/` (git ignores it)."""
+    """Results of sweeps and tables, one file a run. `$NPD_SWEEPS_DIR`, otherwise `sweeps/` (git ignores
+    it)."""
     return Path(os.environ.get("NPD_SWEEPS_DIR") or ROOT / "sweeps")
 
 
 def checkpoints() -> Path:
-    """Trainings of zoo models that are under way. `$NPD_CHECKPOINTS_DIR`, otherwise `checkpoints/` (git ignores it)."""
+    """Trainings of zoo models that are under way. `$NPD_CHECKPOINTS_DIR`, otherwise `checkpoints/` (git
+    ignores it)."""
     return Path(os.environ.get("NPD_CHECKPOINTS_DIR") or ROOT / "checkpoints")

@@ -37,7 +37,7 @@ OTHER = "other values"
 
 def uploaded(model_id: str) -> str:
     """Check that this is the id of an imported model. Raises UnknownNameError."""
-    if paths.own(Zoo().card(model_id).id) is None:
+    if paths.uploaded(Zoo().card(model_id).id) is None:
         raise UnknownNameError(f"{model_id} is a model of the zoo: choose it in the Lab.")
     return model_id
 
@@ -156,7 +156,7 @@ def normalisation() -> tuple[Any, Any]:
 
 def import_files(uploads: dict[str, Any], settings: dict[str, Any]) -> Card | None:
     """Pass the uploads to the core as files. Returns None, with a message, when it refuses them."""
-    from npd_core.uploads.entry import Settings, bring
+    from npd_core.uploads.store import Settings, import_model
 
     with tempfile.TemporaryDirectory(prefix="npd-import-") as folder, st.spinner("Checking the files …"):
         files = {}
@@ -170,7 +170,9 @@ def import_files(uploads: dict[str, Any], settings: dict[str, Any]) -> Card | No
             files[name].write_bytes(upload.getbuffer())
         card = None
         with selectors.working(stop=False):
-            card = bring(files["checkpoint"], files["clean"], Settings(**settings), files.get("triggered"))
+            card = import_model(
+                files["checkpoint"], files["clean"], Settings(**settings), files.get("triggered")
+            )
         return card
 
 
@@ -204,7 +206,7 @@ def workbench(card: Card) -> None:
             icon=":material/delete:",
             disabled=any(run.active for run in runs.values()),
         ):
-            from npd_core.uploads.entry import remove
+            from npd_core.uploads.store import remove
 
             with selectors.working():
                 remove(card.id)
@@ -264,7 +266,7 @@ def title(run: Run) -> str:
 
 def run_settings(card: Card, images: int) -> DefenseRequest | None:
     """Return the request of the widgets; None, with a message, when a value is out of its range."""
-    from npd_core.uploads.entry import suggested_config
+    from npd_core.uploads.store import suggested_config
 
     with selectors.working():
         layers = [str(info.layer) for info in cache.zoo.insertion_layers(card.id)]

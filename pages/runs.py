@@ -73,7 +73,7 @@ def visible() -> list[Run]:
     return [
         run
         for run in cache.runs.all_runs()
-        if paths.own(run.request.model) is None or run.request.model in known
+        if paths.uploaded(run.request.model) is None or run.request.model in known
     ]
 
 
@@ -111,7 +111,7 @@ def details(run: Run) -> None:
     if run.result:
         run_panel.tiles(run.result.get("before") or {}, run.result.get("after") or {}, run.result.get("der"))
     first, second, third = st.columns(3)
-    own = paths.own(run.request.model) is not None
+    own = paths.uploaded(run.request.model) is not None
     what = "settings, curves and result" if controls.can_adopt(run.request) else "curves and result"
     if own:
         with first:

@@ -61,7 +61,7 @@ def bring(args: argparse.Namespace) -> Answer:
         if path is not None and not path.is_file():
             raise StorageError(f"There is no file {path}: name the checkpoint and the images.")
     from npd_core.data.spec import NORMALISATIONS, get_dataset
-    from npd_core.uploads.entry import Settings, bring, suggested_config
+    from npd_core.uploads.store import Settings, import_model, suggested_config
 
     if args.normalise in NORMALISATIONS:
         mean, std = NORMALISATIONS[args.normalise]
@@ -71,7 +71,7 @@ def bring(args: argparse.Namespace) -> Answer:
     settings = Settings(
         arch=args.arch, mean=mean, std=std, image_size=args.size, target=args.target, seed=args.seed
     )
-    card = bring(args.checkpoint, args.images, settings, args.triggered)
+    card = import_model(args.checkpoint, args.images, settings, args.triggered)
     cfg, clean = suggested_config(card), get_dataset(card.dataset).train_images
     command = (
         f"npd defend {card.id} --clean {clean} --rho {cfg.rho:g} --attack-on {cfg.attack_on} --batch-size 32"

@@ -81,8 +81,8 @@ class _Source(NamedTuple):
 
 
 def _folder(spec: DatasetSpec) -> Path:
-    if (brought := paths.own(spec.id)) is not None:
-        return brought.absolute()
+    if (uploaded := paths.uploaded(spec.id)) is not None:
+        return uploaded.absolute()
     return paths.assets() / "signs" if spec.id == "signs" else paths.data().absolute() / spec.id
 
 
@@ -101,9 +101,10 @@ def _missing(spec: DatasetSpec, *splits: str) -> DataMissingError:
             f"The built-in signs ({', '.join(splits)}) are not in {folder}; "
             f"draw them again with `python -m npd_core.data.signs --out {folder}`."
         )
-    if paths.own(spec.id) is not None:
-        gone = ", ".join(splits)
-        return DataMissingError(f"The images of {spec.id} ({gone}) are gone from {folder}: bring them again.")
+    if paths.uploaded(spec.id) is not None:
+        return DataMissingError(
+            f"The images of {spec.id} ({', '.join(splits)}) are not in {folder}: import the model again."
+        )
     return DataMissingError(
         f"{spec.title} ({', '.join(splits)}) is not on this machine: "
         f"put {' and '.join(FILES[split] for split in splits)} into {folder}, "

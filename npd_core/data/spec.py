@@ -112,7 +112,7 @@ DATASETS: dict[str, DatasetSpec] = {
             train_images=7200,
             test_images=1440,
             flip=False,
-            source="Drawn by this project and shipped with it; `python scripts/draw_signs.py` draws it again.",
+            source="Shipped with this project; `python scripts/draw_signs.py` draws it again.",
         ),
         DatasetSpec(
             id="cifar10",
@@ -163,28 +163,32 @@ NORMALISATIONS: dict[str, tuple[Colour, Colour]] = {
     "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     **{spec.title: (spec.mean, spec.std) for spec in DATASETS.values() if any(spec.mean)},
 }
-"""Mean and deviation that networks are usually trained with, by name; for those that somebody brings."""
+"""Mean and deviation that networks are usually trained with, by name; for uploaded models."""
 
-OWN_SPEC = "data.json"
+UPLOAD_SPEC = "data.json"
 
 
 def spec_text(spec: DatasetSpec) -> str:
-    """The facts as JSON text, the content of OWN_SPEC."""
+    """The facts as JSON text, the content of UPLOAD_SPEC."""
     return json.dumps(asdict(spec), indent=2, ensure_ascii=False) + "\n"
 
 
 def get_dataset(name: str) -> DatasetSpec:
-    """The facts of one data set; UnknownNameError with the nearest name otherwise. Images that somebody
-    brought (see `paths.own`) have theirs beside them; DataMissingError when these cannot be read."""
-    folder = paths.own(name)
+    """Return the facts of a data set of this project, or of uploaded images, which have theirs beside them.
+
+    Raises:
+        UnknownNameError: no such data set; names the nearest one.
+        DataMissingError: the facts about uploaded images cannot be read.
+    """
+    folder = paths.uploaded(name)
     if folder is not None:
         try:
-            values: dict[str, Any] = json.loads((folder / OWN_SPEC).read_text(encoding="utf-8"))
+            values: dict[str, Any] = json.loads((folder / UPLOAD_SPEC).read_text(encoding="utf-8"))
             values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
             return DatasetSpec(**values)
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise DataMissingError(
-                f"The images of {name} are not on this machine: bring them again."
+                f"The images of {name} are not on this machine: import the model again."
             ) from error
     if name not in DATASETS:
         raise unknown_name("data set", name, DATASETS)

@@ -15,7 +15,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {"preact_resnet18": PreActResNet18
 
 
 TORCHVISION = "torchvision:"
-"""In front of the name of one of torchvision's classifiers, which somebody brought. It has no width: 0 stands there."""
+"""Prefix of the names of torchvision's classifiers, for uploaded models. Their width is given as 0."""
 
 
 def torchvision_names() -> list[str]:
@@ -43,8 +43,8 @@ def build_model(
     mean: Sequence[float] = (0.0,) * 3,
     std: Sequence[float] = (1.0,) * 3,
 ) -> Normalized:
-    """A freshly initialised classifier of [0, 1] pixels. Raises UnknownNameError for an architecture that is neither in
-    MODELS nor, behind TORCHVISION, one of torchvision's."""
+    """A freshly initialised classifier of [0, 1] pixels. Raises UnknownNameError for an architecture that is
+    neither in MODELS nor, behind TORCHVISION, one of torchvision's."""
     if arch.startswith(TORCHVISION):
         return Normalized(torchvision_classifier(arch.removeprefix(TORCHVISION), num_classes), mean, std)
     if arch not in MODELS:
@@ -53,8 +53,9 @@ def build_model(
 
 
 def load_weights(net: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put `state` into `net`, every weight of it and nothing else, whatever file it comes from: a plain dictionary does
-    not know the version of each module, which some (mnasnet) ask for. Raises RuntimeError where it does not fit."""
+    """Put `state` into `net`, every weight of it and nothing else, whatever file it comes from: a plain
+    dictionary does not know the version of each module, which some (mnasnet) ask for. Raises RuntimeError
+    where it does not fit."""
     known = net.state_dict()
     lacking = known.keys() - state.keys()
     if lacking:

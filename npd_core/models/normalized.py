@@ -44,7 +44,8 @@ class Normalized(nn.Module):
 
 
 def as_normalized(net: nn.Module) -> Normalized:
-    """Return `net` itself if it is Normalized, else a classifier of [0, 1] pixels with mean 0 and std 1 around it."""
+    """Return `net` itself if it is Normalized, else a classifier of [0, 1] pixels with mean 0 and std 1
+    around it."""
     if isinstance(net, Normalized):
         return net
     return Normalized(net, (0.0,), (1.0,)).to(next(net.parameters()).device)

@@ -1,5 +1,5 @@
-"""PreAct-ResNet18 by width, for 32x32 and 64x64 images. He et al., "Identity Mappings in Deep Residual Networks",
-ECCV 2016."""
+"""PreAct-ResNet18 by width, for 32x32 and 64x64 images. He et al., "Identity Mappings in Deep Residual
+Networks", ECCV 2016."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 
 class PreActBlock(nn.Module):
-    """h = relu(bn1(x)); out = conv2(relu(bn2(conv1(h)))) + shortcut, where the shortcut is x, or a 1x1 convolution
-    of h.
+    """h = relu(bn1(x)); out = conv2(relu(bn2(conv1(h)))) + shortcut, where the shortcut is x, or a 1x1
+    convolution of h.
 
-    A 1x1 convolution with stride s reads every s-th pixel; here those are taken first and its stride is 1. The numbers
-    are the same, and the strided weight gradient, which overruns its buffer in oneDNN's AVX2 kernel (torch 2.15,
-    channels last, fewer than 8 channels), is never asked for.
+    A 1x1 convolution with stride s reads every s-th pixel; here those are taken first and its stride is 1.
+    The numbers are the same, and the strided weight gradient, which overruns its buffer in oneDNN's AVX2
+    kernel (torch 2.15, channels last, fewer than 8 channels), is never asked for.
     """
 
     def __init__(self, channels_in: int, channels: int, stride: int):

@@ -1,19 +1,21 @@
-"""VGG19-BN by width, for 32x32 and 64x64 images. Simonyan and Zisserman, "Very Deep Convolutional Networks for
-Large-Scale Image Recognition", ICLR 2015; BatchNorm behind every convolution."""
+"""VGG19-BN by width, for 32x32 and 64x64 images. Simonyan and Zisserman, "Very Deep Convolutional Networks
+for Large-Scale Image Recognition", ICLR 2015; BatchNorm behind every convolution."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 STAGES = ((1, 2), (2, 2), (4, 4), (8, 4), (8, 4))
-"""Per stage: channels as a multiple of the width, and how many convolutions; a 2x2 maximum ends each stage."""
+"""Per stage: channels as a multiple of the width, and how many convolutions; a 2x2 maximum ends each
+stage."""
 
 
 class VGG19BN(nn.Module):
-    """Five stages of 2, 2, 4, 4, 4 convolutions with 1, 2, 4, 8, 8 times `width` channels, global average pool, linear.
+    """Five stages of 2, 2, 4, 4, 4 convolutions with 1, 2, 4, 8, 8 times `width` channels, global average
+    pool, linear.
 
-    The features are numbered as torchvision numbers them: convolution, BatchNorm, ReLU, and the pooling that ends a
-    stage, 0 to 52. `features.46` is the third convolution of the last stage.
+    The features are numbered as torchvision numbers them: convolution, BatchNorm, ReLU, and the pooling that
+    ends a stage, 0 to 52. `features.46` is the third convolution of the last stage.
 
     Args:
         num_classes: K.
@@ -32,7 +34,8 @@ class VGG19BN(nn.Module):
         for multiple, convolutions in STAGES:
             out = width * multiple
             for _ in range(convolutions):
-                # No ReLU in place: what it is given may be a cached feature or an input that somebody explains.
+                # No ReLU in place: what it is given may be a cached feature or an input that somebody
+                # explains.
                 layers += [nn.Conv2d(channels, out, 3, 1, 1), nn.BatchNorm2d(out), nn.ReLU()]
                 channels = out
             layers.append(nn.MaxPool2d(2))

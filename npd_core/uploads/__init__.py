@@ -1,1 +1,1 @@
-"""A network that somebody brings: its checkpoint and a few clean images become a model like those of the zoo."""
+"""Uploaded models: a checkpoint and a few clean images become a model that is used like those of the zoo."""

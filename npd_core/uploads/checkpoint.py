@@ -1,5 +1,8 @@
-"""Weights out of a file that nobody vouches for. Nothing in it is executed: safetensors hold numbers only, and of a
-PyTorch file `torch.load(weights_only=True)` rebuilds tensors and plain containers alone."""
+"""Weights from an untrusted file, read without executing anything in it.
+
+Safetensors hold numbers only; from a PyTorch file, `torch.load(weights_only=True)` rebuilds tensors and plain
+containers.
+"""
 
 from __future__ import annotations
 
@@ -22,23 +25,24 @@ from npd_core.errors import CheckpointError
 MAX_BYTES = 700_000_000
 """Largest checkpoint; VGG19-BN of torchvision for 1000 classes has 575 million."""
 MAX_PICKLE = 32_000_000
-"""Largest description of what is in a PyTorch file; the weights lie beside it."""
+"""Largest description of the content of a PyTorch file, which is stored apart from the weights."""
 MAX_TENSORS = 5000
 NUMBERS = (
     torch.float64, torch.float32, torch.float16, torch.bfloat16,
     torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
 )  # fmt: skip
 STATE_KEYS = ("model", "state_dict", "model_state_dict", "net", "weights")
-"""Where a file keeps its state dict when it holds more than that; BackdoorBench's attack_result.pt says `model`."""
+"""Where a file keeps its state dict if it holds more than that; BackdoorBench's attack_result.pt uses
+`model`."""
 CONVERT = (
-    "take its state dict out where you trust it, with "
-    '`safetensors.torch.save_file(torch.load(FILE, weights_only=False)["model"], "model.safetensors")`, '
-    "and bring that file"
+    "extract its state dict with "
+    '`safetensors.torch.save_file(torch.load(FILE, weights_only=False)["model"], "model.safetensors")` '
+    "and upload that file"
 )
 
 
 class Inert:
-    """What stands in for arrays beside the weights: made of anything, it holds nothing and does nothing."""
+    """Stands in for arrays stored beside the weights: accepts any arguments, holds nothing, does nothing."""
 
     def __new__(cls, *args: object, **kwargs: object) -> Inert:
         return super().__new__(cls)
@@ -62,33 +66,36 @@ STAND_INS = (
     "pathlib.PurePosixPath",
     "pathlib._local.PosixPath",
 )
-"""Names that attack_result.pt holds beside the state dict (which images were poisoned, where they lay). None of them is
-looked up: `Inert` takes their place. A file with any other name is refused."""
+"""Names in attack_result.pt beside the state dict (which images were poisoned, and their paths).
+
+None of them is looked up: `Inert` replaces them. A file with any other name is refused.
+"""
 
 
 class Checkpoint(NamedTuple):
-    """What a file said."""
+    """The content of a file."""
 
     state: dict[str, Tensor]
-    """Name -> weights on the CPU, `module.` of DataParallel taken off."""
+    """Name -> weights on the CPU, without the prefix `module.` of DataParallel."""
     arch: str | None
-    """Architecture, number of classes and image size as the file claims, where it does."""
+    """Architecture, number of classes and image size as the file states them, if it does."""
     num_classes: int | None
     image_size: int | None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The weights in a .safetensors file, or in a .pt, .pth, .bin or .tar file that `torch.save` wrote.
+    """Read the weights from a .safetensors file, or from a .pt, .pth, .bin or .tar file written by
+    `torch.save`.
 
     Raises:
-        CheckpointError: too large, damaged, of another kind, or with anything in it that is neither a weight nor a
-            plain value; says what to do.
+        CheckpointError: too large, damaged, of another kind, or holding anything but weights and plain
+            values.
     """
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise CheckpointError(
-            f"The checkpoint has {size / 1e6:.0f} MB, and at most {MAX_BYTES / 1e6:.0f} MB are read: bring the state "
-            "dict alone, without optimizer and training data."
+            f"The checkpoint has {size / 1e6:.0f} MB, the limit is {MAX_BYTES / 1e6:.0f} MB: upload the "
+            "state dict alone, without optimizer and training data."
         )
     with path.open("rb") as file:
         start = file.read(9)
@@ -106,20 +113,20 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def _read_safetensors(path: Path, start: bytes) -> dict[str, Tensor]:
     if start[:1] == b"\x80":
         raise CheckpointError(
-            "This is a bare pickle or a PyTorch file of before version 1.6, which is not read: save it anew with a "
-            "newer PyTorch or as safetensors."
+            "Bare pickles and files of PyTorch before version 1.6 are not read: save it again with a newer "
+            "PyTorch or as safetensors."
         )
     try:
         return dict(load_file(path))
     except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"The checkpoint is neither a safetensors file nor one that torch.save wrote ({_line(error)}): "
-            "bring a .safetensors, .pt or .pth file."
+            f"The checkpoint was written neither by safetensors nor by torch.save ({_line(error)}): "
+            "upload a .safetensors, .pt or .pth file."
         ) from error
 
 
 _reading = threading.Lock()
-"""The list of stand-ins is torch's own and one for all threads."""
+"""Torch keeps one list of allowed names for all threads."""
 
 
 def _read_torch(path: Path) -> object:
@@ -127,24 +134,24 @@ def _read_torch(path: Path) -> object:
     allowed: Any = [(Inert, name) for name in STAND_INS]
     try:
         with _reading, torch.serialization.safe_globals(allowed), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sparse tensors, which are checked and then refused
+            warnings.simplefilter("ignore")  # about sparse tensors, which are refused below
             return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         names = _unsafe(path)
-        found = f" It asks for {', '.join(names[:3])}." if names else f" ({_line(error)})"
+        found = f" It refers to {', '.join(names[:3])}." if names else f" ({_line(error)})"
         raise CheckpointError(
-            f"The checkpoint holds more than weights and plain values, so nothing of it was read.{found} If you know "
-            f"where it comes from, {CONVERT}."
+            f"The checkpoint holds more than weights and plain values, so it was not read.{found} If you "
+            f"trust its source, {CONVERT}."
         ) from error
-    except Exception as error:  # whatever a damaged pickle makes of itself
+    except Exception as error:  # a damaged pickle may raise anything
         raise CheckpointError(
-            f"The checkpoint cannot be read ({_line(error)}): it is damaged or was not written by torch.save; save its "
-            "state dict again."
+            f"The checkpoint is damaged or was not written by torch.save ({_line(error)}): save its state "
+            "dict again."
         ) from error
 
 
 def _unsafe(path: Path) -> list[str]:
-    """Names in the file that are neither allowed nor stood in for, without looking any of them up."""
+    """Return the names in the file that are neither allowed nor replaced. None of them is looked up."""
     with contextlib.suppress(Exception):
         found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         return sorted(name for name in found if name not in STAND_INS)
@@ -152,7 +159,7 @@ def _unsafe(path: Path) -> list[str]:
 
 
 def _check_zip(path: Path) -> None:
-    """A PyTorch file is a zip archive whose entries are stored as they are; compressed ones could be of any size."""
+    """Refuse what `torch.save` never writes: compressed entries, which could unpack to any size."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -161,8 +168,8 @@ def _check_zip(path: Path) -> None:
         raise CheckpointError(f"The checkpoint is damaged ({_line(error)}): save it again.") from error
     if total > MAX_BYTES:
         raise CheckpointError(
-            f"The checkpoint would unpack to {total / 1e6:.0f} MB, and at most {MAX_BYTES / 1e6:.0f} MB are read: "
-            "bring the state dict alone, without optimizer and training data."
+            f"The checkpoint would unpack to {total / 1e6:.0f} MB, the limit is {MAX_BYTES / 1e6:.0f} MB: "
+            "upload the state dict alone, without optimizer and training data."
         )
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise CheckpointError(
@@ -170,12 +177,14 @@ def _check_zip(path: Path) -> None:
         )
     if any(entry.file_size > MAX_PICKLE for entry in entries if entry.filename.endswith(".pkl")):
         raise CheckpointError(
-            f"The checkpoint describes its content in more than {MAX_PICKLE / 1e6:.0f} MB: bring the state dict alone."
+            f"The description of the checkpoint has more than {MAX_PICKLE / 1e6:.0f} MB: upload the state "
+            "dict alone."
         )
 
 
 def _state_dict(content: object) -> Mapping[Any, Any]:
-    """The first mapping of names to tensors: the content itself, or what it holds under one of STATE_KEYS."""
+    """Return the first mapping of names to tensors: the content itself, or its value under one of
+    STATE_KEYS."""
     candidates = [content]
     if isinstance(content, Mapping):
         candidates += [content[key] for key in STATE_KEYS if key in content]
@@ -187,23 +196,23 @@ def _state_dict(content: object) -> Mapping[Any, Any]:
         ):
             return candidate
     raise CheckpointError(
-        f"No state dict was found in the checkpoint: save `net.state_dict()`, alone or under one of "
+        "The checkpoint holds no state dict: save `net.state_dict()`, alone or under one of "
         f"{', '.join(STATE_KEYS)}."
     )
 
 
 def _checked(state: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """Plain dense finite numbers under names, all of their own, no more than the file could hold."""
+    """Return copies in float32 of plain dense finite numbers; refuse anything else."""
     if len(state) > MAX_TENSORS:
         raise CheckpointError(f"The checkpoint has {len(state)} tensors, at most {MAX_TENSORS} are read.")
     if not all(isinstance(name, str) for name in state):
-        raise CheckpointError("The names of the checkpoint's weights must be text: save `net.state_dict()`.")
+        raise CheckpointError("The weights must have text as names: save `net.state_dict()`.")
     odd = next((value.dtype for value in state.values() if value.dtype not in NUMBERS), None)
     if odd is not None:
-        raise CheckpointError(f"The checkpoint holds {odd}, which is not read: save plain float weights.")
+        raise CheckpointError(f"Weights of type {odd} are not read: save plain float weights.")
     if sum(value.numel() * max(value.element_size(), 4) for value in state.values()) > MAX_BYTES:
         raise CheckpointError(
-            f"The weights take more than {MAX_BYTES / 1e6:.0f} MB: bring a smaller network."
+            f"The weights take more than {MAX_BYTES / 1e6:.0f} MB: upload a smaller network."
         )
     kept = {}
     for name, value in state.items():
@@ -215,7 +224,7 @@ def _checked(state: Mapping[Any, Any]) -> dict[str, Tensor]:
             value = value.detach().to(torch.float32, copy=True)
             if not bool(torch.isfinite(value).all()):
                 raise CheckpointError(
-                    f"{name!r} holds NaN or infinity: bring weights of a training that went well."
+                    f"{name!r} holds NaN or infinity: upload weights of a training that did not diverge."
                 )
         else:
             value = value.detach().clone()

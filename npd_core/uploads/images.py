@@ -1,5 +1,7 @@
-"""Images out of a file that nobody vouches for: a zip archive of class folders, or a parquet file. Nothing is unpacked
-to the disk, sizes are bounded before anything is decoded. No torch here."""
+"""Images from an untrusted file: a zip archive of class folders, or a parquet file.
+
+Nothing is unpacked to the disk, and sizes are checked before anything is decoded. No torch.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +22,15 @@ from npd_core.data import parquet
 from npd_core.errors import ConfigError, StorageError
 
 MAX_DECODED = 1_500_000_000
-"""Bytes of all pictures together, at the size that the network sees."""
+"""Bytes of all decoded images together."""
 MOST_DIGITS = 6
 DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, ValueError, NotImplementedError, EOFError)
-"""What reading a zip archive raises that is not as it should be."""
+"""What reading a damaged zip archive raises."""
 MAX_FILE = 300_000_000
-"""Bytes of the file itself, and of all it unpacks to."""
+"""Bytes of the file, and of everything in it once unpacked."""
 MAX_IMAGES = 20_000
 MAX_ENTRIES = 50_000
-"""Entries of an archive, folders and other files counted."""
+"""Entries of an archive, including folders and other files."""
 MAX_IMAGE = 20_000_000
 """Bytes of one image file."""
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".gif")
@@ -47,21 +49,21 @@ class Images(NamedTuple):
 
 
 def read_images(path: Path, size: int, num_classes: int) -> Images:
-    """Every image of the file, resized to `size`.
+    """Decode every image of the file, resized to `size`.
 
-    Folders (or class names of a parquet file) get their labels in alphabetical order, as torchvision's ImageFolder
-    gives them; folders whose names are all whole numbers are labels themselves.
+    Labels are the alphabetical order of the folders, as in torchvision's ImageFolder, or the folders' names
+    where all of them are whole numbers. A parquet file has its own labels.
 
     Args:
-        path: a .zip or a .parquet file, told apart by its first bytes.
+        path: a .zip or a .parquet file, recognised by its first bytes.
         num_classes: of the network.
     Raises:
-        ConfigError: too large, too many images, or classes that are not those of the network.
+        ConfigError: too large, too many images, or classes other than the network's.
         StorageError: damaged, or an image that cannot be decoded.
     """
     if path.stat().st_size > MAX_FILE:
         raise ConfigError(
-            f"The images take more than {MAX_FILE / 1e6:.0f} MB: bring fewer, a few thousand are plenty."
+            f"The file of images has more than {MAX_FILE / 1e6:.0f} MB: a few thousand images are plenty."
         )
     with path.open("rb") as file:
         start = file.read(4)
@@ -71,8 +73,8 @@ def read_images(path: Path, size: int, num_classes: int) -> Images:
         if start[:2] == b"PK":
             return _zip(path, size, num_classes)
     except MemoryError as error:
-        raise ConfigError("The images need more memory than there is: bring fewer.") from error
-    raise StorageError("The images must come as a .zip archive of class folders or as a .parquet file.")
+        raise ConfigError("There is too little memory for these images: upload fewer.") from error
+    raise StorageError("Images must be a .zip archive of class folders or a .parquet file.")
 
 
 def _zip(path: Path, size: int, num_classes: int) -> Images:
@@ -90,71 +92,69 @@ def _zip(path: Path, size: int, num_classes: int) -> Images:
 
 
 def _entries(archive: zipfile.ZipFile) -> list[tuple[zipfile.ZipInfo, str]]:
-    """Images of the archive with the name of their folder, by path; every entry checked before any is unpacked."""
+    """Return the images of the archive with the names of their folders, by path. Unpacks nothing."""
     listed = archive.infolist()
     if len(listed) > MAX_ENTRIES:
         raise ConfigError(
-            f"The archive has {len(listed)} entries, at most {MAX_ENTRIES} are read: bring fewer images."
+            f"The archive has {len(listed)} entries, the limit is {MAX_ENTRIES}: upload fewer images."
         )
     found = []
     for entry in listed:
         parts = PurePosixPath(entry.filename).parts
         if "\\" in entry.filename or entry.filename.startswith("/") or ".." in parts or ":" in entry.filename:
             raise ConfigError(
-                f"The archive names a place outside of itself ({entry.filename[:60]!r}): pack it again."
+                f"The archive has a path that leaves its folder ({entry.filename[:60]!r}): pack it again."
             )
         if stat.S_ISLNK(entry.external_attr >> 16):
             raise ConfigError(
-                f"The archive holds a link ({entry.filename[:60]!r}): pack the images themselves."
+                f"The archive has a link ({entry.filename[:60]!r}): pack the images themselves."
             )
         if entry.is_dir() or any(part.startswith((".", "__MACOSX")) for part in parts):
             continue
         if not entry.filename.lower().endswith(ENDINGS):
             continue
         if entry.flag_bits & 1:
-            raise ConfigError("The archive is locked with a password: pack it without one.")
+            raise ConfigError("The archive is encrypted: pack it without a password.")
         if entry.file_size > MAX_IMAGE:
             raise ConfigError(
-                f"{entry.filename[:60]!r} has more than {MAX_IMAGE / 1e6:.0f} MB: bring smaller images."
+                f"{entry.filename[:60]!r} has more than {MAX_IMAGE / 1e6:.0f} MB: upload smaller images."
             )
         if len(parts) < 2:
-            raise ConfigError(f"{entry.filename[:60]!r} lies in no folder: {LAYOUT}.")
+            raise ConfigError(f"{entry.filename[:60]!r} is in no folder: {LAYOUT}.")
         found.append((entry, parts[-2]))
     if not found:
-        raise ConfigError(f"The archive holds no image ({', '.join(ENDINGS)}): {LAYOUT}.")
+        raise ConfigError(f"The archive has no image ({', '.join(ENDINGS)}): {LAYOUT}.")
     if len(found) > MAX_IMAGES:
-        raise ConfigError(
-            f"The archive holds {len(found)} images, at most {MAX_IMAGES} are read: bring fewer."
-        )
+        raise ConfigError(f"The archive has {len(found)} images, the limit is {MAX_IMAGES}: upload fewer.")
     if sum(entry.file_size for entry, _ in found) > MAX_FILE:
         raise ConfigError(
-            f"The archive would unpack to more than {MAX_FILE / 1e6:.0f} MB: bring fewer images."
+            f"The archive would unpack to more than {MAX_FILE / 1e6:.0f} MB: upload fewer images."
         )
     return sorted(found, key=lambda pair: pair[0].filename)
 
 
 def _content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
-    """The bytes of an entry, never more than it says that it has."""
+    """Return the bytes of an entry, never more than its declared size."""
     with archive.open(entry) as file:
         content = file.read(entry.file_size + 1)
     if len(content) != entry.file_size:
-        raise zipfile.BadZipFile(f"{entry.filename[:60]!r} is not as large as it says")
+        raise zipfile.BadZipFile(f"{entry.filename[:60]!r} has another size than declared")
     return content
 
 
 def _labels(names: Sequence[str], num_classes: int) -> tuple[tuple[str, ...], dict[str, int]]:
-    """Class names of the network by label, and the label of each folder."""
+    """Return the class names by label, and the label of each folder."""
     if all(name.isascii() and name.isdigit() and len(name) <= MOST_DIGITS for name in names):
         label = {name: int(name) for name in names}
         if max(label.values()) >= num_classes:
             raise ConfigError(
-                f"Folder {max(label.values())} is no class of the network, which has 0 to {num_classes - 1}: name the "
-                "folders by the labels that the network was trained with."
+                f"Folder {max(label.values())} is not a class of the network, 0 to {num_classes - 1}: name "
+                "the folders by its labels."
             )
         return tuple(f"class {k}" for k in range(num_classes)), label
     if len(names) != num_classes:
         raise ConfigError(
-            f"The network has {num_classes} classes and the images have {len(names)} folders: bring a folder for each "
+            f"The network has {num_classes} classes, the archive {len(names)} folders: pack one folder per "
             f"class, or name the folders by their labels, 0 to {num_classes - 1}."
         )
     return tuple(name[:60] for name in names), {name: k for k, name in enumerate(names)}
@@ -169,16 +169,16 @@ def _parquet(path: Path, size: int, num_classes: int) -> Images:
         raise StorageError(f"The parquet file is damaged ({_line(error)}): export it again.") from error
     if rows > MAX_IMAGES or unpacked > MAX_FILE:
         raise ConfigError(
-            f"The parquet file holds {rows} images of {unpacked / 1e6:.0f} MB, at most {MAX_IMAGES} and "
-            f"{MAX_FILE / 1e6:.0f} MB are read: bring fewer."
+            f"The parquet file has {rows} images of {unpacked / 1e6:.0f} MB, the limits are {MAX_IMAGES} and "
+            f"{MAX_FILE / 1e6:.0f} MB: upload fewer."
         )
     if not rows:
-        raise ConfigError("The parquet file holds no image: export it again.")
+        raise ConfigError("The parquet file has no image: export it again.")
     _room(rows, size)
     try:
         names = parquet.class_names(path)
         if parquet.unpacked(path) > MAX_FILE:
-            raise ConfigError(f"The images would unpack to more than {MAX_FILE / 1e6:.0f} MB: bring fewer.")
+            raise ConfigError(f"The images would unpack to more than {MAX_FILE / 1e6:.0f} MB: upload fewer.")
         images, labels = parquet.read_images(path, num_classes, size)
     except StorageError as error:
         raise StorageError(_without(str(error), path)) from error
@@ -187,11 +187,11 @@ def _parquet(path: Path, size: int, num_classes: int) -> Images:
 
 
 def _room(count: int, size: int) -> None:
-    """Raises ConfigError where so many pictures of this size take too much memory."""
+    """Raise ConfigError if so many images of this size take too much memory."""
     if count * 3 * size**2 > MAX_DECODED:
         raise ConfigError(
-            f"{count} images of {size} x {size} pixels take more than {MAX_DECODED / 1e9:g} GB: bring fewer, or "
-            "ask for a smaller size."
+            f"{count} images of {size} x {size} pixels take more than {MAX_DECODED / 1e9:g} GB: upload "
+            "fewer, or choose a smaller size."
         )
 
 
@@ -203,14 +203,13 @@ def _decoded(coded: Sequence[bytes], size: int, names: Sequence[str]) -> NDArray
             out[part] = parquet.decode_images(coded[part], size, name="images", rows=range(start, len(coded)))
         except StorageError as error:
             row = int(str(error).split("row ")[1].split(":")[0])
-            raise StorageError(
-                f"{names[row][:80]!r} is no image that can be decoded: leave it out."
-            ) from error
+            raise StorageError(f"{names[row][:80]!r} cannot be decoded: leave it out.") from error
     return out
 
 
 def _without(message: str, path: Path) -> str:
-    """A message of the readers of our own data, which name the file on the server and a command to fetch it again."""
+    """Remove the path on the server, and the remedy for data of ours, from a message of the parquet
+    reader."""
     return message.replace(str(path), "The parquet file").replace("; fetch it again.", "; export it again.")
 
 

@@ -1,5 +1,5 @@
-"""What can be known of a backdoor without its trigger: how many held-out images keep their class under the perturbation
-that NPD imagines in the trigger's place (Eq. 4)."""
+"""What can be measured without the trigger: held-out images that keep their class under an adversarial
+perturbation."""
 
 from __future__ import annotations
 
@@ -13,29 +13,28 @@ from npd_core.data.load import ImageSet
 from npd_core.polarizer.perturbation import BALLS, pgd, runner_up
 
 MOST = 200
-"""Images that are perturbed, at most; the first of the held-out ones, which are in no order of classes."""
+"""Images that are perturbed, at most."""
 
 
 class Resistance(NamedTuple):
-    """Shares, in [0, 1], of images that keep their true class. An image that is wrong without any change counts as not
-    resisting."""
+    """Shares, in [0, 1], of images that are predicted as their true class although they are perturbed."""
 
     images: int
     before: float
-    """The network as it was brought, perturbed against itself."""
+    """Of the uploaded network, on perturbations made for it."""
     transferred: float
-    """The repaired network, given the same perturbed images."""
+    """Of the repaired network, on the same perturbed images."""
     after: float
-    """The repaired network, perturbed against itself anew: the harder test."""
+    """Of the repaired network, on perturbations made for it: the harder test."""
 
 
 def resistance(backdoored: nn.Module, repaired: nn.Module, data: ImageSet, cfg: NPDConfig) -> Resistance:
-    """Perturb the images toward the strongest wrong class, as the training does (budget, norm and steps of `cfg`), and
-    count.
+    """Measure the resistance of a network before and after its defense.
 
     Args:
         backdoored, repaired: classifiers of [0, 1] pixels, in eval mode.
-        data: images that the defense never saw.
+        data: images that the defense did not use.
+        cfg: gives budget, norm and steps of the perturbation.
     """
     order = torch.randperm(data.size, generator=torch.Generator().manual_seed(0))[:MOST]
     chosen = data.subset(order)
@@ -50,7 +49,8 @@ def resistance(backdoored: nn.Module, repaired: nn.Module, data: ImageSet, cfg: 
 
 
 def perturbed(net: nn.Module, x: Tensor, y: Tensor, cfg: NPDConfig) -> Tensor:
-    """x + delta, (B, 3, H, W) in [0, 1]: delta within the budget pulls each image toward its strongest wrong class."""
+    """Return x + delta, (B, 3, H, W) in [0, 1], with delta of Eq. 4 toward the runner-up class of each
+    image."""
     with torch.no_grad():
         target = runner_up(net(x), y)
     with torch.enable_grad():

@@ -4,7 +4,7 @@
     zoo.ids()                        # ["cifar10-badnets_a2a-preact_resnet18-w64", ...]
     card, net, attack = zoo.load("signs-blended-preact_resnet18-w32")
 
-A model that a visitor uploaded is found by its id too, wherever the zoo is. Torch is imported by `load` and `save` only.
+Uploaded models are found by their ids too, in every zoo. Torch is imported by `load` and `save` only.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Zoo:
 
     def folder(self, model: str) -> Path:
         """Where the files of a model are, or would be."""
-        return paths.own(model) or self.path / model
+        return paths.uploaded(model) or self.path / model
 
     def ids(self) -> list[str]:
-        """Every model with a card, readable or not, sorted. A hidden folder is a model that is being written."""
+        """Return the sorted ids of all models with a card, readable or not. Hidden folders are being written."""
         names = (path.parent.name for path in self.path.glob(f"*/{CARD}"))
         return sorted(name for name in names if not name.startswith("."))
 
@@ -53,7 +53,7 @@ class Zoo:
             UnknownNameError: no such model; names the nearest id.
             CheckpointError: the card is damaged.
         """
-        if paths.own(model) is None and model not in (ids := self.ids()):
+        if paths.uploaded(model) is None and model not in (ids := self.ids()):
             raise unknown_name("model", model, ids)
         path = self.folder(model) / CARD
         if not path.is_file():

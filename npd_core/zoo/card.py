@@ -18,12 +18,13 @@ CARD = "card.json"
 WEIGHTS = "model.safetensors"
 TRIGGER = "trigger.safetensors"
 TRIGGERED = "triggered.parquet"
-"""Of a model that somebody brought: images that carry its trigger."""
+"""Triggered images of an uploaded model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """Facts about one pretrained model; every number was measured on the test split when the model was made."""
+    """Facts about one pretrained model; every number was measured on the test split when the model was
+    made."""
 
     id: str
     """`<dataset>-<attack>-<arch>-w<width>`."""
@@ -49,8 +50,8 @@ class Card:
     ra: float | None
     """Poisoned test images that are still given their true label, a fraction; None for a clean network."""
     cross_acc: float | None = None
-    """Test images with a disturbance that must change no label (WaNet: a noisy warp, Input-aware: the trigger of
-    another image) given their true label, a fraction; None for an attack without one."""
+    """Test images with a disturbance that must change no label (WaNet: a noisy warp, Input-aware: the trigger
+    of another image) given their true label, a fraction; None for an attack without one."""
     seconds: float
     """Time to train."""
     versions: Mapping[str, str]
@@ -67,16 +68,17 @@ class Card:
 
     @property
     def layer(self) -> str:
-        """Insertion point where none is named: that which was suggested for a network that somebody brought, else that
-        of the architecture. Raises UnknownNameError."""
+        """The default insertion layer: the one suggested for an uploaded model, or that of the architecture.
+
+        Raises UnknownNameError.
+        """
         return str(self.recipe.get("layer") or default_layer(self.arch, self.dataset))
 
     @property
     def command(self) -> str:
-        """The command that makes the model anew: ratio, seed and recipe are those of the card, see `zoo.train.plan`. A
-        network that somebody brought has to be brought again."""
-        if paths.own(self.id) is not None:
-            return "npd bring CHECKPOINT IMAGES"
+        """The command that restores the model: it is trained with the card's settings, or imported again."""
+        if paths.uploaded(self.id) is not None:
+            return "npd import NET IMAGES"
         return f"npd zoo train {self.id}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,5 +119,5 @@ def verify_files(card: Card) -> None:
         found = sha256(path)
         if found != expected:
             raise CheckpointError(
-                f"{card.id}/{name}: sha256 {found[:8]}, its card says {expected[:8]}. Restore it or run: {card.command}"
+                f"{card.id}/{name}: sha256 {found[:8]}, expected {expected[:8]}. Restore it or run: {card.command}"
             )

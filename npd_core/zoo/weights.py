@@ -63,7 +63,8 @@ def _attack_of(card: Card) -> Attack:
 
 
 def half_precision(net: Normalized) -> dict[str, torch.Tensor]:
-    """The state as it is stored: float16, but for BatchNorm's statistics and counters, which keep their type."""
+    """The state as it is stored: float16, but for BatchNorm's statistics and counters, which keep their
+    type."""
     stored = {}
     for name, value in net.state_dict().items():
         keep = not value.is_floating_point() or "running_" in name or name in ("mean", "std")
@@ -72,8 +73,8 @@ def half_precision(net: Normalized) -> dict[str, torch.Tensor]:
 
 
 def eight_bits(net: Normalized) -> dict[str, torch.Tensor]:
-    """The state in half of that space: weights of two dimensions and more as int8, with a float32 factor an output
-    channel under their name and SCALE; the rest as in `half_precision`."""
+    """The state in half of that space: weights of two dimensions and more as int8, with a float32 factor an
+    output channel under their name and SCALE; the rest as in `half_precision`."""
     stored, full = half_precision(net), net.state_dict()
     for name in [name for name, value in stored.items() if value.dtype == torch.float16 and value.dim() > 1]:
         weight = full[name].detach().cpu()

@@ -108,7 +108,7 @@ def runs_in_url(runs: Iterable[Run], query: Mapping[str, str]) -> set[str]:
     return {
         run.id
         for run in runs
-        if run.id in parts or (run.request.model in parts and paths.own(run.request.model) is not None)
+        if run.id in parts or (run.request.model in parts and paths.uploaded(run.request.model) is not None)
     }
 
 

@@ -46,7 +46,7 @@ def test_import_train_and_export(
     page.get_by_role("combobox", name="Normalisation").click()
     page.get_by_role("option", name=DATASET_TITLES["signs"]).click()
     page.get_by_role("button", name="Import").click()
-    expect(page).to_have_url(re.compile("uploaded_model=own-[0-9a-f]{16}"), timeout=30_000)
+    expect(page).to_have_url(re.compile("uploaded_model=uploaded-[0-9a-f]{16}"), timeout=30_000)
     page.get_by_text("Loss weights").wait_for()
     page.get_by_role("slider").press("Home")
     expect(page.get_by_role("slider")).to_have_value("1")

@@ -96,7 +96,7 @@ def test_a_textbook_step_is_a_share_of_the_budget(tiny_zoo):
     assert config_for("npd", card).inner_lr == 0.1
 
 
-def test_the_budget_of_images_that_somebody_brought_grows_with_their_size(tiny_zoo):
+def test_the_budget_of_uploaded_images_grows_with_their_size(tiny_zoo):
     card = replace(Zoo().card(tiny_zoo), dataset="own-1", image_size=64)
     assert (config_for("npd", card).rho, config_for("npd", card).attack_on) == (6.0, "base")
     assert config_for("npd", replace(card, dataset="cifar10")).rho == 3.0

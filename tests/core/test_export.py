@@ -319,7 +319,7 @@ def test_command_brings_a_network(tiny_zoo, runs_dir, tmp_path, capsys):
     command = ["bring", str(tmp_path / "net.pth"), str(tmp_path / "clean.parquet")]
     assert cli.main([*command, "--normalise", ".5,.5,.5,.25,.25,.25", "--json", "-"]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert paths.own(answer["id"]) is not None
+    assert paths.uploaded(answer["id"]) is not None
     assert (answer["arch"], answer["width"], answer["asr"]) == ("preact_resnet18", 4, None)
     assert answer["acc"] > 0.9
     assert cli.main([*command, "--normalise", "1,2"]) == 2

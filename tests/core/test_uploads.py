@@ -1,4 +1,4 @@
-"""Networks that somebody brings: nothing in a file runs, what does not fit is refused, what fits is defended."""
+"""Uploaded models: nothing in a file runs, what does not fit is refused, what fits is defended."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from npd_core.events import Finished, Measured
 from npd_core.models import build_model, load_weights, torchvision_classifier
 from npd_core.polarizer.insertion import insertion_layers
 from npd_core.uploads import checkpoint as checkpoints
-from npd_core.uploads import images as pictures
+from npd_core.uploads import images as uploaded_images
 from npd_core.uploads import network
 from npd_core.uploads.checkpoint import read_checkpoint
-from npd_core.uploads.entry import Settings, bring, remove, split, suggested_config
 from npd_core.uploads.images import read_images
 from npd_core.uploads.network import recognise, suggested_layer
 from npd_core.uploads.resistance import perturbed, resistance
+from npd_core.uploads.store import Settings, import_model, remove, split, suggested_config
 from npd_core.zoo import Zoo
 
 
@@ -217,7 +217,7 @@ def test_weights_that_fit_nothing_or_something_else():
         (lacking, "auto", "preact_resnet18.*'layer2.0.conv1.weight'"),
         (state | {"more": torch.ones(1)}, "auto", "preact_resnet18.*'more'"),
         (state | {"layer2.0.conv1.weight": torch.ones(1, 1, 3, 3)}, "auto", "'layer2.0.conv1.weight'"),
-        ({"a": torch.ones(1)}, "auto", "preact_resnet18, vgg19_bn.*'a'"),
+        ({"a": torch.ones(1)}, "auto", "'a'.*preact_resnet18, vgg19_bn"),
         (state, "resnet18", "resnet18"),
         (state, "vgg19_bn", "vgg19_bn"),
     ):
@@ -275,7 +275,7 @@ def test_archives_that_are_refused(tmp_path, entries, error, names):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.zip"]
 
 
-def test_bombs_links_and_crowds(tmp_path, monkeypatch):
+def test_bombs_links_and_too_many_images(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"'0/x\.png'.*20 MB"):
         read_images(zipped(tmp_path / "bomb.zip", {"0/x.png": b"\0" * 20_000_001}), 8, 2)
     with zipfile.ZipFile(tmp_path / "link.zip", "w") as archive:
@@ -284,11 +284,11 @@ def test_bombs_links_and_crowds(tmp_path, monkeypatch):
         archive.writestr(entry, "/etc/passwd")
     with pytest.raises(ConfigError, match=r"'0/x\.png'"):
         read_images(tmp_path / "link.zip", 8, 2)
-    monkeypatch.setattr(pictures, "MAX_IMAGES", 1)
-    with pytest.raises(ConfigError, match=r"2 .* 1 "):
+    monkeypatch.setattr(uploaded_images, "MAX_IMAGES", 1)
+    with pytest.raises(ConfigError, match=r"\b2\b.*\b1\b"):
         read_images(zipped(tmp_path / "many.zip", {"0/x.png": png(), "1/x.png": png()}), 8, 2)
-    monkeypatch.setattr(pictures, "MAX_ENTRIES", 1)
-    with pytest.raises(ConfigError, match=r"2 .* 1 "):
+    monkeypatch.setattr(uploaded_images, "MAX_ENTRIES", 1)
+    with pytest.raises(ConfigError, match=r"\b2\b.*\b1\b"):
         read_images(tmp_path / "many.zip", 8, 2)
     (tmp_path / "cut.zip").write_bytes((tmp_path / "bomb.zip").read_bytes()[:200])
     with pytest.raises(StorageError):
@@ -328,7 +328,7 @@ def test_one_blob_in_many_rows_is_counted_in_each(tmp_path, monkeypatch):
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"image": image, "label": pa.array([0] * 200)}), path)
     assert path.stat().st_size < 200_000
-    monkeypatch.setattr(pictures, "MAX_FILE", 5_000_000)
+    monkeypatch.setattr(uploaded_images, "MAX_FILE", 5_000_000)
     with pytest.raises(ConfigError, match=" 5 MB"):
         read_images(path, 8, 2)
 
@@ -340,10 +340,10 @@ def test_images_that_are_text_are_refused(tmp_path):
         read_images(tmp_path / "x.parquet", 8, 2)
 
 
-def test_what_pictures_become_is_bounded(tmp_path, monkeypatch):
+def test_what_images_become_is_bounded(tmp_path, monkeypatch):
     path = zipped(tmp_path / "x.zip", {f"{k}/{n}.png": png() for k in (0, 1) for n in range(3)})
     read_images(path, 8, 2)
-    monkeypatch.setattr(pictures, "MAX_DECODED", 1000)
+    monkeypatch.setattr(uploaded_images, "MAX_DECODED", 1000)
     with pytest.raises(ConfigError, match=r"6 .*8 x 8"):
         read_images(path, 8, 2)
 
@@ -365,8 +365,8 @@ def test_parquet_with_names_and_too_large(tmp_path, monkeypatch):
     found = read_images(path, 4, 2)
     assert found.classes == ("cat", "dog")
     assert found.labels.tolist() == [1, 0]
-    monkeypatch.setattr(pictures, "MAX_IMAGES", 1)
-    with pytest.raises(ConfigError, match=r"2 .* 1 "):
+    monkeypatch.setattr(uploaded_images, "MAX_IMAGES", 1)
+    with pytest.raises(ConfigError, match=r"\b2\b.*\b1\b"):
         read_images(path, 4, 2)
 
 
@@ -395,11 +395,11 @@ def stolen(tiny_zoo, runs_dir, tmp_path) -> Path:
 STANDARD = Settings(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
 
-def test_a_brought_network_is_defended_like_one_of_the_zoo(stolen, tiny_zoo, tmp_path):
-    card = bring(stolen, signs_zip(tmp_path / "clean.zip", 6), STANDARD)
+def test_an_uploaded_model_is_defended_like_one_of_the_zoo(stolen, tiny_zoo, tmp_path):
+    card = import_model(stolen, signs_zip(tmp_path / "clean.zip", 6), STANDARD)
     found = Zoo().load(card.id)
     x = torch.rand(3, 3, 32, 32)
-    assert torch.equal(found.net(x), Zoo().load(tiny_zoo).net(x)), "the weights are those that were brought"
+    assert torch.equal(found.net(x), Zoo().load(tiny_zoo).net(x)), "the weights are those that were uploaded"
     used, held_out = load_dataset(card.id, "train"), load_dataset(card.id, "test")
     assert (used.size, held_out.size, len(class_names(card.id))) == (36, 36, 12)
     with torch.no_grad():
@@ -420,7 +420,7 @@ def test_a_brought_network_is_defended_like_one_of_the_zoo(stolen, tiny_zoo, tmp
     text = run_report(tmp_path / "out")
     assert "ASR</th><td>–</td><td>–</td>" in text
     remove(card.id)
-    assert list((paths.runs() / ".own").iterdir()) == []
+    assert list(paths.uploads().iterdir()) == []
     with pytest.raises(UnknownNameError, match=card.id):
         Zoo().load(card.id)
 
@@ -432,7 +432,7 @@ def test_asr_is_measured_on_images_that_carry_the_trigger(stolen, tiny_zoo, tmp_
         return attack.apply(torch.from_numpy(image).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
 
     clean = signs_zip(tmp_path / "clean.zip", 2)
-    card = bring(
+    card = import_model(
         stolen,
         clean,
         Settings(mean=STANDARD.mean, std=STANDARD.std, target=0),
@@ -450,16 +450,16 @@ def test_asr_is_measured_on_images_that_carry_the_trigger(stolen, tiny_zoo, tmp_
     assert last.result["before"]["ra"] == pytest.approx(float((said == data.labels[rows]).float().mean()))
     assert last.result["der"] is not None
     with pytest.raises(ConfigError, match="`target`"):
-        bring(stolen, clean, Settings(target=1))
+        import_model(stolen, clean, Settings(target=1))
     with pytest.raises(ConfigError, match=r"`target`.*0 to 11.*12"):
-        bring(stolen, clean, Settings(target=12), clean)
+        import_model(stolen, clean, Settings(target=12), clean)
 
 
 def test_what_is_refused_leaves_nothing(stolen, tmp_path, monkeypatch):
     clean = signs_zip(tmp_path / "clean.zip", 1)
     with pytest.raises(ConfigError, match="12 "):
-        bring(stolen, clean, STANDARD)
-    assert not (paths.runs() / ".own").exists()
+        import_model(stolen, clean, STANDARD)
+    assert not paths.uploads().exists()
     for bad in (
         {"std": (0.0, 1.0, 1.0)},
         {"mean": (0.0, float("inf"), 0.0)},
@@ -468,20 +468,42 @@ def test_what_is_refused_leaves_nothing(stolen, tmp_path, monkeypatch):
     ):
         with pytest.raises(ConfigError):
             Settings(**bad)
-    monkeypatch.setattr("npd_core.uploads.entry.MOST", 0)
-    (paths.runs() / ".own").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=re.escape(str(paths.runs() / ".own"))):
-        bring(stolen, clean, STANDARD)
+    monkeypatch.setattr("npd_core.uploads.store.MOST", 0)
+    paths.uploads().mkdir(parents=True)
+    with pytest.raises(ConfigError, match=re.escape(str(paths.uploads()))):
+        import_model(stolen, clean, STANDARD)
 
 
-def test_names_of_brought_models_cannot_leave_their_folder(runs_dir):
-    assert paths.own("own-0123456789abcdef") == runs_dir / ".own" / "own-0123456789abcdef"
-    for name in ("own-..", "own-0123456789abcde/", "own-0123456789ABCDEF", "signs", "own-0123456789abcdef\n"):
-        assert paths.own(name) is None
+def test_ids_of_uploaded_models_cannot_leave_their_folder(runs_dir):
+    for kind in ("uploaded", "own"):  # the second: an earlier version's
+        name = f"{kind}-0123456789abcdef"
+        assert paths.uploaded(name) == runs_dir / f".{kind}" / name
+    for name in (
+        "uploaded-..",
+        "own-0123456789abcde/",
+        "uploaded-0123456789ABCDEF",
+        "signs",
+        "own-0123456789abcdef\n",
+    ):
+        assert paths.uploaded(name) is None
+
+
+def test_a_model_that_an_earlier_version_stored_opens(stolen, runs_dir, tmp_path):
+    card = import_model(stolen, signs_zip(tmp_path / "clean.zip", 2), STANDARD)
+    old = card.id.replace("uploaded", "own")
+    (runs_dir / ".own").mkdir()
+    card.folder.rename(runs_dir / ".own" / old)
+    for name in ("card.json", "data.json"):
+        file = runs_dir / ".own" / old / name
+        file.write_text(file.read_text().replace(card.id, old))
+    assert Zoo().load(old).card.id == old
+    assert load_dataset(old, "test").size == 12
+    remove(old)
+    assert list((runs_dir / ".own").iterdir()) == []
 
 
 def test_a_changed_file_is_refused(stolen, tmp_path):
-    card = bring(stolen, signs_zip(tmp_path / "clean.zip", 2), STANDARD)
+    card = import_model(stolen, signs_zip(tmp_path / "clean.zip", 2), STANDARD)
     save_file({"mean": torch.zeros(1)}, card.folder / "model.safetensors")
     with pytest.raises(CheckpointError, match="sha256"):
         Zoo().load(card.id)
@@ -521,7 +543,7 @@ def test_resistance_counts_what_a_budget_cannot_move():
 
 
 def test_suggested_budget_grows_with_the_image(stolen, tmp_path):
-    card = bring(stolen, signs_zip(tmp_path / "clean.zip", 2), STANDARD)
+    card = import_model(stolen, signs_zip(tmp_path / "clean.zip", 2), STANDARD)
     assert suggested_config(card).rho == 3.0
     values = json.loads((card.folder / "data.json").read_text())
     assert (values["train_images"], values["test_images"]) == (12, 12)

@@ -22,7 +22,7 @@ from npd_core.data.load import load_dataset
 from npd_core.names import DATASET_TITLES
 from npd_core.runs.queue import manager
 from npd_core.runs.store import RunStore
-from npd_core.uploads.entry import Settings, bring
+from npd_core.uploads.store import Settings, import_model
 from npd_core.zoo import Zoo
 from npd_core.zoo.card import Card
 
@@ -49,7 +49,7 @@ def files(tiny_zoo: str, runs_dir: Path, tmp_path: Path) -> tuple[Path, Path]:
 
 @pytest.fixture
 def imported(files: tuple[Path, Path]) -> Card:
-    return bring(*files, Settings(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)))
+    return import_model(*files, Settings(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)))
 
 
 def upload(page: AppTest, files: tuple[Path, Path]) -> None:
@@ -82,7 +82,7 @@ def test_files_are_checked_and_the_model_opens(open_page: Open, files: tuple[Pat
         if isinstance(page.query_params["uploaded_model"], list)
         else [page.query_params["uploaded_model"]]
     )
-    assert paths.own(uploaded) is not None
+    assert paths.uploaded(uploaded) is not None
     accuracy, trained_on, held_out = (metric.value for metric in page.metric)
     assert trained_on == held_out == "48"
     assert float(accuracy.rstrip("%")) > 90
@@ -98,7 +98,7 @@ def test_refused_files_are_one_message_and_nothing_is_kept(open_page: Open, file
     page.button(key="upload_import").click().run()
     assert len(errors(page)) == 1
     assert "uploaded_model" not in page.query_params
-    assert not (paths.runs() / ".own").exists()
+    assert not paths.uploads().exists()
 
 
 def test_train_compare_and_remove(open_page: Open, imported: Card) -> None:
@@ -189,7 +189,7 @@ def test_a_clean_model_of_the_zoo_is_not_taken_for_an_imported_one(
 def test_runs_of_imported_models_are_not_shown_to_others(open_page: Open, imported: Card) -> None:
     from npd_core.config.request import DefenseRequest
     from npd_core.runs.store import RunStore
-    from npd_core.uploads.entry import suggested_config
+    from npd_core.uploads.store import suggested_config
 
     RunStore(paths.runs()).create(
         DefenseRequest(model=imported.id, clean=48, config=suggested_config(imported))

@@ -234,8 +234,8 @@ def resistance(run_id: str) -> Resistance:
     from npd_core.config.npd import NPDConfig
     from npd_core.data.load import load_dataset
     from npd_core.export.formats import read_repaired
-    from npd_core.uploads.entry import suggested_config
     from npd_core.uploads.resistance import resistance
+    from npd_core.uploads.store import suggested_config
 
     found = read_repaired(find_run(run_id).folder)
     config = found.run.request.config

@@ -1,0 +1,203 @@
+"""Uploaded models on disk: a folder like those of the zoo, hidden among the runs, with its images.
+
+    <runs>/.uploaded/uploaded-<16 hex digits>/model.safetensors   the weights as uploaded, in float32
+                                              card.json           what is known; ACC on the held-out images,
+                                              no ASR data.json           facts about the images
+                                              train.parquet       D_bn: the half that a defense may use
+                                              test.parquet        the half held out, for measuring only
+                                              triggered.parquet   triggered images, if some were uploaded
+
+`Zoo.load`, `load_clean`, `load_dataset` and `run_defense` take an uploaded model by its id.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import secrets
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from npd_core import paths
+from npd_core.attacks import UNKNOWN
+from npd_core.config.npd import NPDConfig, preset
+from npd_core.data.load import FILES
+from npd_core.data.parquet import write_images
+from npd_core.data.spec import UPLOAD_SPEC, Colour, DatasetSpec, spec_text
+from npd_core.errors import ConfigError, StorageError, check_seed
+from npd_core.evaluation import predict
+from npd_core.fileio import save_tensors, sha256, staged_folder, write_json, write_text
+from npd_core.models import Normalized
+from npd_core.uploads.checkpoint import read_checkpoint
+from npd_core.uploads.images import Images, read_images
+from npd_core.uploads.network import AUTO, recognise, suggested_layer
+from npd_core.zoo import Zoo
+from npd_core.zoo.card import CARD, TRIGGERED, WEIGHTS, Card
+
+MOST = 32
+"""Uploaded models kept on this machine at a time."""
+SIZES = (16, 256)
+"""Smallest and largest height and width of images, in pixels."""
+SPLIT = 0x6F776E
+"""Part of the seed of the split into D_bn and held-out images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Facts about an uploaded model that its files do not state."""
+
+    arch: str = AUTO
+    """As for `recognise`."""
+    mean: Colour = (0.0, 0.0, 0.0)
+    std: Colour = (1.0, 1.0, 1.0)
+    """Normalisation that the network was trained with, per channel, of pixels in [0, 1]."""
+    image_size: int = 32
+    """Height and width in pixels; images of another size are resized."""
+    target: int | None = None
+    """The attacker's target class, given together with triggered images."""
+    seed: int = 0
+    """Of the split into D_bn and held-out images."""
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != 3 or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+                raise ConfigError(f"`{name}` must be three numbers, one per colour channel, got {values!r}.")
+        if min(self.std) <= 0:
+            raise ConfigError(f"`std` must be above 0, got {self.std}.")
+        if not SIZES[0] <= self.image_size <= SIZES[1]:
+            raise ConfigError(f"`image_size` must be {SIZES[0]} to {SIZES[1]} pixels, got {self.image_size}.")
+        check_seed(self.seed)
+
+
+def import_model(checkpoint: Path, clean: Path, settings: Settings, triggered: Path | None = None) -> Card:
+    """Read a network and its images, check that they fit each other, and store them; return the new model's
+    card.
+
+    Args:
+        checkpoint: as for `read_checkpoint`.
+        clean: as for `read_images`; half of each class becomes D_bn, the other half is held out.
+        triggered: triggered images in the same layout, in folders by their TRUE class; goes with
+            `settings.target`.
+    Raises:
+        ConfigError, CheckpointError, StorageError, UnknownNameError: what cannot be used, with the remedy.
+            Nothing is stored then.
+    """
+    folders = [
+        path for root in (paths.uploads(), paths.runs() / ".own") if root.is_dir() for path in root.iterdir()
+    ]
+    if sum(paths.uploaded(path.name) is not None for path in folders) >= MOST:
+        raise ConfigError(
+            f"This machine keeps {MOST} uploaded models at most: remove one, or folders in {paths.uploads()}."
+        )
+    known = recognise(read_checkpoint(checkpoint).state, settings.arch)
+    target, size = settings.target, settings.image_size
+    if target is not None and not 0 <= target < known.num_classes:
+        raise ConfigError(f"`target` must be a class, 0 to {known.num_classes - 1}, got {target}.")
+    if (target is None) != (triggered is None):
+        raise ConfigError(
+            "Triggered images and `target`, the attacker's target class, go together: give both."
+        )
+    layer = suggested_layer(known.net, known.arch, size)
+    net = Normalized(known.net, settings.mean, settings.std).eval().requires_grad_(False)
+    images = read_images(clean, size, known.num_classes)
+    with_trigger = None if triggered is None else read_images(triggered, size, known.num_classes)
+    kept, held_out = split(images.labels, settings.seed)
+    model = f"uploaded-{secrets.token_hex(8)}"
+    predicted = predict(net, torch.from_numpy(images.images[held_out]), torch.device("cpu")).argmax(1).numpy()
+    spec = DatasetSpec(
+        id=model, title="Uploaded images", classes=images.classes, num_classes=known.num_classes, size=size,
+        mean=settings.mean, std=settings.std, train_images=len(kept), test_images=len(held_out), flip=False,
+        source="Uploaded by a visitor.",
+    )  # fmt: skip
+    card = Card(
+        id=model, dataset=model, attack=UNKNOWN, poison_ratio=0.0,
+        target="unknown" if target is None else f"class {target} ({images.classes[target]})",
+        attack_params={} if target is None else {"target": target},
+        arch=known.arch, width=known.width, num_classes=known.num_classes, image_size=size,
+        mean=settings.mean, std=settings.std, recipe={"layer": layer}, seed=settings.seed,
+        acc=float(np.mean(predicted == images.labels[held_out])), asr=None, ra=None, seconds=0.0,
+        versions={"torch": torch.__version__},
+    )  # fmt: skip
+    _write(card, spec, net, images, kept, held_out, with_trigger)
+    return Zoo().card(model)
+
+
+def split(labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the positions of D_bn and of the held-out images, ascending.
+
+    Each class is halved; D_bn gets the odd image. Raises ConfigError when fewer than 4 images would be held
+    out.
+    """
+    rng = np.random.default_rng([seed, SPLIT])
+    kept, held_out = [], []
+    for label in np.unique(labels):
+        of_class = rng.permutation(np.flatnonzero(labels == label))
+        half = (len(of_class) + 1) // 2
+        kept.append(of_class[:half])
+        held_out.append(of_class[half:])
+    first, second = np.sort(np.concatenate(kept)), np.sort(np.concatenate(held_out))
+    if len(second) < 4:
+        raise ConfigError(
+            f"{len(labels)} clean images are too few to hold some out: upload at least two per class."
+        )
+    return first, second
+
+
+def remove(model: str) -> None:
+    """Delete an uploaded model and its images; its runs stay. Raises UnknownNameError, StorageError."""
+    folder = paths.uploaded(Zoo().card(model).id)
+    if folder is None:
+        raise ConfigError(f"{model} is a model of the zoo and is not removed here.")
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise StorageError(f"{folder} could not be removed ({error.strerror}): remove it by hand.") from error
+
+
+def suggested_config(card: Card) -> NPDConfig:
+    """Return the settings to start with: the preset, its budget grown with the image (rho = 3 at 32
+    pixels)."""
+    return preset(card.dataset, size=card.image_size)
+
+
+def _write(
+    card: Card,
+    spec: DatasetSpec,
+    net: Normalized,
+    images: Images,
+    kept: NDArray[np.int64],
+    held_out: NDArray[np.int64],
+    triggered: Images | None,
+) -> None:
+    """Write the whole folder, or nothing."""
+    with staged_folder(Zoo().folder(card.id)) as fresh:
+        save_tensors(fresh / WEIGHTS, net.state_dict())
+        for name, rows in ((FILES["train"], kept), (FILES["test"], held_out)):
+            _write_images(fresh / name, images.images[rows], images.labels[rows], spec.classes)
+        names = [WEIGHTS]
+        if triggered is not None:
+            _write_images(fresh / TRIGGERED, triggered.images, triggered.labels, spec.classes)
+            names.append(TRIGGERED)
+        write_text(fresh / UPLOAD_SPEC, spec_text(spec))
+        card = replace(card, files={name: sha256(fresh / name) for name in names})
+        write_json(fresh / CARD, card.to_dict(), indent=2)
+
+
+def _write_images(
+    path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64], classes: Sequence[str]
+) -> None:
+    def png(image: NDArray[np.uint8]) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(file, "PNG", compress_level=3)
+        return file.getvalue()
+
+    pairs = enumerate(zip(images, labels, strict=True))
+    write_images(path, ((f"{k}.png", png(image), int(label)) for k, (image, label) in pairs), classes)
