@@ -5,7 +5,6 @@ import streamlit as st
 from npd_core.config.npd import PAPER_LAYERS, default_layer
 from npd_core.data.load import availability
 from npd_core.errors import NPDError, UnknownNameError
-from npd_core.export.bundle import has_polarizer
 from npd_core.figures import network as drawing
 from npd_core.names import attack_name
 from npd_core.runs import queue
@@ -125,7 +124,7 @@ with right:
             run_panel.panel(run.id, card)
             if not run.active:
                 with st.container(horizontal=True):
-                    if has_polarizer(run.folder):
+                    if run.has_polarizer:
                         shell.link("pages/predictions.py", "See its predictions", ":material/image_search:")
                         shell.link(
                             "pages/attributions.py", "See what decides", ":material/center_focus_strong:"

@@ -9,7 +9,6 @@ import streamlit as st
 
 from npd_core import paths
 from npd_core.errors import NPDError
-from npd_core.export.bundle import has_network, has_polarizer
 from npd_core.figures.curves import read_metrics
 from npd_core.figures.runs import comparison_figure, differing, outcome_figure, read_row
 from npd_core.names import METRICS, defense_name
@@ -134,7 +133,7 @@ def details(run: Run) -> None:
             help="Ends the run. A running one keeps the best polarizer so far.",
         ):
             cancel(run)
-    elif has_network(run.folder):
+    elif run.has_network:
         with selectors.working():
             second.download_button(
                 "Download",
@@ -158,7 +157,7 @@ def details(run: Run) -> None:
     if (
         run.result
         and not own
-        and has_polarizer(run.folder)
+        and run.has_polarizer
         and third.button(
             "See its predictions",
             key=f"predictions-{run.id}",

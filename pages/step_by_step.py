@@ -6,7 +6,6 @@ import numpy as np
 import streamlit as st
 
 from npd_core.config.npd import NPDConfig
-from npd_core.export.bundle import has_polarizer
 from npd_core.runs.store import Run
 from pages.shared import cache, controls, describe, selectors, shell, step_view
 from pages.shared.settings import ALL
@@ -70,7 +69,7 @@ def walk(parts: list[step_view.Part]) -> None:
 
 def trained_run(run: Run | None) -> Run | None:
     """Return the chosen run if the step can start from its polarizer."""
-    return run if run is not None and not run.active and has_polarizer(run.folder) else None
+    return run if run is not None and not run.active and run.has_polarizer else None
 
 
 selection = shell.selection()

@@ -10,7 +10,8 @@ from pathlib import Path
 from npd_core import paths
 from npd_core.cli.common import Answer, Parser
 from npd_core.errors import ConfigError, NPDError, StorageError, unknown_name
-from npd_core.export.bundle import MODEL_FORMATS, archive
+from npd_core.export import MODEL_FORMATS
+from npd_core.export.run_archive import run_archive
 from npd_core.fileio import write_bytes
 from npd_core.runs.store import Run, RunStore, read_record
 
@@ -24,9 +25,9 @@ def export(args: argparse.Namespace) -> Answer:
     run = _run(args.run)
     out = _target(args.out, f"{run.request.model}-{args.format}.zip")
     if args.format == "polarizer":
-        content = archive(run.folder, run.request.model)
+        content = run_archive(run.folder, run.request.model)
     else:
-        from npd_core.export.formats import model_archive
+        from npd_core.export.model_archive import model_archive
 
         content = model_archive(run.folder, args.format)
     write_bytes(out, content)

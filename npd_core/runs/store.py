@@ -41,6 +41,8 @@ STATES: tuple[State, ...] = get_args(State)
 ACTIVE: tuple[State, ...] = ("queued", "running")
 
 REQUEST, STATE, EVENTS, RESULT, STOP = "request.json", "state.json", "events.jsonl", "result.json", "stop"
+POLARIZER, REPAIRED = "polarizer.safetensors", "repaired.json"
+"""What shows that a run left a polarizer, or the network that a baseline repaired."""
 _RUN_ID = re.compile(r"[0-9a-z][0-9a-z_-]{0,127}")
 _LOGS = 64
 """Runs whose events stay in memory after somebody read them."""
@@ -77,6 +79,16 @@ class Run:
     def active(self) -> bool:
         """Whether it waits or runs."""
         return self.state in ACTIVE
+
+    @property
+    def has_polarizer(self) -> bool:
+        """Whether it left a polarizer; a baseline, which repairs the whole network, does not."""
+        return (self.folder / POLARIZER).is_file()
+
+    @property
+    def has_network(self) -> bool:
+        """Whether it left a polarizer or a repaired network."""
+        return self.has_polarizer or (self.folder / REPAIRED).is_file()
 
     @property
     def share(self) -> float:
@@ -391,7 +403,8 @@ def read_record(folder: Path) -> Run:
     """The run in a folder of its own, as `npd defend --save` leaves it. Raises StorageError when it cannot be read."""
     if not folder.is_dir():
         raise StorageError(f"There is no run in {folder}: choose a folder that `npd defend --save` wrote.")
-    run = _read(folder, None, False).run
+    recorded = folder.resolve().parent == paths.recorded().resolve()
+    run = _read(folder, None, recorded).run
     log = EventLog(folder / EVENTS)
     log.read()
     return Run(**{**_fields(run), **log.progress.stored()})

@@ -9,7 +9,8 @@ from urllib.parse import urlencode, urlsplit
 import streamlit as st
 
 from npd_core.errors import NPDError
-from npd_core.export.bundle import MODEL_FORMATS, has_network, has_polarizer, qr_code
+from npd_core.export import MODEL_FORMATS
+from npd_core.export.qr_code import qr_code
 from npd_core.runs.store import Run
 from pages.shared import cache
 
@@ -21,12 +22,12 @@ LOCAL = ("localhost", "127.0.0.1", "[::1]", "0.0.0.0")
 
 def downloads(run: Run) -> None:
     """The files of an ended run. Each is made when it is asked for."""
-    if not has_network(run.folder):
+    if not run.has_network:
         st.caption("This run left no repaired network behind, so there is nothing to take home.")
         return
     st.write(
         "The repaired network as a file of its own, with a program of a few lines that uses it without this app. "
-        + (FOLDED if has_polarizer(run.folder) else WHOLE)
+        + (FOLDED if run.has_polarizer else WHOLE)
     )
     name = f"{run.request.model}-{run.id}"
     with st.grid("auto", min_column_width=220):

@@ -8,7 +8,6 @@ import streamlit as st
 
 from npd_core import paths
 from npd_core.errors import NPDError
-from npd_core.export.bundle import has_polarizer
 from npd_core.figures import curves
 from npd_core.names import CURVES, METRICS
 from npd_core.progress import Progress
@@ -220,7 +219,7 @@ def _status(run: Run, done: Progress, epochs: int) -> None:
             words += f" · about {max(1, round(left))} s left" if left is not None else ""
         st.progress(done.share, f":material/play_circle: {words}")
     elif run.state == "failed":
-        kept = " The last good polarizer is kept." if has_polarizer(run.folder) else ""
+        kept = " The last good polarizer is kept." if run.has_polarizer else ""
         st.error(f"{run.message or 'This run failed.'}{kept}", icon=":material/error:")
     elif run.state == "interrupted":
         st.warning(

@@ -16,7 +16,6 @@ import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
 from npd_core.errors import NPDError
-from npd_core.export.bundle import has_polarizer
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
 from pages.shared import cache, choice, describe, shell
@@ -62,7 +61,7 @@ def finished_run(selection: shell.Selection) -> Run | None:
     assert selection.card is not None
     run = selection.run
     if run is not None and run.request.model == selection.card.id:
-        if has_polarizer(run.folder) and not run.active:
+        if run.has_polarizer and not run.active:
             st.caption(f"Polarizer of run `{run.id}` · {describe.provenance(run)}")
             return run
         st.warning(cache.runs.no_polarizer(run), icon=":material/hourglass_empty:")

@@ -20,7 +20,6 @@ from npd_core.config.request import DefenseRequest
 from npd_core.data.images import decode_overlay, from_query, overlay
 from npd_core.data.load import availability
 from npd_core.errors import NPDError
-from npd_core.export.bundle import has_polarizer
 from npd_core.figures import theme
 from npd_core.figures.predictions import data_url, judge, top_classes
 from npd_core.runs.store import Run
@@ -295,7 +294,7 @@ def purified(run: Run, images: np.ndarray, keep: bool) -> np.ndarray:
     """Probabilities, (N, K), of `images` with the polarizer of a run, or of its last epoch while it goes on; `keep` as
     in `cache.runs.at_epoch`."""
     kept = cache.runs.epochs_of(run.folder)
-    if has_polarizer(run.folder) or not kept:
+    if run.has_polarizer or not kept:
         return cache.images.predict(run.request.model, run.id, images)
     return cache.runs.at_epoch(run.id, kept[-1], images, keep)
 

@@ -23,9 +23,10 @@ from npd_core.config.npd import NPDConfig
 from npd_core.config.request import DefenseRequest
 from npd_core.errors import CheckpointError, ConfigError, UnknownNameError
 from npd_core.events import EpochEnd, Finished, Measured, Started
-from npd_core.export.bundle import archive, pack, qr_code
-from npd_core.export.formats import FOLDED, WHOLE, WRITERS, model_archive
-from npd_core.export.scripts import script
+from npd_core.export.model_archive import FOLDED, WHOLE, WRITERS, model_archive
+from npd_core.export.programs import use_model
+from npd_core.export.qr_code import qr_code
+from npd_core.export.run_archive import pack, run_archive
 from npd_core.figures import svg
 from npd_core.models import Normalized, build_model
 from npd_core.polarizer.artifact import save_polarizer
@@ -139,7 +140,7 @@ def test_safetensors_of_other_architectures(tmp_path, arch, layer, size):
         {
             "model.safetensors": WRITERS["safetensors"](plain, size),
             "about.json": json.dumps(about).encode(),
-            "use.py": script("safetensors", arch).encode(),
+            "use.py": use_model("safetensors", arch).encode(),
         }
     )
     home = unpacked(content, tmp_path / "home")
@@ -149,7 +150,7 @@ def test_safetensors_of_other_architectures(tmp_path, arch, layer, size):
 @pytest.mark.parametrize("layer", ["layer4.1.conv1", "after:conv1", "stream:layer3.0"])
 def test_polarizer_can_be_inserted_and_removed_again(saved, tmp_path, tiny_zoo, layer):
     folder, net = saved(layer)
-    home = unpacked(archive(folder, tiny_zoo), tmp_path / "home")
+    home = unpacked(run_archive(folder, tiny_zoo), tmp_path / "home")
     bare = Zoo().load(tiny_zoo).net
     x = torch.rand(3, 3, 32, 32)
     before = bare(x)
@@ -179,7 +180,7 @@ def test_a_network_repaired_by_a_baseline_is_exported_too(tiny_zoo, tmp_path):
     readme = (tmp_path / "home" / "README.txt").read_text()
     assert WHOLE in readme
     assert FOLDED not in readme
-    with zipfile.ZipFile(io.BytesIO(archive(folder, tiny_zoo))) as packed:
+    with zipfile.ZipFile(io.BytesIO(run_archive(folder, tiny_zoo))) as packed:
         assert {"model.safetensors", "repaired.json", "README.txt"} <= set(packed.namelist())
 
 
@@ -215,7 +216,7 @@ def test_what_cannot_be_exported(saved, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError):
         model_archive(folder, "safetensors")
     with pytest.raises(CheckpointError):
-        archive(folder)
+        run_archive(folder)
 
 
 def test_qr_code_is_drawn_here_and_bounded():

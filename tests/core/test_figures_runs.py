@@ -13,7 +13,7 @@ from npd_core.config.baselines import CONFIGS
 from npd_core.config.npd import NPDConfig
 from npd_core.config.request import DefenseRequest
 from npd_core.errors import CheckpointError
-from npd_core.export.bundle import archive
+from npd_core.export.run_archive import run_archive
 from npd_core.figures.curves import MetricCurves
 from npd_core.figures.runs import comparison_figure, differing, outcome_figure, read_row
 
@@ -92,7 +92,7 @@ def test_outcomes_show_the_value_before_beside_the_one_after() -> None:
 def test_archive_takes_what_there_is_and_nothing_else(tmp_path: Path) -> None:
     for name in ("polarizer.safetensors", "polarizer.json", "result.json", "state.json", "stop"):
         (tmp_path / name).write_text(name)
-    first, second = archive(tmp_path, "m"), archive(tmp_path, "m")
+    first, second = run_archive(tmp_path, "m"), run_archive(tmp_path, "m")
     assert first == second
     with zipfile.ZipFile(io.BytesIO(first)) as packed:
         assert packed.namelist() == [
@@ -105,5 +105,5 @@ def test_archive_takes_what_there_is_and_nothing_else(tmp_path: Path) -> None:
         assert packed.read("result.json") == b"result.json"
         assert packed.testzip() is None
     (tmp_path / "polarizer.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="nothing to take home"):
-        archive(tmp_path)
+    with pytest.raises(CheckpointError, match=tmp_path.name):
+        run_archive(tmp_path)

@@ -35,7 +35,7 @@ WITHOUT_TORCH = [
     "npd_core.figures",
     "npd_core.runs.store",
     "npd_core.runs.queue",
-    "npd_core.export.bundle",
+    "npd_core.export.run_archive",
     "npd_core.uploads.images",
     "npd_core.experiments.record",
     "npd_core.experiments.grid",

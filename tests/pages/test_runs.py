@@ -13,7 +13,7 @@ from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Button
 
 from npd_core.config.request import DefenseRequest
-from npd_core.export.bundle import archive
+from npd_core.export.run_archive import run_archive
 from npd_core.runs.store import Run, RunStore
 
 Open = Callable[..., AppTest]
@@ -49,7 +49,7 @@ def test_a_run_of_the_address_is_the_one_shown_and_can_be_taken_home(open_page: 
     assert errors(page) == []
     assert page.selectbox(key="inspect").value == run.id
     assert page.get("download_button")
-    with zipfile.ZipFile(io.BytesIO(archive(run.folder, run.request.model))) as packed:
+    with zipfile.ZipFile(io.BytesIO(run_archive(run.folder, run.request.model))) as packed:
         assert set(packed.namelist()) == {
             "polarizer.safetensors",
             "polarizer.json",

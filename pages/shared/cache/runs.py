@@ -13,7 +13,6 @@ from npd_core import paths
 from npd_core.config.baselines import CONFIGS
 from npd_core.errors import CheckpointError, UnknownNameError
 from npd_core.experiments.record import TableRecord, list_tables, read_table, table_path
-from npd_core.export.bundle import has_polarizer
 from npd_core.names import defense_name
 from npd_core.polarizer.snapshots import snapshot_epochs, snapshot_file
 from npd_core.progress import Progress
@@ -137,16 +136,16 @@ def comparison_chart(tracks: Mapping[str, MetricCurves], mode: str | None) -> st
 @by_files(st.cache_data(max_entries=8, show_spinner=False), run_files)
 def archive(run_id: str) -> bytes:
     """Return polarizer, config and metrics of a run as a zip file. Raises CheckpointError."""
-    from npd_core.export.bundle import archive
+    from npd_core.export.run_archive import run_archive
 
     run = find_run(run_id)
-    return archive(run.folder, run.request.model)
+    return run_archive(run.folder, run.request.model)
 
 
 @by_files(st.cache_data(max_entries=6, show_spinner=False), run_files)
 def model_archive(run_id: str, kind: str) -> bytes:
     """Return the repaired network of a run as a zip file, in a format of MODEL_FORMATS."""
-    from npd_core.export.formats import model_archive
+    from npd_core.export.model_archive import model_archive
 
     return model_archive(find_run(run_id).folder, kind)
 
@@ -166,7 +165,7 @@ def usable_runs(model_id: str) -> list[Run]:
         for run in all_runs()
         if run.request.model == model_id
         and run.state in ("finished", "stopped")
-        and has_polarizer(run.folder)
+        and run.has_polarizer
         and is_current(run)
     ]
 
@@ -186,7 +185,7 @@ def polarized(run_id: str) -> PolarizedNet:
     from npd_core.polarizer.artifact import load_polarizer
 
     run = find_run(run_id)
-    if not has_polarizer(run.folder):
+    if not run.has_polarizer:
         raise CheckpointError(no_polarizer(run))
     found = zoo.backdoored(run.request.model)
     return load_polarizer(run.folder, found.net, found.card)
@@ -233,7 +232,7 @@ def resistance(run_id: str) -> Resistance:
     """Return how many held-out images of an uploaded model resist the adversarial perturbation."""
     from npd_core.config.npd import NPDConfig
     from npd_core.data.load import load_dataset
-    from npd_core.export.formats import read_repaired
+    from npd_core.export.model_archive import read_repaired
     from npd_core.uploads.resistance import resistance
     from npd_core.uploads.store import suggested_config
 

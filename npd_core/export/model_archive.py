@@ -1,4 +1,4 @@
-"""The repaired network of a run as one file that needs nothing of this project: safetensors, torch.export, ONNX."""
+"""The repaired network of a run as a file for use without this project: safetensors, torch.export, ONNX."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import logging
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,12 +16,12 @@ import torch
 from safetensors.torch import save
 
 import npd_core
-from npd_core import paths
 from npd_core.data.load import class_names
 from npd_core.defenses.artifact import is_repaired, load_repaired
 from npd_core.errors import ConfigError, unknown_name
-from npd_core.export.bundle import MODEL_FORMATS, pack
-from npd_core.export.scripts import script
+from npd_core.export import MODEL_FORMATS
+from npd_core.export.programs import use_model
+from npd_core.export.run_archive import pack
 from npd_core.models import Normalized
 from npd_core.polarizer.artifact import load_polarizer
 from npd_core.polarizer.fold import fold
@@ -31,19 +30,19 @@ from npd_core.runs.store import Run, read_record
 from npd_core.zoo import Zoo
 from npd_core.zoo.weights import Backdoored
 
-README = """The network of a run, repaired: {what}
+README = """The repaired network of a run: {what}
 
 {file}
-about.json   which network it is, its classes, and what was measured before and after, as fractions
-use.py       uses the file without the Neural Polarizer Lab: python use.py PICTURE ...
+about.json   the network, its classes, and the metrics before and after, as fractions
+use.py       uses the file without the Neural Polarizer Lab: python use.py IMAGE ...
 
-Pictures go in as numbers in [0, 1], (N, 3, {size}, {size}); the network normalises them itself.
+Images are numbers in [0, 1], (N, 3, {size}, {size}); the network normalises them itself.
 {how}
 """
-FOLDED = """The polarizer is folded into the layers beside it, so there is no extra layer to carry; that holds for
-pictures of this size alone. Its logits equal those of the polarized network up to the rounding of float32."""
-WHOLE = """The defense repaired the whole network: there is no polarizer, and no layer was added. Its logits equal
-those of the network that the run measured, up to the rounding of float32."""
+FOLDED = """The polarizer is folded into the neighbouring layers, so the network has no extra layer; this
+holds only for images of this size. The logits equal those of the polarized network up to float32 rounding."""
+WHOLE = """The defense repaired the whole network: there is no polarizer and no extra layer. The logits equal
+those of the network that the run measured, up to float32 rounding."""
 
 
 class Repaired(NamedTuple):
@@ -52,16 +51,16 @@ class Repaired(NamedTuple):
     run: Run
     backdoored: Backdoored
     net: PolarizedNet | Normalized
-    """With the polarizer in place, or repaired by a baseline; eval, frozen, on the CPU."""
+    """With the polarizer inserted, or repaired by a baseline; in eval mode, frozen, on the CPU."""
 
     @property
     def plain(self) -> Normalized:
-        """Plain layers only, the polarizer folded away."""
+        """The network with the polarizer folded into its layers."""
         return fold(self.net) if isinstance(self.net, PolarizedNet) else self.net
 
 
 def load_defended(folder: Path, backdoored: Backdoored) -> PolarizedNet | Normalized:
-    """The network that a run left in its folder: with a polarizer in it, or repaired by a baseline.
+    """Return the network that a run saved: with its polarizer, or repaired by a baseline.
 
     Raises CheckpointError when there is none, or it does not belong to this model.
     """
@@ -71,23 +70,21 @@ def load_defended(folder: Path, backdoored: Backdoored) -> PolarizedNet | Normal
 
 
 def read_repaired(folder: Path) -> Repaired:
-    """The run in `folder`, with its networks. Raises StorageError, UnknownNameError, CheckpointError."""
+    """Load the run in `folder` with its networks. Raises StorageError, UnknownNameError, CheckpointError."""
     run = read_record(folder)
-    if folder.resolve().parent == paths.recorded().resolve():
-        run = replace(run, recorded=True)
     backdoored = Zoo().load(run.request.model)
     return Repaired(run, backdoored, load_defended(folder, backdoored))
 
 
 def model_archive(folder: Path, kind: str) -> bytes:
-    """A zip file with the repaired network of a run, facts about it, and a short program that uses it.
+    """Return a zip file with the repaired network of a run, facts about it, and a short program that uses it.
 
     Args:
         folder: of a run, or one that `npd defend --save` wrote.
         kind: a name in MODEL_FORMATS.
     Raises:
-        UnknownNameError: no such format, or the model of the run is not here.
-        ConfigError: the format needs a package that is not installed.
+        UnknownNameError: no such format, or the zoo lacks the model of the run.
+        ConfigError: the format needs a package that is not installed, or does not fit the architecture.
         CheckpointError, StorageError: the run holds no network, or cannot be read.
     """
     if kind not in MODEL_FORMATS:
@@ -95,20 +92,23 @@ def model_archive(folder: Path, kind: str) -> bytes:
     found = read_repaired(folder)
     card = found.backdoored.card
     name = f"model.{kind}"
-    what = f"{card.id}, by {found.run.request.defense}"
-    how = FOLDED if isinstance(found.net, PolarizedNet) else WHOLE
-    words = README.format(what=what, file=f"{name:<12} {MODEL_FORMATS[kind]}", size=card.image_size, how=how)
+    readme = README.format(
+        what=f"{card.id}, by {found.run.request.defense}",
+        file=f"{name:<12} {MODEL_FORMATS[kind]}",
+        size=card.image_size,
+        how=FOLDED if isinstance(found.net, PolarizedNet) else WHOLE,
+    )
     files = {
+        "use.py": use_model(kind, card.arch).encode(),
         name: WRITERS[kind](found.plain, card.image_size),
         "about.json": (json.dumps(about(found), indent=2, ensure_ascii=False) + "\n").encode(),
-        "use.py": script(kind, card.arch).encode(),
-        "README.txt": words.encode(),
+        "README.txt": readme.encode(),
     }
     return pack(files)
 
 
 def about(found: Repaired) -> dict[str, Any]:
-    """Which network it is and what was measured, as JSON values."""
+    """Return facts about the network and its metrics, as JSON values."""
     run, card = found.run, found.backdoored.card
     result = run.result or {}
     return {
@@ -123,12 +123,12 @@ def about(found: Repaired) -> dict[str, Any]:
 
 
 def to_safetensors(net: Normalized, size: int) -> bytes:
-    """Every weight in float32, by its name in the folded network."""
+    """Return the weights in float32, by their names in the folded network."""
     return save({name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()})
 
 
 def to_pt2(net: Normalized, size: int) -> bytes:
-    """The graph of `torch.export`, for any number of images."""
+    """Return the graph of `torch.export`, for any number of images."""
     file = io.BytesIO()
     with _quiet():
         torch.export.save(_graph(net, size), file)
@@ -136,14 +136,17 @@ def to_pt2(net: Normalized, size: int) -> bytes:
 
 
 def to_onnx(net: Normalized, size: int) -> bytes:
-    """ONNX, input `images`, output `logits`, for any number of images. Raises ConfigError without its packages."""
+    """Return ONNX, input `images`, output `logits`, for any number of images.
+
+    Raises ConfigError when its packages are not installed.
+    """
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ConfigError(
             f"ONNX needs the package {error.name!r}: install it with `pip install onnx onnxscript`, "
-            "or take another format."
+            "or choose another format."
         ) from None
     with _quiet():
         program = torch.onnx.export(
@@ -163,14 +166,13 @@ WRITERS: dict[str, Callable[[Normalized, int], bytes]] = {
 
 
 def _graph(net: Normalized, size: int) -> torch.export.ExportedProgram:
-    """Any number of images; two are shown, as one would be taken for a constant."""
-    x = torch.zeros(2, 3, size, size)
+    x = torch.zeros(2, 3, size, size)  # a batch of one would make the batch size a constant
     return torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Exporters warn of their own insides, and two of them at once in one process break each other."""
+    """Let one exporter run at a time (two at once break each other), without its warnings."""
     log = logging.getLogger("torch.onnx")
     with _EXPORTING:
         level = log.level
