@@ -14,14 +14,14 @@ import torch
 from npd_core.attacks import DYNAMIC
 from npd_core.attacks.poison import poison_training_set
 from npd_core.config.baselines import ANPConfig, EPConfig
-from npd_core.config.npd import VARIANTS, NPDConfig
+from npd_core.config.npd import NPDConfig
 from npd_core.config.request import DefenseRequest
 from npd_core.data.clean import load_clean
 from npd_core.data.load import ImageSet, load_dataset
-from npd_core.defenses import DEFENSES as BASELINES
+from npd_core.defenses import get_defense
 from npd_core.defenses.artifact import round_as_stored, save_repaired
 from npd_core.device import environment, resolve_device
-from npd_core.errors import ConfigError, unknown_name
+from npd_core.errors import ConfigError
 from npd_core.evaluation import TestSets, evaluate, named, test_sets
 from npd_core.events import EpochEnd, Event, Failed, Finished, Measured, StepEnd
 from npd_core.fileio import write_json
@@ -30,12 +30,9 @@ from npd_core.models import Normalized
 from npd_core.polarizer.artifact import forget_snapshots, save_polarizer, save_snapshot
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.polarizer.snapshots import epoch_of
-from npd_core.polarizer.training import train_polarizer
 from npd_core.zoo import Zoo
 from npd_core.zoo.card import Card
 from npd_core.zoo.weights import Backdoored
-
-DEFENSES = (*VARIANTS, *BASELINES)
 
 
 def run_defense(
@@ -61,8 +58,7 @@ def run_defense(
     Raises:
         UnknownNameError, ConfigError, DataMissingError, CheckpointError, StorageError: before or between the events.
     """
-    if request.defense not in DEFENSES:
-        raise unknown_name("defense", request.defense, DEFENSES)
+    defense = get_defense(request.defense)
     device = resolve_device(request.device)
     backdoored = zoo.load(request.model)
     card = backdoored.card
@@ -77,7 +73,9 @@ def run_defense(
     sets = test_sets(card.dataset, backdoored.attack, images)
     watched = test_sets(card.dataset, backdoored.attack, request.eval_images) if request.eval_images else None
 
-    training = _training(request, net, backdoored, ImageSet(clean.images, clean.labels), sets, device)
+    more = _more(request, backdoored, sets, device)
+    data = ImageSet(clean.images, clean.labels)
+    training = defense.run(net, data, request.config, device, **more)
     if out is not None:
         forget_snapshots(out)
     end: Finished | Failed | None = None
@@ -104,7 +102,8 @@ def run_defense(
                 break
     finally:
         training.close()
-    assert end is not None
+    if end is None:
+        raise ConfigError(f"The defense `{request.defense}` must end with the event Finished or Failed.")
     if isinstance(net, Normalized):
         round_as_stored(net)
     start = time.perf_counter()
@@ -130,39 +129,29 @@ def run_defense(
     yield replace(end, result=result)
 
 
-def _training(
-    request: DefenseRequest,
-    net: PolarizedNet | Normalized,
-    backdoored: Backdoored,
-    clean: ImageSet,
-    sets: TestSets,
-    device: torch.device,
-) -> Generator[Event, None, None]:
-    """The events of the defense, which changes `net`.
+def _more(
+    request: DefenseRequest, backdoored: Backdoored, sets: TestSets, device: torch.device
+) -> dict[str, Any]:
+    """Return what a defense is given beside the clean images.
 
-    A variant that knows the target is told the attack's rule, labels to labels: no trigger and no test image. A
-    baseline whose config asks for more than the clean images, the poisoned training set or an oracle, is given it.
+    NPD is given the target rule of the attack, labels to labels: no trigger and no test image. Two baselines get the
+    poisoned training set or an oracle where their config asks for it.
     """
     cfg, card, attack = request.config, backdoored.card, backdoored.attack
-    if isinstance(net, PolarizedNet):
-        assert isinstance(cfg, NPDConfig)
-        return train_polarizer(
-            net, clean, cfg, device, variant=request.defense, target_rule=attack.rule.target
-        )
-    assert not isinstance(cfg, NPDConfig)
-    more: dict[str, Any] = {}
+    if isinstance(cfg, NPDConfig):
+        return {"variant": request.defense, "target_rule": attack.rule.target}
     if isinstance(cfg, EPConfig) and cfg.batch == "mixture":
         if not card.poison_ratio:
             raise ConfigError(
-                f"No poisoned training set of {card.id} is known: let EP look at clean images, batch=clean."
+                f"No poisoned training set of {card.id} is known: let EP use clean images, `batch`=clean."
             )
         data = load_dataset(card.dataset, "train")
-        crossed = DYNAMIC[attack.name].cross_ratio if attack.name in DYNAMIC else 0
-        poisoned = poison_training_set(data, attack, card.poison_ratio, card.seed, crossed)
-        more["mixture"] = ImageSet(poisoned.images, poisoned.labels)
+        cross_ratio = DYNAMIC[attack.name].cross_ratio if attack.name in DYNAMIC else 0
+        poisoned = poison_training_set(data, attack, card.poison_ratio, card.seed, cross_ratio)
+        return {"mixture": ImageSet(poisoned.images, poisoned.labels)}
     if isinstance(cfg, ANPConfig) and cfg.select == "oracle":
-        more["oracle"] = lambda pruned: evaluate(pruned, sets, device)
-    return BASELINES[request.defense].run(net, clean, cfg, device, **more)
+        return {"oracle": lambda pruned: evaluate(pruned, sets, device)}
+    return {}
 
 
 def _save(

@@ -8,14 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from npd_core.config.npd import VARIANTS
-from npd_core.defenses import DEFENSES
 from npd_core.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-ALL_DEFENSES = (*VARIANTS, *DEFENSES)
 PAPER_SETTINGS = (
     "lambda1",
     "lambda2",

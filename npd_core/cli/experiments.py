@@ -7,7 +7,7 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 from npd_core import paths
 from npd_core.cli.common import (
-    ALL_DEFENSES,
     PAPER_SETTINGS,
     Answer,
     Parser,
@@ -28,6 +27,7 @@ from npd_core.cli.common import (
     text_table,
 )
 from npd_core.config.npd import VARIANTS, NPDConfig
+from npd_core.defenses import DEFENSES
 from npd_core.errors import StorageError, unknown_name
 from npd_core.experiments.record import TABLES, Cell, TableRecord, find_table, table_path, write_table
 from npd_core.fileio import write_text
@@ -49,7 +49,7 @@ def sweep(args: argparse.Namespace) -> Answer:
     settings = {name: getattr(args, name) for name in LISTS if getattr(args, name) is not None}
     grid = Grid(
         model=args.model,
-        defenses=_defenses(args.defenses, ALL_DEFENSES) or ("npd",),
+        defenses=_defenses(args.defenses, DEFENSES) or ("npd",),
         layers=args.layers or (None,),
         clean=args.clean,
         settings=settings,
@@ -108,7 +108,7 @@ def table(args: argparse.Namespace) -> Answer:
         dataset=args.dataset,
         quick=args.quick,
         attacks=args.attacks,
-        defenses=_defenses(args.defenses, ALL_DEFENSES),
+        defenses=_defenses(args.defenses, DEFENSES),
         arch=args.arch,
         width=args.width,
         seed=args.seed,
@@ -254,7 +254,7 @@ def _command(args: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
-def _defenses(names: tuple[str, ...] | None, choices: Sequence[str]) -> tuple[str, ...] | None:
+def _defenses(names: tuple[str, ...] | None, choices: Iterable[str]) -> tuple[str, ...] | None:
     """Raises UnknownNameError."""
     for name in names or ():
         if name not in (*choices, "all"):
@@ -312,7 +312,7 @@ def add_commands(add: Callable[[str, Callable[[argparse.Namespace], Answer], str
         "sweep", sweep, "run a grid of defenses of one model; what has been run before is not run again"
     )
     many.add_argument("model", metavar="MODEL", help="id of a model, see `npd models`")
-    names = ", ".join(ALL_DEFENSES)
+    names = ", ".join(DEFENSES)
     many.add_argument("--defenses", metavar="A,B", type=read_words, help=f"all, or some of {names} (npd)")
     many.add_argument(
         "--layers",

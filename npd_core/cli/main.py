@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import npd_core
 from npd_core.cli import experiments, export
 from npd_core.cli.common import (
-    ALL_DEFENSES,
     PAPER_SETTINGS,
     Answer,
     Parser,
@@ -46,7 +45,7 @@ from npd_core.cli.common import (
 )
 from npd_core.config.npd import BN_MODES, INNER_STEPS, LOG_FORMS, NORMS, REFRESH, VARIANTS, NPDConfig, preset
 from npd_core.data.spec import DATASETS
-from npd_core.defenses import DEFENSES, PRESETS, DefenseConfig
+from npd_core.defenses import CONFIGS, DEFENSES, PRESETS, DefenseConfig, get_defense
 from npd_core.errors import (
     CheckpointError,
     ConfigError,
@@ -58,6 +57,7 @@ from npd_core.errors import (
 from npd_core.events import EpochEnd, Event, Failed, Finished, Measured, Started, StepEnd, to_record
 from npd_core.experiments.grid import config_for
 from npd_core.fileio import write_json
+from npd_core.plugins import load_plugins
 from npd_core.progress import Progress
 
 if TYPE_CHECKING:
@@ -188,6 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
+    load_plugins()
     args = build_parser().parse(argv)
     _check_writable(args.json)
     with contextlib.redirect_stdout(sys.stderr) if args.json == "-" else contextlib.nullcontext():
@@ -326,10 +327,10 @@ def compare(args: argparse.Namespace) -> Answer:
     from npd_core.config.request import DefenseRequest
     from npd_core.zoo import Zoo
 
-    names = ALL_DEFENSES if args.defenses == "all" else tuple(dict.fromkeys(args.defenses.split(",")))
+    names = tuple(DEFENSES) if args.defenses == "all" else tuple(dict.fromkeys(args.defenses.split(",")))
     for name in names:
-        if name not in ALL_DEFENSES:
-            raise unknown_name("defense", name, ("all", *ALL_DEFENSES))
+        if name not in DEFENSES:
+            raise unknown_name("defense", name, ("all", *DEFENSES))
     card = Zoo().card(args.model)
     seed = {} if args.seed is None else {"seed": args.seed}
     common = {"model": card.id, "clean": args.clean, "device": args.device}
@@ -873,7 +874,7 @@ def build_parser() -> Parser:
         "--defenses",
         metavar="A,B,C",
         default="all",
-        help=f"all (default), or some of {', '.join(ALL_DEFENSES)}",
+        help=f"all (default), or some of {', '.join(DEFENSES)}",
     )
     _add_clean(side_by_side)
     side_by_side.add_argument(
@@ -987,7 +988,7 @@ def _add_json(parser: Parser) -> None:
 
 def _add_defend(parser: Parser) -> None:
     parser.add_argument("model", metavar="MODEL", help="id of a model, see `npd models`")
-    parser.add_argument("--defense", default="npd", help=f"{', '.join(ALL_DEFENSES)} (default: npd)")
+    parser.add_argument("--defense", default="npd", help=f"{', '.join(DEFENSES)} (default: npd)")
     parser.add_argument(
         "--layer", help="insertion point, such as layer4.1.conv1 (default: that of the architecture)"
     )
@@ -1024,8 +1025,8 @@ def _add_defend(parser: Parser) -> None:
     ):
         _add_setting(paper if field.name in PAPER_SETTINGS else further, field, docs.get(field.name, ""))
 
-    for name, defense in DEFENSES.items():
-        values = defense.config().to_dict()
+    for name, baseline in CONFIGS.items():
+        values, defense = baseline().to_dict(), DEFENSES[name]
         options = ", ".join(
             f"--{setting.replace('_', '-')}" for setting in SHARED_SETTINGS if setting in values
         )
@@ -1034,7 +1035,8 @@ def _add_defend(parser: Parser) -> None:
         text += "".join(f" On {dataset}: {_assigned(changes)}." for dataset, changes in special.items())
         if name == "ep":
             text += " With mixture it sees a batch of the POISONED training set, with clean one of the clean images."
-        parser.add_argument_group(f"settings of {name} ({defense.title}, {defense.source})", text)
+        origin = ", ".join(filter(None, (defense.title, defense.source)))
+        parser.add_argument_group(f"settings of {name} ({origin})", text)
 
 
 def _add_clean(parser: Parser) -> None:
@@ -1045,6 +1047,11 @@ def _add_clean(parser: Parser) -> None:
         default=0.05,
         help="clean images of the defender: a share such as 0.05 (default), or a number of images",
     )
+
+
+def _annotation(field: Field[Any]) -> str:
+    """Return the type of a field as text; a plugin may do without `from __future__ import annotations`."""
+    return field.type if isinstance(field.type, str) else inspect.formatannotation(field.type)
 
 
 def _add_setting(group: argparse._ArgumentGroup, field: Field[Any], doc: str) -> None:
@@ -1087,11 +1094,8 @@ def _config(args: argparse.Namespace, card: Card) -> NPDConfig | DefenseConfig:
         ConfigError: an option that does not go with the defense, a setting given twice, or a value out of its range.
     """
     defense, given = args.defense, _settings(args)
-    if defense not in ALL_DEFENSES:
-        raise unknown_name("defense", defense, ALL_DEFENSES)
-    kind = DEFENSES[defense].config if defense in DEFENSES else NPDConfig
-    known = {field.name: str(field.type) for field in fields(kind)}
-    if defense in DEFENSES:
+    known = {field.name: _annotation(field) for field in fields(get_defense(defense).config)}
+    if defense in CONFIGS:
         if args.layer is not None:
             raise ConfigError(
                 f"--layer does not go with {defense}, which repairs the whole network: leave it out."

@@ -1,10 +1,27 @@
-"""The baseline defenses, by the field's names. Importing this module needs no torch: a defense is loaded when it
-runs."""
+"""The table of all defenses: NPD and its variants, then the baselines. No torch: a defense is loaded when it runs.
+
+A defense from outside the project is a generator of events and a config, registered under a name:
+
+    @dataclass(frozen=True, kw_only=True)
+    class ShrinkConfig(DefenseConfig):
+        factor: float = 0.9
+
+    def shrink(net, clean, cfg, device):
+        yield Started(0, 0, 1, clean.size, str(device))
+        net.net.linear.weight.data.mul_(cfg.factor)
+        yield Finished(-1, seconds=0.0)
+
+    register("shrink", ShrinkConfig, shrink, "Shrink the last layer")
+
+From then on `run_defense` and `npd defend --defense shrink` know it. `npd` and the app import the modules that the
+environment variable NPD_PLUGINS names.
+"""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Generator
+import re
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +36,9 @@ from npd_core.config.baselines import (
     NADConfig,
     NCConfig,
 )
+from npd_core.config.npd import NPDConfig
 from npd_core.data.spec import get_dataset
-from npd_core.errors import unknown_name
+from npd_core.errors import ConfigError, unknown_name
 from npd_core.events import Event
 from npd_core.zoo.card import Card
 
@@ -29,79 +47,149 @@ if TYPE_CHECKING:
 
     from npd_core.data.load import ImageSet
     from npd_core.models.normalized import Normalized
+    from npd_core.polarizer.insertion import PolarizedNet
 
 
 @dataclass(frozen=True)
 class Defense:
-    """One row of the table: what a defense is set by, and where it is."""
+    """One row of the table."""
 
-    config: type[DefenseConfig]
-    module: str
-    function: str
+    config: type[NPDConfig] | type[DefenseConfig]
+    function: Callable[..., Iterator[Event]] | str
+    """What `run` calls, or where it is, as `module:function`."""
     title: str
-    source: str
+    source: str = ""
     """Where it was published."""
 
+    @property
+    def polarizes(self) -> bool:
+        """Whether it trains a polarizer, rather than changing the network itself."""
+        return self.config is NPDConfig
+
     def run(
-        self, net: Normalized, clean: ImageSet, cfg: DefenseConfig, device: torch.device, **more: Any
+        self,
+        net: Normalized | PolarizedNet,
+        clean: ImageSet,
+        cfg: NPDConfig | DefenseConfig,
+        device: torch.device,
+        **more: Any,
     ) -> Generator[Event, None, None]:
-        """Repair `net` in place; it is in eval mode and frozen when the generator ends or is closed.
+        """Defend `net` in place; it is in eval mode when the generator ends or is closed.
 
         Args:
             net: a copy that the caller owns; moved to `device`.
             clean: D_bn, the defender's clean images.
             cfg: of the class `config`.
-            more: what a config that names an oracle asks for; see the function itself.
+            more: further arguments of the function, such as the target rule of NPD-TU.
         Yields:
             Started, StepEnd, EpochEnd; the last is Finished or Failed.
         Raises:
             ConfigError: settings and images that do not go together.
         """
-        function = getattr(importlib.import_module(f"npd_core.defenses.{self.module}"), self.function)
-        events: Generator[Event, None, None] = function(net, clean, cfg, device, **more)
-        return events
+        function = self.function
+        if isinstance(function, str):
+            module, _, name = function.partition(":")
+            function = getattr(importlib.import_module(module), name)
+        events = function(net, clean, cfg, device, **more)
+        return events if isinstance(events, Generator) else (event for event in events)
 
+
+_NPD = "npd_core.polarizer.training:train_polarizer"
+_PAPER = "Zhu et al., NeurIPS 2023"
 
 DEFENSES: dict[str, Defense] = {
-    "fp": Defense(FPConfig, "fp", "fine_prune", "Fine-pruning", "Liu et al., RAID 2018"),
-    "nad": Defense(NADConfig, "nad", "distill_attention", "Attention distillation", "Li et al., ICLR 2021"),
-    "nc": Defense(NCConfig, "nc", "neural_cleanse", "Neural cleanse", "Wang et al., S&P 2019"),
+    "npd": Defense(NPDConfig, _NPD, "Neural polarizer", _PAPER),
+    "npd_tu": Defense(NPDConfig, _NPD, "Neural polarizer, target known, universal perturbation", _PAPER),
+    "npd_tp": Defense(NPDConfig, _NPD, "Neural polarizer, target known, perturbation per image", _PAPER),
+    "npd_uu": Defense(NPDConfig, _NPD, "Neural polarizer, untargeted universal perturbation", _PAPER),
+    "npd_up": Defense(NPDConfig, _NPD, "Neural polarizer, untargeted perturbation per image", _PAPER),
+    "fp": Defense(FPConfig, "npd_core.defenses.fp:fine_prune", "Fine-pruning", "Liu et al., RAID 2018"),
+    "nad": Defense(
+        NADConfig, "npd_core.defenses.nad:distill_attention", "Attention distillation", "Li et al., ICLR 2021"
+    ),
+    "nc": Defense(NCConfig, "npd_core.defenses.nc:neural_cleanse", "Neural cleanse", "Wang et al., S&P 2019"),
     "anp": Defense(
-        ANPConfig, "anp", "prune_sensitive", "Adversarial neuron pruning", "Wu and Wang, NeurIPS 2021"
+        ANPConfig,
+        "npd_core.defenses.anp:prune_sensitive",
+        "Adversarial neuron pruning",
+        "Wu and Wang, NeurIPS 2021",
     ),
     "i_bau": Defense(
-        IBAUConfig, "i_bau", "unlearn_implicitly", "Implicit unlearning", "Zeng et al., ICLR 2022"
+        IBAUConfig,
+        "npd_core.defenses.i_bau:unlearn_implicitly",
+        "Implicit unlearning",
+        "Zeng et al., ICLR 2022",
     ),
-    "ep": Defense(EPConfig, "ep", "entropy_prune", "Entropy pruning", "Zheng et al., NeurIPS 2022"),
+    "ep": Defense(
+        EPConfig, "npd_core.defenses.ep:entropy_prune", "Entropy pruning", "Zheng et al., NeurIPS 2022"
+    ),
 }
-"""In the order of the paper's tables."""
+"""By name; the baselines in the order of the paper's tables."""
+
+
+def register(
+    name: str,
+    config: type[DefenseConfig],
+    function: Callable[..., Iterator[Event]] | str,
+    title: str,
+    source: str = "",
+) -> None:
+    """Add a defense to the table.
+
+    Args:
+        name: what requests and the command line call it: lower-case letters, digits and underscores.
+        config: a frozen dataclass derived from DefenseConfig.
+        function: `(net, clean, cfg, device) -> Iterator[Event]` as in `Defense.run`; it changes `net`, a Normalized
+            network. As text `module:function` it is imported when it runs, so that the command line starts fast.
+        title: for people.
+        source: where it was published.
+    Raises:
+        ConfigError: a name that is taken or not of this form, or another kind of config.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ConfigError(f"`name` must be lower-case letters, digits and underscores, got {name!r}.")
+    if name in DEFENSES:
+        raise ConfigError(f"There is a defense {name!r} already: choose another `name`.")
+    if not (isinstance(config, type) and issubclass(config, DefenseConfig)):
+        raise ConfigError(f"`config` must be a class derived from DefenseConfig, got {config!r}.")
+    CONFIGS[name] = config
+    DEFENSES[name] = Defense(config, function, title, source)
+
+
+def unregister(name: str) -> None:
+    """Take a registered defense out of the table again. Raises UnknownNameError."""
+    get_defense(name)
+    del DEFENSES[name], CONFIGS[name]
 
 
 def get_defense(name: str) -> Defense:
-    """The row of a defense. Raises UnknownNameError when there is none of this name."""
+    """Return the row of a defense. Raises UnknownNameError when there is none of this name."""
     if name not in DEFENSES:
         raise unknown_name("defense", name, DEFENSES)
     return DEFENSES[name]
 
 
 def preset(name: str, dataset: str, **changes: Any) -> DefenseConfig:
-    """The defaults of a defense for a data set, with `changes`; the caller adds `flip` and `pad` of the data set.
+    """Return the defaults of a baseline for a data set, with `changes`; the caller adds `flip` and `pad` of the data
+    set.
 
     Raises:
-        UnknownNameError: no such defense, or no such setting.
+        UnknownNameError: no such baseline, or no such setting.
         ConfigError: a value out of its range.
     """
-    return get_defense(name).config.from_dict(PRESETS.get(dataset, {}).get(name, {}) | changes)
+    if name not in CONFIGS:
+        raise unknown_name("defense", name, CONFIGS)
+    return CONFIGS[name].from_dict(PRESETS.get(dataset, {}).get(name, {}) | changes)
 
 
 def preset_for(name: str, card: Card, **changes: Any) -> DefenseConfig:
-    """The defaults of a defense for a model, with `changes`: those for its data set, and clean images cropped and
-    mirrored as they were in the model's own training; EP looks at clean ones where no poisoned set is known. Raises as
+    """Return the defaults of a baseline for a model, with `changes`: those for its data set, and clean images cropped
+    and mirrored as in the model's own training. EP uses clean images where no poisoned set is known. Raises as
     `preset`."""
-    seen = {setting: card.recipe[setting] for setting in ("flip", "pad") if setting in card.recipe}
+    found = {setting: card.recipe[setting] for setting in ("flip", "pad") if setting in card.recipe}
     if name == "ep" and not card.poison_ratio:
-        seen["batch"] = "clean"
-    return preset(name, card.dataset, **{"flip": get_dataset(card.dataset).flip} | seen | changes)
+        found["batch"] = "clean"
+    return preset(name, card.dataset, **{"flip": get_dataset(card.dataset).flip} | found | changes)
 
 
 __all__ = [
@@ -119,4 +207,6 @@ __all__ = [
     "get_defense",
     "preset",
     "preset_for",
+    "register",
+    "unregister",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 
 from npd_core.config.npd import VARIANTS, NPDConfig, preset, step_length
 from npd_core.config.request import DefenseRequest
-from npd_core.defenses import DEFENSES, DefenseConfig, preset_for
+from npd_core.defenses import DefenseConfig, get_defense, preset_for
 from npd_core.errors import ConfigError, unknown_name
 from npd_core.zoo import Zoo
 from npd_core.zoo.card import Card
@@ -41,10 +41,8 @@ class Grid:
 def config_for(defense: str, card: Card, **changes: Any) -> NPDConfig | DefenseConfig:
     """The defaults of a defense for a model, with `changes` by field name; an inner step that is changed is as long as
     `step_length` says, unless it is told otherwise. Raises UnknownNameError, ConfigError."""
-    if defense in DEFENSES:
+    if not get_defense(defense).polarizes:
         return preset_for(defense, card, **changes)
-    if defense not in VARIANTS:
-        raise unknown_name("defense", defense, (*VARIANTS, *DEFENSES))
     config = NPDConfig.from_dict(
         preset(card.dataset, variant=defense, size=card.image_size).to_dict() | changes
     )

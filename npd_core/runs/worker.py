@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from npd_core import paths
+from npd_core.plugins import load_plugins
 from npd_core.runs.work import UNEXPECTED, Ending, work_through
 
 PREFIX = "NPD_"
@@ -144,6 +145,8 @@ def main() -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     import npd_core.defend  # noqa: F401  before the first run needs it
+
+    load_plugins()
 
     while True:
         command = commands.get()

@@ -22,7 +22,7 @@ from PIL import Image
 from npd_core.cli import main as cli
 from npd_core.config.npd import VARIANTS, NPDConfig
 from npd_core.data.load import FILES
-from npd_core.defenses import DEFENSES
+from npd_core.defenses import CONFIGS, DEFENSES
 from npd_core.errors import ConfigError
 from npd_core.events import EpochEnd, Failed, Finished, Started, StepEnd
 from npd_core.runs.store import read_record
@@ -208,14 +208,14 @@ def test_help_of_defend_explains_every_setting(capsys):
     assert "Eq. 2" in text
 
 
-@pytest.mark.parametrize("defense", DEFENSES)
+@pytest.mark.parametrize("defense", CONFIGS)
 def test_help_of_defend_shows_the_settings_of_every_baseline(capsys, defense):
     with pytest.raises(SystemExit):
         cli.main(["defend", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert defense in text.split("--defense DEFENSE")[2].split("(default: npd)")[0]
     about = text.split(f"settings of {defense} (")[1].split("settings of ")[0]
-    assert all(f"{name}=" in about for name in DEFENSES[defense].config().to_dict())
+    assert all(f"{name}=" in about for name in CONFIGS[defense]().to_dict())
     assert ("--epochs" in about) == (defense in ("fp", "nad", "nc"))
     assert ("POISONED training set" in about) == (defense == "ep")
 
@@ -467,7 +467,7 @@ def test_compare_runs_each_and_one_that_fails_does_not_end_the_others(capsys, ti
 
 def test_compare_of_all_takes_every_defense_once(capsys, tiny_zoo, few, asked):
     run(capsys, "compare", tiny_zoo)
-    assert [request.defense for request in asked] == [*VARIANTS, *DEFENSES]
+    assert [request.defense for request in asked] == [*VARIANTS, *CONFIGS] == list(DEFENSES)
     asked.clear()
     run(capsys, "compare", tiny_zoo, "--defenses", "fp,npd,fp")
     assert [request.defense for request in asked] == ["fp", "npd"]

@@ -16,7 +16,7 @@ from npd_core.data.clean import load_clean
 from npd_core.data.load import load_dataset
 from npd_core.data.spec import get_dataset
 from npd_core.defend import run_defense
-from npd_core.defenses import DEFENSES, preset, preset_for
+from npd_core.defenses import CONFIGS, Defense, preset, preset_for
 from npd_core.defenses.artifact import load_repaired
 from npd_core.errors import ConfigError, UnknownNameError
 from npd_core.evaluation import evaluate
@@ -127,7 +127,7 @@ def test_closing_the_run_leaves_nothing_half_written(request_, tmp_path):
 def test_a_variant_is_given_the_clean_images_and_the_label_rule_of_the_attack(request_, monkeypatch, variant):
     given, sizes = {}, []
 
-    def training(net, clean, cfg, device, **more):
+    def run(self, net, clean, cfg, device, **more):
         given.update(more, images=clean.images)
         yield Finished(0, 0.0)
 
@@ -135,7 +135,7 @@ def test_a_variant_is_given_the_clean_images_and_the_label_rule_of_the_attack(re
         sizes.append(len(sets.clean.labels))
         return Metrics(1.0, 0.0, 1.0)
 
-    monkeypatch.setattr(defend, "train_polarizer", training)
+    monkeypatch.setattr(Defense, "run", run)
     monkeypatch.setattr(defend, "evaluate", measure)
     *_, last = run_defense(replace(request_, defense=variant))
     assert last.result["defense"] == last.result["config"]["defense"] == variant
@@ -194,7 +194,7 @@ def baseline(request_, name, **changes):
     return replace(request_, defense=name, clean=48, config=config)
 
 
-@pytest.mark.parametrize("name", DEFENSES)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_a_baseline_measures_saves_and_comes_back(request_, tmp_path, name):
     events = list(run_defense(baseline(request_, name), tmp_path, images=FEW))
     last = events[-1]
@@ -272,7 +272,7 @@ def given(monkeypatch, request):
         arguments.update(more, clean=clean, net=net)
         yield Finished(-1, 0.0)
 
-    monkeypatch.setattr(defend.BASELINES[request.defense].__class__, "run", run)
+    monkeypatch.setattr(Defense, "run", run)
     list(run_defense(request, images=FEW))
     return arguments
 
@@ -294,7 +294,7 @@ def test_ep_needs_a_poisoned_training_set_for_its_mixture(request_, monkeypatch)
     assert preset_for("ep", card).batch == "clean"
     found = Zoo().load(request_.model)._replace(card=card)
     monkeypatch.setattr(Zoo, "load", lambda zoo, model: found)
-    with pytest.raises(ConfigError, match="batch=clean"):
+    with pytest.raises(ConfigError, match="`batch`=clean"):
         list(run_defense(baseline(request_, "ep", batch="mixture"), images=FEW))
 
 

@@ -1,5 +1,6 @@
 """What the baselines share: their configs and table, batches, a network under repair, fine-tuning."""
 
+import importlib
 import inspect
 import json
 import math
@@ -22,7 +23,7 @@ from npd_core.config.baselines import (
     NCConfig,
 )
 from npd_core.data.load import ImageSet
-from npd_core.defenses import DEFENSES, get_defense, preset
+from npd_core.defenses import CONFIGS, DEFENSES, get_defense, preset
 from npd_core.defenses.common import (
     Repair,
     Step,
@@ -84,21 +85,22 @@ def run(generator):
 # --- the table and the configs
 
 
-@pytest.mark.parametrize("name", DEFENSES)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_every_row_leads_to_a_function_that_takes_its_config(name):
     row = DEFENSES[name]
-    function = getattr(__import__(f"npd_core.defenses.{row.module}", fromlist=["_"]), row.function)
+    module, _, attribute = row.function.partition(":")
+    function = getattr(importlib.import_module(module), attribute)
     hints = typing.get_type_hints(function)
     assert list(inspect.signature(function).parameters)[:4] == ["net", "clean", "cfg", "device"]
     assert hints["cfg"] is row.config
     assert inspect.isgeneratorfunction(function)
 
 
-@pytest.mark.parametrize("name", DEFENSES)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_survives_being_written_down(name):
     for dataset in ("cifar10", "tiny_imagenet"):
         cfg = preset(name, dataset, flip=False, seed=3)
-        assert type(cfg) is DEFENSES[name].config
+        assert type(cfg) is CONFIGS[name]
         assert not cfg.flip
         assert type(cfg).from_dict(json.loads(json.dumps(cfg.to_dict()))) == cfg
 
@@ -108,7 +110,7 @@ def test_presets_hold_what_differs_by_data_set():
     assert preset("fp", "tiny_imagenet") == FPConfig(epochs=200, schedule="plateau")
     assert preset("fp", "gtsrb", epochs=3) == FPConfig(epochs=3)
     for table in defenses.PRESETS.values():
-        assert set(table) <= set(DEFENSES)
+        assert set(table) <= set(CONFIGS)
 
 
 def test_classes_come_back_from_json_as_a_tuple():

@@ -469,7 +469,7 @@ def test_a_sweep_from_the_command_line(tiny_zoo, tmp_path, capsys, monkeypatch):
 
 def test_every_attack_and_defense_of_the_tables_exists():
     from npd_core.attacks import ATTACKS
-    from npd_core.defend import DEFENSES
+    from npd_core.defenses import DEFENSES
 
     for table in TABLES.values():
         assert {*table.attacks[0], *table.attacks[1]} <= set(ATTACKS)
