@@ -3,16 +3,15 @@ button reached by keyboard, calm for who asks for less motion. What the browser 
 
 from __future__ import annotations
 
-import ast
 import re
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from pages.shared import shell
+
 SLOW = 120_000
 OWN_PROBES = r"_stcore/(health|host-config)"
 """Streamlit asks below the page's own path first, and takes the 404 as an answer."""
@@ -20,24 +19,15 @@ SIZES = ((390, 844), (820, 1180), (1920, 1080))
 
 
 class Entry(NamedTuple):
-    """A page as `frame.pages()` lists it."""
+    """URL path and title of a page."""
 
     path: str
     title: str
 
 
-def entries() -> list[Entry]:
-    """Every row of the menu, hidden ones too, read from the source: without a running app there is no `st.Page`."""
-    found = []
-    for node in ast.walk(ast.parse((ROOT / "pages" / "shared" / "frame.py").read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "st.Page":
-            words = {k.arg: k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)}
-            assert isinstance(node.args[0], ast.Constant)
-            found.append(Entry("" if words.get("default") else Path(node.args[0].value).stem, words["title"]))
-    return found
-
-
-PAGES = entries()
+PAGES = [Entry("", shell.PAGES[0].title)]
+PAGES += [Entry(page.file, page.title) for page in shell.PAGES[1:]]
+PAGES += [Entry("booth", "Booth")]
 
 
 @pytest.fixture
@@ -73,13 +63,6 @@ def reached_by_tab(page: Page, presses: int) -> bool:
         if page.evaluate("document.activeElement.matches('[data-testid=stBaseButton-primary]')"):
             return True
     return False
-
-
-def test_every_file_in_pages_is_in_the_menu() -> None:
-    files = {path.stem for path in (ROOT / "pages").glob("*.py")}
-    source = (ROOT / "pages" / "shared" / "frame.py").read_text(encoding="utf-8")
-    assert files == set(re.findall(r'"pages/(\w+)\.py"', source))
-    assert sum(entry.path == "" for entry in PAGES) == 1
 
 
 @pytest.mark.parametrize("entry", PAGES, ids=lambda entry: entry.path or "first")
@@ -122,7 +105,7 @@ def test_a_theme_that_changes_takes_the_drawings_along(shown, page: Page) -> Non
 
 def test_the_menu_by_keyboard(shown) -> None:
     page = shown("glossary")
-    section = page.get_by_role("button", name="Look")
+    section = page.get_by_role("button", name=next(p.section for p in shell.PAGES if p.section))
     section.focus()
     page.keyboard.press("Enter")
     first = page.get_by_role("menuitem").first
