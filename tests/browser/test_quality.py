@@ -1,5 +1,5 @@
-"""Every page of the app, as it must be for everybody: accessible in light and dark, no wider than the screen, its main
-button reached by keyboard, calm for who asks for less motion. What the browser complains about fails a test as well."""
+"""Every page of the app: accessible in light and dark, no wider than the screen, its main button reached by
+keyboard, still when reduced motion is requested. An error in the browser's console fails a test as well."""
 
 from __future__ import annotations
 
@@ -98,7 +98,8 @@ def test_a_theme_that_changes_takes_the_drawings_along(shown, page: Page) -> Non
     light = style.inner_html()
     page.emulate_media(color_scheme="dark")
     page.wait_for_function(
-        "([old]) => document.querySelector('.npd-gallery').parentElement.querySelector('style').innerHTML !== old",
+        "([old]) => document.querySelector('.npd-gallery').parentElement.querySelector('style').innerHTML"
+        " !== old",
         arg=[light],
     )
 
