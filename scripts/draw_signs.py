@@ -1,10 +1,10 @@
-"""`signs`: traffic signs drawn by this project, the data set that is always there.
+"""Draw the data set `signs`: 12 classes of traffic signs of 32 x 32 pixels.
 
-A sign is drawn once, large, as one coverage map per paint. Each image then chooses its own paints, pose, background,
-light and camera from a generator of its own, so image i of a split is the same whatever the number of images. Drawing
-happens at four times the resolution and is averaged down.
+    python -m scripts.draw_signs --out assets/signs      # writes the copy that the project ships
 
-`python -m npd_core.data.signs --out assets/signs` writes the shipped copy.
+A sign is drawn once, large, as one coverage map per paint. Each image then has its own paints, pose,
+background, light and camera from its own random generator, so image i of a split is the same for any number
+of images. Everything is drawn at four times the resolution and averaged down.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 import math
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from npd_core.data.parquet import write_images
 from npd_core.data.spec import SIGNS_CLASSES, get_dataset
 from npd_core.errors import ConfigError, StorageError
 
@@ -45,7 +45,8 @@ PAINTS = ("red", "white", "black", "blue", "yellow")
 
 
 class Board:
-    """A drawing board for one sign: x to the right and y down, both in [-1, 1]; each shape is filled with one paint."""
+    """A drawing board for one sign: x to the right and y down, both in [-1, 1]; each shape is filled with one
+    paint."""
 
     def __init__(self) -> None:
         self.image = Image.new("L", (FINE, FINE), 0)  # 0 is nothing, k + 1 is PAINTS[k]
@@ -78,7 +79,8 @@ class Board:
     def text(
         self, paint: str, text: str, *, height: float, width: float, pitch: float, stroke: float
     ) -> None:
-        """Letters of our own stroke alphabet in one centred line; `pitch` is the distance from letter to letter."""
+        """Letters of our own stroke alphabet in one centred line; `pitch` is the distance from letter to
+        letter."""
         for i, letter in enumerate(text):
             x0 = (i - (len(text) - 1) / 2) * pitch
             for line in LETTERS[letter]:
@@ -368,7 +370,8 @@ def _face(rng: Generator, label: int) -> Image.Image:
 
 
 def _pose(rng: Generator) -> Array:
-    """Corners of the sign's square, (4, 2) in canvas pixels: top left, top right, bottom right, bottom left."""
+    """Corners of the sign's square, (4, 2) in canvas pixels: top left, top right, bottom right, bottom
+    left."""
     radius = rng.uniform(9.3, 14.6) * OVERSAMPLING
     square = np.asarray([(-1, -1), (1, -1), (1, 1), (-1, 1)], np.float64) * radius
     square[:, 0] *= rng.uniform(0.78, 1)
@@ -481,7 +484,8 @@ def draw_sign(label: int, rng: Generator) -> NDArray[np.uint8]:
 
 
 def sign(split: str, index: int, seed: int = SEED) -> tuple[NDArray[np.uint8], int]:
-    """Image number `index` of a split with its label. Labels go round, so that any prefix is balanced to within one.
+    """Image number `index` of a split with its label. Labels go round, so that any prefix is balanced to
+    within one.
 
     Returns:
         (32, 32, 3) uint8 and the label; the same for the same three arguments, however many images there are.
@@ -499,71 +503,44 @@ def _coded(index: int, split: str, seed: int) -> tuple[bytes, int]:
     return buffer.getvalue(), label
 
 
-def coded_signs(split: str, count: int, seed: int = SEED, workers: int = 1) -> Iterator[tuple[bytes, int]]:
-    """JPEG bytes and label of the first `count` images of a split, in order."""
-    code = partial(_coded, split=split, seed=seed)
-    if workers <= 1:
-        yield from map(code, range(count))
-        return
-    with ProcessPoolExecutor(workers) as pool:
-        yield from pool.map(code, range(count), chunksize=60)
-
-
 def write_signs(folder: Path, counts: dict[str, int], seed: int = SEED, workers: int = 1) -> dict[str, Path]:
-    """Writes `<split>.parquet` for each split into `folder`, in the Hugging Face image layout.
+    """Write `<split>.parquet` for each split into `folder`, in the Hugging Face image layout.
 
     Raises:
         StorageError: the folder cannot be written.
     """
-    from npd_core.data.parquet import write_images
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = error.strerror or error
         raise StorageError(
-            f"{folder} cannot be created ({reason}); choose another folder with --out."
+            f"{folder} cannot be created ({error.strerror or error}); choose another folder with --out."
         ) from error
     written = {}
-    for split, count in counts.items():
-        rows = (
-            (f"{split}/{i:05d}.jpg", data, label)
-            for i, (data, label) in enumerate(coded_signs(split, count, seed, workers))
-        )
-        written[split] = write_images(folder / f"{split}.parquet", rows, SIGNS_CLASSES)
+    with ProcessPoolExecutor(workers) as pool:
+        for split, count in counts.items():
+            code = partial(_coded, split=split, seed=seed)
+            images = map(code, range(count)) if workers == 1 else pool.map(code, range(count), chunksize=60)
+            rows = ((f"{split}/{i:05d}.jpg", data, label) for i, (data, label) in enumerate(images))
+            written[split] = write_images(folder / f"{split}.parquet", rows, SIGNS_CLASSES)
     return written
 
 
-def contact_sheet(images: Iterable[NDArray[np.uint8]], columns: int, zoom: int = 2) -> Image.Image:
-    """Images (H, W, 3) uint8 side by side, row by row, each pixel enlarged `zoom` times."""
-    tiles = [Image.fromarray(pixels) for pixels in images]
-    side = tiles[0].width * zoom + 2
-    sheet = Image.new("RGB", (columns * side, math.ceil(len(tiles) / columns) * side), (128, 128, 128))
-    for i, tile in enumerate(tiles):
-        big = tile.resize((side - 2, side - 2), Image.Resampling.NEAREST)
-        sheet.paste(big, ((i % columns) * side, (i // columns) * side))
-    return sheet
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line: draw the data set again."""
+    """Draw the data set again, as the command line says."""
     spec = get_dataset("signs")
     parser = argparse.ArgumentParser(
-        prog="python -m npd_core.data.signs", description="Draw the built-in signs."
+        description=__doc__.splitlines()[0] if __doc__ else None,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for train.parquet and test.parquet")
-    parser.add_argument(
-        "--train", type=int, default=spec.train_images, help="training images (default %(default)s)"
-    )
-    parser.add_argument(
-        "--test", type=int, default=spec.test_images, help="test images (default %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=SEED, help="seed of the data set (default %(default)s)")
-    parser.add_argument("--workers", type=int, default=1, help="processes (default %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of train.parquet and test.parquet")
+    parser.add_argument("--train", type=int, default=spec.train_images, help="training images")
+    parser.add_argument("--test", type=int, default=spec.test_images, help="test images")
+    parser.add_argument("--seed", type=int, default=SEED, help="seed of the data set")
+    parser.add_argument("--workers", type=int, default=1, help="processes")
     args = parser.parse_args(argv)
     written = write_signs(args.out, {"train": args.train, "test": args.test}, args.seed, args.workers)
     for path in written.values():
-        sys.stdout.write(f"{path}  {path.stat().st_size / 1e6:.2f} MB\n")
+        print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

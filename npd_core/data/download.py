@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import http.client
-import os
 import shutil
 import tarfile
 import tempfile
@@ -22,8 +21,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 from urllib.parse import urlsplit
+
+from filelock import FileLock, Timeout
 
 from npd_core.data import archives
 from npd_core.data.load import Availability, availability
@@ -305,29 +305,16 @@ def _storage_errors(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _alone(part: Path, title: str) -> Iterator[None]:
-    """Keeps a second process from writing the same partial file. The lock ends with the process that holds
-    it."""
+    """Keep a second process from writing the same partial file. The lock ends with the process that holds it."""
     lock = part.with_name(part.name + ".lock")
-    with open(lock, "ab") as file:
-        if not _lock(file):
-            raise DataMissingError(
-                f"{title} is being downloaded already by another process; wait for it to end."
-            )
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # systems that cannot remove an open file keep an empty one
-                lock.unlink()
-
-
-def _lock(file: BinaryIO) -> bool:
-    """Takes the file's lock without waiting. True also where the system has no such locks."""
     try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))  # not one that was just removed
-    except OSError:
-        return False
+        with FileLock(lock, timeout=0):
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # systems that cannot remove an open file keep an empty one
+                    lock.unlink()
+    except Timeout as error:
+        raise DataMissingError(
+            f"{title} is being downloaded by another process; wait for it to end."
+        ) from error

@@ -99,7 +99,7 @@ def _missing(spec: DatasetSpec, *splits: str) -> DataMissingError:
     if spec.id == "signs":
         return DataMissingError(
             f"The built-in signs ({', '.join(splits)}) are not in {folder}; "
-            f"draw them again with `python -m npd_core.data.signs --out {folder}`."
+            f"draw them again with `python -m scripts.draw_signs --out {folder}`."
         )
     if paths.uploaded(spec.id) is not None:
         return DataMissingError(

@@ -112,7 +112,7 @@ DATASETS: dict[str, DatasetSpec] = {
             train_images=7200,
             test_images=1440,
             flip=False,
-            source="Shipped with this project; `python scripts/draw_signs.py` draws it again.",
+            source="Shipped with this project; `python -m scripts.draw_signs` draws it again.",
         ),
         DatasetSpec(
             id="cifar10",
