@@ -1,5 +1,4 @@
-"""How far a training is and how long it will take, from its events. Used by the run store, the command line and the
-pages."""
+"""Progress of a training and its time left, from its events: for the run store, the command line and pages."""
 
 from __future__ import annotations
 
@@ -10,10 +9,10 @@ from typing import Any
 
 from npd_core.events import Event
 
-SHOWN = ("epochs", "warmup_epochs", "steps_per_epoch", "epoch", "step", "seconds")
-"""Fields of events that tell the progress."""
-STORED = SHOWN[:-1]
-"""What a run keeps of it beside its state."""
+FIELDS = ("epochs", "warmup_epochs", "steps_per_epoch", "epoch", "step", "seconds")
+"""Fields of events that report progress."""
+STORED = FIELDS[:-1]
+"""Those that a run keeps with its state."""
 
 
 class Progress:
@@ -26,9 +25,9 @@ class Progress:
         self.step: int | None = None
         """Last step of that epoch, from 0."""
         self.done_epochs = 0
-        """Finished epochs of the bi-level problem."""
+        """Completed epochs, warm-up not counted."""
         self.seconds = 0.0
-        """Training so far."""
+        """Training time so far."""
         self.finished = False
         self.last_time: float | None = None
         """Unix time of the last event."""
@@ -44,12 +43,12 @@ class Progress:
         return progress
 
     def add_event(self, event: Event) -> None:
-        """Take in an event that happens now, without reading its tensors."""
-        fields = {name: getattr(event, name) for name in SHOWN if hasattr(event, name)}
+        """Add an event that happens now, without reading its tensors."""
+        fields = {name: getattr(event, name) for name in FIELDS if hasattr(event, name)}
         self.add({"type": type(event).__name__, **fields, "time": time.time()})
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Take in an event record; what is damaged in it is passed over."""
+        """Add an event record; a damaged one is ignored."""
         with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
             self._add(record)
 
@@ -58,7 +57,7 @@ class Progress:
         if isinstance(at, int | float):
             self.last_time = at = float(at)
         if kind == "Started":
-            self.epochs, self.warmup_epochs, self.steps_per_epoch = (int(record[name]) for name in SHOWN[:3])
+            self.epochs, self.warmup_epochs, self.steps_per_epoch = (int(record[name]) for name in FIELDS[:3])
         elif kind in ("StepEnd", "EpochEnd"):
             self.epoch, steps = int(record["epoch"]), self.steps_per_epoch or 1
             self.step = int(record["step"]) if kind == "StepEnd" else steps - 1
@@ -74,8 +73,8 @@ class Progress:
             self.seconds = float(record["seconds"])
         self.finished = self.finished or kind == "Finished"
 
-    def stored(self) -> dict[str, int | None]:
-        """Return what a run keeps beside its state."""
+    def stored(self) -> dict[str, Any]:
+        """Return what a run keeps with its state."""
         return {name: getattr(self, name) for name in STORED}
 
     @property
@@ -103,7 +102,7 @@ class Progress:
         return min(1.0, self.steps / self.total_steps) if self.total_steps else 0.0
 
     def seconds_left(self, now: float | None = None) -> float | None:
-        """Estimate for the epochs to come by the pace of those done, measuring included, warm-up not.
+        """Return an estimate for the remaining epochs from the pace of those done, with measuring, without warm-up.
 
         Args:
             now: unix time; None: the present.

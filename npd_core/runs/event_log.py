@@ -1,4 +1,4 @@
-"""The event log of a run, `events.jsonl`: one record a line, written by one process, read by any number of them."""
+"""The event log of a run, `events.jsonl`: one record per line, written by one process, read by any number."""
 
 from __future__ import annotations
 
@@ -6,80 +6,59 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
-from npd_core.errors import StorageError
 from npd_core.events import Event, StepEnd, to_record
-from npd_core.fileio import disk_errors, storage_error
+from npd_core.fileio import disk_errors
 from npd_core.progress import Progress
 
 
-class EventWriter:
-    """Appends event records to a file, one a line, each flushed. Raises StorageError."""
+@contextlib.contextmanager
+def append_events(path: Path) -> Iterator[Callable[[Event], None]]:
+    """Yield a function that appends an event to the log, reading its tensors; each line is flushed at once.
 
-    def __init__(self, path: Path) -> None:
-        """Args: path: created when absent; a line torn by a crash is ended first."""
-        self._path = path
-        self._file: TextIO
-        with disk_errors(path):
-            torn = False
-            with contextlib.suppress(FileNotFoundError), path.open("rb") as old:
-                if old.seek(0, os.SEEK_END):
-                    old.seek(-1, os.SEEK_END)
-                    torn = old.read(1) != b"\n"
-            self._file = path.open("a", encoding="utf-8")
-            if torn:
-                self._file.write("\n")
+    The file is created when absent; a line that a crash cut off is ended first. Raises StorageError.
+    """
+    with disk_errors(path):
+        file = path.open("a+b")
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
 
-    def __call__(self, event: Event) -> None:
-        """Writes one event; reads its tensors."""
+    def append(event: Event) -> None:
         line = json.dumps(to_record(event) | {"time": round(time.time(), 3)})
-        with disk_errors(self._path):
-            self._file.write(line + "\n")
-            self._file.flush()
+        with disk_errors(path):
+            file.write(line.encode() + b"\n")
+            file.flush()
 
-    def close(self) -> None:
-        """Flushes to the disk and closes."""
-        with disk_errors(self._path):
-            try:
-                if not self._file.closed:
-                    self._file.flush()
-                    os.fsync(self._file.fileno())
-            finally:
-                self._file.close()
-
-    def __enter__(self) -> EventWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            self.close()
-        except StorageError:
-            if error is None:
-                raise
+    try:
+        yield append
+    except BaseException:
+        with contextlib.suppress(OSError):
+            file.close()
+        raise
+    with disk_errors(path), file:
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class Thinner:
-    """Picks the events worth reading: a few steps a second, the last step before any other event, and all other events.
+    """Selects the events to keep: a few steps per second, the last step before another event, all other events.
 
-    A step that is passed over is never read, so its loss tensors stay on the device.
+    A step that is dropped is never read, so its loss tensors stay on the device.
     """
 
     def __init__(self, seconds: float = 0.1) -> None:
-        """Args: seconds: least time between two steps that are kept."""
+        """Args: seconds: minimum time between two steps that are kept."""
         self._seconds = seconds
         self._next = 0.0
         self._held: StepEnd | None = None
 
     def __call__(self, event: Event) -> list[Event]:
-        """The events to read now, in order: none, `event`, or the step held back and then `event`."""
+        """Return the events to keep now, in order: none, `event`, or the step held back and then `event`."""
         now = time.monotonic()
         if isinstance(event, StepEnd):
             if now < self._next:
@@ -92,11 +71,13 @@ class Thinner:
 
 
 class EventLog:
-    """Events of one run, read on from where the last call left off, with the progress they tell."""
+    """The events of one run as records, with the progress they report. Each `read` adds what is new."""
 
     def __init__(self, path: Path) -> None:
+        """Args: path: of the log; it need not exist."""
         self._path = path
         self._clear()
+        self.read()
 
     def _clear(self) -> None:
         self.events: list[dict[str, Any]] = []
@@ -105,23 +86,21 @@ class EventLog:
         self._offset = 0
 
     def read(self) -> None:
-        """Takes in every complete line written since the last call. Raises StorageError."""
-        try:
-            status = os.stat(self._path)
-        except FileNotFoundError:
-            if self.events:
+        """Add every complete line written since the last call. Raises StorageError."""
+        with disk_errors(self._path, "read"):
+            try:
+                status = os.stat(self._path)
+            except FileNotFoundError:
                 self._clear()
-            return
-        except OSError as error:
-            raise storage_error(self._path, error, "read") from error
-        mark = (status.st_ino, status.st_size)
-        if mark == self._mark:
-            return
-        if self._mark and (mark[0] != self._mark[0] or mark[1] < self._offset):
-            self._clear()
-        with disk_errors(self._path, "read"), self._path.open("rb") as file:
-            file.seek(self._offset)
-            text = file.read()
+                return
+            mark = (status.st_ino, status.st_size)
+            if mark == self._mark:
+                return
+            if self._mark and (mark[0] != self._mark[0] or mark[1] < self._offset):
+                self._clear()
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                text = file.read()
         complete = text.rfind(b"\n") + 1
         for line in text[:complete].splitlines():
             try:

@@ -1,4 +1,4 @@
-"""Which processes are alive that work on runs: each holds a locked file, and the lock falls with the process."""
+"""Processes that work on runs: each holds a locked file, and the lock ends with the process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from npd_core.fileio import disk_errors
 
 
 class Owner:
-    """Says "this process lives" by a file that it keeps locked; the lock falls with the process, however it dies."""
+    """A locked file that shows that this process is alive; the lock ends with the process, however it ends."""
 
     _mine: ClassVar[set[str]] = set()
     """Names of the owners in this process."""
@@ -28,13 +28,13 @@ class Owner:
             while True:
                 self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
                 fcntl.flock(self._fd, fcntl.LOCK_EX)
-                if os.fstat(self._fd).st_nlink:  # 0: swept away between open and flock
+                if os.fstat(self._fd).st_nlink:  # 0: removed by `sweep` between open and flock
                     break
                 os.close(self._fd)
         self._mine.add(self.name)
 
     def release(self) -> None:
-        """The process will work on no more runs."""
+        """Stop being an owner of runs."""
         self._mine.discard(self.name)
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
@@ -43,7 +43,7 @@ class Owner:
 
     @staticmethod
     def alive(root: Path, name: str) -> bool:
-        """Whether the process that made the owner of this name still lives."""
+        """Return whether the process of the owner of this name is alive."""
         if name in Owner._mine:
             return True
         if not re.fullmatch("[0-9a-f]{32}", name):
@@ -52,7 +52,7 @@ class Owner:
 
     @staticmethod
     def sweep(root: Path) -> None:
-        """Removes the files of dead owners."""
+        """Remove the files of dead owners."""
         for path in (root / ".owners").glob("*.lock"):
             _probe(path, unlink=True)
 
@@ -62,13 +62,13 @@ def _owner_file(root: Path, name: str) -> Path:
 
 
 def _probe(path: Path, *, unlink: bool) -> bool:
-    """Whether some process holds the lock of an owner file; optionally removes the file when none does."""
+    """Return whether a process holds the lock of an owner file; optionally remove the file when none does."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     except OSError:
-        return True  # not ours to judge
+        return True  # cannot be checked: assume alive
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         if unlink:

@@ -23,15 +23,14 @@ from npd_core.config.request import DefenseRequest
 from npd_core.errors import ConfigError, NPDError, StorageError
 from npd_core.runs import worker
 from npd_core.runs.owners import Owner
-from npd_core.runs.store import Run, RunStore
-from npd_core.runs.work import Ending, work_through
+from npd_core.runs.store import CLOSED, WHEN, Ending, Run, RunStore
+from npd_core.runs.work import work_through
 from npd_core.zoo import Zoo
 
 NEVER_STARTED = Ending("stopped", "Stopped before it started.")
-CLOSED_WAITING = Ending(
-    "interrupted", "The app was closed while this run was queued. Start it again to finish it."
+CLOSED_WAITING, CLOSED_RUNNING = (
+    Ending("interrupted", CLOSED.format(when=WHEN[state])) for state in ("queued", "running")
 )
-CLOSED_RUNNING = Ending("interrupted", "The app was closed during this run. Start it again to finish it.")
 
 _log = logging.getLogger(__name__)
 
@@ -149,7 +148,7 @@ class RunManager:
                             self._end(entry, NEVER_STARTED)
                             return
             if self.store.get(run_id).active:
-                self.store.ask_stop(run_id)
+                self.store.request_stop(run_id)
 
     def position(self, run_id: str) -> int | None:
         """Return 0 for a running run, 1 for the next in its queue, 2, 3, ...; None if it is not in this process.
@@ -188,7 +187,7 @@ class RunManager:
                         self._end(entry, CLOSED_WAITING)
             for entry in self._all_running():
                 try:
-                    self.store.ask_stop(entry.id)
+                    self.store.request_stop(entry.id)
                 except NPDError as error:
                     _log.warning("%s", error)
             self._changed.notify_all()
@@ -263,7 +262,7 @@ class RunManager:
         with self._changed:
             if entry.ended or self._closed:
                 return CLOSED_WAITING
-            if self.store.stop_asked(entry.id):
+            if self.store.stop_requested(entry.id):
                 return NEVER_STARTED
             self.store.set_state(entry.id, "running", started=time.time())
         return None

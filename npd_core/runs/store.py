@@ -1,12 +1,13 @@
-"""Runs on disk: one folder a run, readable while it is written, by any number of processes. No torch here.
+"""Runs on disk: one folder per run, readable by any number of processes while it is written. No torch here.
 
-    <root>/<run id>/request.json    what was asked for; never changes
-                    state.json      how far it is; replaced as a whole
-                    events.jsonl    one event record a line, appended and flushed; `time` is added, in unix seconds
-                    result.json     what `run_defense` measured; beside it what it saved: polarizer.safetensors, ...
-    <root>/.owners/                 a locked file per process that works on runs, so that a dead one is noticed
+    <root>/<run id>/request.json    the request; never changes
+                    state.json      the state; replaced as a whole
+                    events.jsonl    one event record per line, appended and flushed; `time` is added, in unix
+                                    seconds
+                    result.json     the result of `run_defense`; beside it its files: polarizer.safetensors, ...
+    <root>/.owners/                 a locked file per process that works on runs, so that its death is noticed
 
-`npd defend --save DIR` and the recorded runs have the same layout (`write_record`); reading needs result.json alone.
+`npd defend --save DIR` and the recorded runs have the same layout (`write_record`); result.json alone can be read.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -32,8 +33,8 @@ from npd_core.config.request import DefenseRequest
 from npd_core.errors import NPDError, StorageError, UnknownNameError, unknown_name
 from npd_core.events import Event, to_record
 from npd_core.fileio import disk_errors, storage_error, write_json, write_text
-from npd_core.progress import STORED
-from npd_core.runs.event_log import EventLog, EventWriter
+from npd_core.progress import STORED, Progress
+from npd_core.runs.event_log import EventLog, append_events
 from npd_core.runs.owners import Owner
 
 State = Literal["queued", "running", "finished", "stopped", "failed", "interrupted"]
@@ -42,15 +43,34 @@ ACTIVE: tuple[State, ...] = ("queued", "running")
 
 REQUEST, STATE, EVENTS, RESULT, STOP = "request.json", "state.json", "events.jsonl", "result.json", "stop"
 POLARIZER, REPAIRED = "polarizer.safetensors", "repaired.json"
-"""What shows that a run left a polarizer, or the network that a baseline repaired."""
+"""Files that show that a run saved a polarizer, or a network that a baseline repaired."""
 _RUN_ID = re.compile(r"[0-9a-z][0-9a-z_-]{0,127}")
 _LOGS = 64
-"""Runs whose events stay in memory after somebody read them."""
+"""Runs whose events stay in memory after they were read."""
+READ_ONLY = "Recorded runs are read-only: start a run of your own instead."
+STOPPED_EARLY = "Stopped early; the best state so far is kept."
+CLOSED = "The app was closed {when}. Start it again to finish it."
+"""Message of an interrupted run, with one of WHEN."""
+WHEN = {"queued": "while this run was queued", "running": "during this run"}
+
+
+class Ending(NamedTuple):
+    """How a run ended: its state and, where needed, a sentence that explains it."""
+
+    state: State
+    message: str = ""
+
+    @classmethod
+    def of(cls, last: Mapping[str, Any]) -> Ending:
+        """Return the ending of a training by the record of its last event."""
+        if last.get("type") == "Failed":
+            return cls("failed", str(last.get("reason", "")))
+        return cls("stopped", STOPPED_EARLY) if last.get("stopped") else cls("finished")
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run as it was when it was read. Times are unix seconds."""
+    """One run at the moment it was read. Times are unix seconds."""
 
     id: str
     request: DefenseRequest
@@ -59,12 +79,12 @@ class Run:
     started: float | None
     ended: float | None
     message: str
-    """One sentence on how it ended, empty when there is nothing to say."""
+    """One sentence on how it ended; may be empty."""
     result: dict[str, Any] | None
     """result.json; None before the end, and when it could not be read."""
     folder: Path
     recorded: bool
-    """True for a run shipped with the project, which nobody may change."""
+    """True for a run shipped with the project, which is read-only."""
     epoch: int | None = None
     """Epoch of the last event; warm-up epochs are negative. None before the first."""
     epochs: int = 0
@@ -72,32 +92,25 @@ class Run:
     step: int | None = None
     """Last step seen in that epoch, from 0."""
     steps_per_epoch: int = 0
+    share: float = 0.0
+    """Part of the training steps that is done, in [0, 1]; only while it is running."""
     seconds_left: float | None = None
-    """Estimate for the rest of the training; None when it does not run, or has only just begun."""
+    """Estimate for the rest of the training; None when it is not running or has just begun."""
 
     @property
     def active(self) -> bool:
-        """Whether it waits or runs."""
+        """Whether it is queued or running."""
         return self.state in ACTIVE
 
     @property
     def has_polarizer(self) -> bool:
-        """Whether it left a polarizer; a baseline, which repairs the whole network, does not."""
+        """Whether it saved a polarizer; a baseline, which repairs the whole network, does not."""
         return (self.folder / POLARIZER).is_file()
 
     @property
     def has_network(self) -> bool:
-        """Whether it left a polarizer or a repaired network."""
+        """Whether it saved a polarizer or a repaired network."""
         return self.has_polarizer or (self.folder / REPAIRED).is_file()
-
-    @property
-    def share(self) -> float:
-        """Part of all training steps that is done, in [0, 1]."""
-        total = self.epochs + self.warmup_epochs
-        if self.epoch is None or not total:
-            return 0.0
-        part = 0.0 if self.step is None else (self.step + 1) / max(self.steps_per_epoch, 1)
-        return min((self.epoch + self.warmup_epochs + part) / total, 1.0)
 
 
 Runs = list[Run]  # inside the class below, `list` is a method
@@ -106,28 +119,22 @@ Names = list[str]
 
 
 class RunStore:
-    """Runs under one folder. Thread-safe; the folder need not exist and is created by the first `create`.
+    """The runs in one folder. Thread-safe; the folder need not exist, the first `create` makes it.
 
-    What was read is remembered per folder for the whole process, so stores are cheap to make.
+    What was read is kept per folder for the whole process, so stores are cheap to make.
     """
 
     def __init__(self, root: Path) -> None:
-        """Args: root: folder of the runs. `paths.recorded()` makes a store that only reads."""
+        """Args: root: folder of the runs. The store of `paths.recorded()` is read-only."""
         self.root = Path(root)
         self.recorded = self.root.resolve() == paths.recorded().resolve()
         with _memories_lock:
             memory = _memories.setdefault(self.root.absolute(), _Memory())
-        self._lock, self._logs, self._runs, self._unsaved = (
-            memory.lock,
-            memory.logs,
-            memory.runs,
-            memory.unsaved,
-        )
-
-    # reading
+        self._lock, self._logs = memory.lock, memory.logs
+        self._runs, self._unsaved = memory.runs, memory.unsaved
 
     def get(self, run_id: str) -> Run:
-        """The run as it stands. Raises UnknownNameError, or StorageError for a folder that cannot be read."""
+        """Return the run as it is now. Raises UnknownNameError; StorageError for a folder that cannot be read."""
         folder = self._folder(run_id)
         with self._lock:
             mark = tuple(_mark(f"{folder}/{name}") for name in (REQUEST, STATE, RESULT))
@@ -143,27 +150,25 @@ class RunStore:
             return self._complete(known[1])
 
     def list(self) -> Runs:
-        """Every run that can be read, newest first. The others are named by `unreadable()`."""
+        """Return every readable run, newest first. `unreadable()` names the others."""
         return sorted(self._readable()[0], key=lambda run: (run.created, run.id), reverse=True)
 
     def unreadable(self) -> dict[str, str]:
-        """Run id -> one sentence, for every folder that holds no run that can be read."""
+        """Return run id -> reason for every folder that holds no readable run."""
         return self._readable()[1]
 
     def events(self, run_id: str, start: int = 0) -> Records:
-        """Event records from number `start` on, at most those written so far. Raises as `get`.
+        """Return the event records from number `start` on that are written so far. Raises as `get`.
 
-        The records are shared between all readers: do not change them. A line torn by a crash is left out. Cheap to
-        poll: the file is read on from where the last reader, of any thread, left off.
+        The records are shared between all readers: do not change them. A line cut off by a crash is left out.
+        Cheap to poll: only what was added since the last call, in any thread, is read.
         """
         folder = self._folder(run_id)
         with self._lock:
             return self._log(run_id, folder).events[max(start, 0) :]
 
-    # writing
-
     def create(self, request: DefenseRequest, *, owner: str = "") -> str:
-        """A new queued run, whatever runs there are. Raises StorageError when it cannot be written."""
+        """Create a queued run, even if there is an identical one, and return its id. Raises StorageError."""
         for run_id in self._ids_of(request):
             if not os.path.exists(self.root / run_id) and self._create(run_id, request, owner):
                 return run_id
@@ -176,9 +181,9 @@ class RunStore:
         owner: str = "",
         usable: Callable[[Run], bool] = lambda run: True,
     ) -> tuple[str, bool]:
-        """The run that `joinable` finds, otherwise a new one, with whether it is new. Raises StorageError.
+        """Return the run that `joinable` finds, otherwise a new one, and whether it is new. Raises StorageError.
 
-        Holds between threads and between processes: of two that ask at once, one creates and the other joins.
+        Safe between threads and processes: of two calls at the same time, one creates and the other joins.
         """
         while True:
             run_id, there = self._scan(request, usable)
@@ -190,29 +195,29 @@ class RunStore:
     def joinable(
         self, request: DefenseRequest, usable: Callable[[Run], bool] = lambda run: True
     ) -> str | None:
-        """The queued, running or (if `usable` says so) finished run of an identical request; None if there is none."""
+        """Return the run of an identical request: queued, running, or finished and `usable`; None if there is none."""
         run_id, there = self._scan(request, usable)
         return run_id if there else None
 
     def _scan(self, request: DefenseRequest, usable: Callable[[Run], bool]) -> tuple[str, bool]:
-        """The run to join, and True; otherwise the first id that was free, and False.
+        """Return the run to join and True, otherwise the first free id and False.
 
-        One pass, so that two that ask at once want the same id, of which only one can become a run.
+        One pass, so that two calls at the same time get the same id, and only one can create it.
         """
         for run_id in self._ids_of(request):
             if not os.path.exists(self.root / run_id):
                 return run_id, False
             with contextlib.suppress(StorageError, UnknownNameError):
                 run = self.get(run_id)
-                joins = run.active and not self.stop_asked(run_id)
+                joins = run.active and not self.stop_requested(run_id)
                 if joins or (run.state == "finished" and run.result is not None and usable(run)):
                     return run_id, True
         raise AssertionError("ids never end")
 
     def set_state(self, run_id: str, state: State, **values: float | str | None) -> None:
-        """Replaces the state, with what else is given of started, ended, message. Raises StorageError.
+        """Replace the state, and those of started, ended, message that are given. Raises StorageError.
 
-        When it cannot be written, this store goes on saying the new state as long as it lives.
+        When it cannot be written, this process still returns the new state.
         """
         folder = self._writable(run_id)
         with self._lock:
@@ -227,27 +232,27 @@ class RunStore:
             self._runs.pop(run_id, None)
 
     def set_result(self, run_id: str, result: Mapping[str, Any]) -> None:
-        """Writes result.json. Raises StorageError."""
+        """Write result.json. Raises StorageError."""
         write_json(self._writable(run_id) / RESULT, result)
 
-    def writer(self, run_id: str) -> EventWriter:
-        """Appends to the events of the run; to be closed, or used as a context."""
-        return EventWriter(self._writable(run_id) / EVENTS)
+    def writer(self, run_id: str) -> contextlib.AbstractContextManager[Callable[[Event], None]]:
+        """Return a context with a function that appends an event to the run. Raises StorageError."""
+        return append_events(self._writable(run_id) / EVENTS)
 
-    def ask_stop(self, run_id: str) -> None:
-        """Leaves the wish to stop where the process that works on the run will see it."""
+    def request_stop(self, run_id: str) -> None:
+        """Ask the process that works on the run to stop, by a file. Raises as `get`."""
         folder = self._writable(run_id)
         with disk_errors(folder / STOP):
             (folder / STOP).touch()
 
-    def stop_asked(self, run_id: str) -> bool:
-        """Whether some process left the wish to stop."""
+    def stop_requested(self, run_id: str) -> bool:
+        """Return whether a process asked the run to stop."""
         return os.path.exists(self._folder(run_id) / STOP)
 
     def recover(self) -> Names:
-        """Marks every run left queued or running by a dead process as interrupted, and returns their ids.
+        """Mark every run that a dead process left queued or running as interrupted, and return their ids.
 
-        Runs of living processes stay as they are. Raises StorageError.
+        Raises StorageError.
         """
         marked = []
         for run in self._readable()[0]:
@@ -258,11 +263,9 @@ class RunStore:
             Owner.sweep(self.root)
         return marked
 
-    # inside
-
     def _folder(self, run_id: str) -> Path:
         if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
-            raise UnknownNameError(f"Unknown run {str(run_id)[:40]!r}: choose one of the page Runs.")
+            raise UnknownNameError(f"Unknown run {str(run_id)[:40]!r}: choose one from the page Runs.")
         folder = self.root / run_id
         if not os.path.isdir(folder):
             raise unknown_name("run", run_id, self._ids())
@@ -270,7 +273,7 @@ class RunStore:
 
     def _writable(self, run_id: str) -> Path:
         if self.recorded:
-            raise StorageError("Recorded runs are read-only: start a run of your own instead.")
+            raise StorageError(READ_ONLY)
         return self._folder(run_id)
 
     def _ids(self) -> Names:
@@ -303,7 +306,7 @@ class RunStore:
 
     def _create(self, run_id: str, request: DefenseRequest, owner: str) -> bool:
         if self.recorded:
-            raise StorageError("Recorded runs are read-only: start a run of your own instead.")
+            raise StorageError(READ_ONLY)
         fresh = self.root / f".new-{uuid.uuid4().hex}"
         try:
             with disk_errors(self.root):
@@ -322,33 +325,27 @@ class RunStore:
             shutil.rmtree(fresh, ignore_errors=True)
 
     def _log(self, run_id: str, folder: Path) -> EventLog:
-        log = self._logs.get(run_id)
-        if log is None:
-            log = self._logs[run_id] = EventLog(folder / EVENTS)
+        if run_id not in self._logs:
+            self._logs[run_id] = EventLog(folder / EVENTS)
             if len(self._logs) > _LOGS:
                 self._logs.popitem(last=False)
         self._logs.move_to_end(run_id)
-        log.read()
-        return log
+        self._logs[run_id].read()
+        return self._logs[run_id]
 
     def _complete(self, found: _Read) -> Run:
-        """Adds what changes without the state file: progress, time left, death of the owner."""
-        run = found.run
+        """Add what changes without the state file: progress, time left, death of the owner."""
         if found.complete:
-            return run
-        log = self._log(run.id, run.folder)
-        values: dict[str, Any] = {**_fields(run), **log.progress.stored()}
-        if run.active:
-            if not Owner.alive(self.root, found.owner):
-                doing = "waited" if run.state == "queued" else "ran"
-                values |= {
-                    "state": "interrupted",
-                    "ended": log.progress.last_time or run.started or run.created,
-                    "message": f"The app was closed while this run {doing}. Start it again to finish it.",
-                }
-            elif run.state == "running":
-                values["seconds_left"] = log.progress.seconds_left()
-        return Run(**values)
+            return found.run
+        progress = self._log(found.run.id, found.run.folder).progress
+        run = replace(found.run, **progress.stored())
+        if run.active and not Owner.alive(self.root, found.owner):
+            ended = progress.last_time or run.started or run.created
+            message = CLOSED.format(when=WHEN[run.state])
+            return replace(run, state="interrupted", ended=ended, message=message)
+        if run.state == "running":
+            return replace(run, share=progress.share, seconds_left=progress.seconds_left())
+        return run
 
 
 def write_record(
@@ -357,15 +354,15 @@ def write_record(
     events: Iterable[Event | Mapping[str, Any]],
     result: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes an ended run in the layout of the store, as `npd defend --save` does and the recorded runs have it.
+    """Write an ended run in the layout of the store, as `npd defend --save` and the recorded runs have it.
 
-    Files that lie in `folder` already (polarizer.safetensors, ...) stay. No file is ever half-written.
+    Other files in `folder` (polarizer.safetensors, ...) stay. No file is ever half-written.
 
     Args:
         folder: created when absent.
         request: what was run.
-        events: all events, or a part that `Thinner` picked; events or their records, which may have a `time`.
-        result: what `Finished.result` or `Failed.result` holds; None: result.json is there already.
+        events: all events, or those that `Thinner` kept; events or their records, which may have a `time`.
+        result: the `result` of Finished or Failed; None: result.json exists already.
     Returns:
         folder.
     Raises:
@@ -378,49 +375,38 @@ def write_record(
     write_text(folder / EVENTS, "".join(json.dumps(record) + "\n" for record in records))
     if result is not None:
         write_json(folder / RESULT, result)
-    log = EventLog(folder / EVENTS)
-    log.read()
     last = records[-1] if records else {}
-    state, message = _ending(last)
+    ending = Ending.of(last)
     times = [at for record in records if (at := _number(record.get("time"))) is not None]
     ended = times[-1] if times else time.time()
     started = times[0] if times else ended - float(last.get("seconds", 0.0))
-    write_json(
-        folder / STATE,
-        {
-            "state": state,
-            "created": started,
-            "started": started,
-            "ended": ended,
-            "message": message,
-            "progress": log.progress.stored(),
-        },
-    )
+    state = {
+        "state": ending.state, "created": started, "started": started, "ended": ended,
+        "message": ending.message, "progress": Progress.of(records).stored(),
+    }  # fmt: skip
+    write_json(folder / STATE, state)
     return folder
 
 
 def read_record(folder: Path) -> Run:
-    """The run in a folder of its own, as `npd defend --save` leaves it. Raises StorageError when it cannot be read."""
+    """Read the run in `folder`, as `npd defend --save` writes it. Raises StorageError when it cannot be read."""
     if not folder.is_dir():
         raise StorageError(f"There is no run in {folder}: choose a folder that `npd defend --save` wrote.")
     recorded = folder.resolve().parent == paths.recorded().resolve()
-    run = _read(folder, None, recorded).run
-    log = EventLog(folder / EVENTS)
-    log.read()
-    return Run(**{**_fields(run), **log.progress.stored()})
+    return replace(_read(folder, None, recorded).run, **EventLog(folder / EVENTS).progress.stored())
 
 
 class _Memory:
-    """What this process knows of the runs under one folder."""
+    """What this process knows about the runs in one folder."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.logs: OrderedDict[str, EventLog] = OrderedDict()
-        """Run id -> its events, the last one used at the end."""
+        """Run id -> its events, the most recently used last."""
         self.runs: dict[str, tuple[object, _Read | NPDError]] = {}
-        """Run id -> marks of its files, and what they held, or why they cannot be read."""
+        """Run id -> marks of its files, with their content or why it cannot be read."""
         self.unsaved: dict[str, dict[str, Any]] = {}
-        """Run id -> state that the disk had no room for."""
+        """Run id -> state that could not be written."""
 
 
 _memories: dict[Path, _Memory] = {}
@@ -428,18 +414,18 @@ _memories_lock = threading.Lock()
 
 
 class _Read(NamedTuple):
-    """What the files of a run hold, but for the events."""
+    """A run by its files, without the events."""
 
     run: Run
     owner: str
     complete: bool
-    """Whether the events have nothing to add: it ended, and its state tells how far it came."""
+    """Whether the events add nothing: it ended, and its state holds the progress."""
 
 
 def _read(folder: Path, unsaved: Mapping[str, Any] | None, recorded: bool) -> _Read:
-    """Reads a run folder, but for the events. Raises StorageError when its request is unreadable."""
+    """Read a run folder, without the events. Raises StorageError when its request is unreadable."""
     result, damage = None, ""
-    if os.path.exists(folder / RESULT):  # False, not an error, where the folder is closed to us
+    if os.path.exists(folder / RESULT):  # False, not an error, without permission
         try:
             result = _load_json(folder / RESULT)
         except StorageError as error:
@@ -452,7 +438,7 @@ def _read(folder: Path, unsaved: Mapping[str, Any] | None, recorded: bool) -> _R
     except StorageError:
         raise
     except (NPDError, TypeError, KeyError, AttributeError) as error:
-        reason = str(error) if isinstance(error, NPDError) else "it lacks the request or has the wrong form."
+        reason = str(error) if isinstance(error, NPDError) else "its request is missing or malformed."
         raise StorageError(
             f"Run {folder.name} was written by another version or damaged: {reason}"
         ) from error
@@ -492,20 +478,6 @@ def _read(folder: Path, unsaved: Mapping[str, Any] | None, recorded: bool) -> _R
     return _Read(run, str(state.get("owner", "")), not run.active and "epochs" in known)
 
 
-def _ending(last: Mapping[str, Any]) -> tuple[State, str]:
-    if last.get("type") == "Failed":
-        return "failed", str(last.get("reason", ""))
-    return (
-        ("stopped", "Stopped early; the best state so far is kept.")
-        if last.get("stopped")
-        else ("finished", "")
-    )
-
-
-def _fields(run: Run) -> dict[str, Any]:
-    return {name: getattr(run, name) for name in Run.__slots__}
-
-
 def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
@@ -518,7 +490,7 @@ def _mtime(path: Path) -> float:
 
 
 def _mark(path: str) -> tuple[int, int, int] | None:
-    """Changes whenever the file does."""
+    """Return a value that changes whenever the file does."""
     try:
         status = os.stat(path)
     except OSError:
@@ -527,7 +499,7 @@ def _mark(path: str) -> tuple[int, int, int] | None:
 
 
 def _load_state(folder: Path, *, strict: bool = False) -> dict[str, Any]:
-    """state.json, empty when absent; when damaged also, unless `strict`, which raises StorageError."""
+    """Return state.json; empty when absent. A damaged one is empty too, or raises StorageError if `strict`."""
     try:
         return _load_json(folder / STATE) if os.path.exists(folder / STATE) else {}
     except StorageError:

@@ -1,5 +1,4 @@
-"""Carry out one run in its folder: read the request, train, write the events and the result. Needs torch only while it
-runs."""
+"""Carry out one run in its folder: read the request, train, write events and result. Imports torch lazily."""
 
 from __future__ import annotations
 
@@ -9,44 +8,39 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
 
 from npd_core.config.request import DefenseRequest
 from npd_core.errors import NPDError, out_of_memory
-from npd_core.events import Event, Failed, Finished
+from npd_core.events import Event, Failed, Finished, to_record
 from npd_core.fileio import write_json
-from npd_core.runs.event_log import EventWriter, Thinner
-from npd_core.runs.store import EVENTS, REQUEST, RESULT, STOP, State
+from npd_core.runs.event_log import Thinner, append_events
+from npd_core.runs.store import EVENTS, REQUEST, RESULT, STOP, Ending
 
 RunDefense = Callable[[DefenseRequest, Path, Callable[[], bool]], Generator[Event, None, None]]
 """`npd_core.defend.run_defense`: yields events, saves into the folder, ends soon after `stop()` returns True."""
 POLL = 0.2
-"""Seconds between two looks for the stop file."""
-STOPPED_EARLY = "Stopped early; the best state so far is kept."
+"""Seconds between two checks for the stop file."""
 NO_MEMORY = "Out of memory: use fewer clean images or smaller batches."
 UNEXPECTED = "Unexpected error; see the server log. Start the run again or change its settings."
 
 _log = logging.getLogger(__name__)
 
 
-class Ending(NamedTuple):
-    """How a run ended: its state, and one sentence where there is something to say."""
-
-    state: State
-    message: str = ""
-
-
 def work_through(folder: Path, run_defense: RunDefense | None = None) -> Ending:
-    """Carry out the run whose request lies in `folder`. Never raises.
+    """Carry out the run in `folder`. Never raises.
 
-    The run ends early, with its best state kept, once a file `stop` lies in the folder.
+    The run ends early, with its best state kept, once the folder contains a file `stop`.
 
     Args:
         folder: of the run, with request.json; gets events.jsonl, result.json and what the defense saves.
         run_defense: what trains and measures; None: `npd_core.defend.run_defense`.
     """
     try:
-        return _work(folder, run_defense or _default())
+        if run_defense is None:
+            from npd_core import defend
+
+            run_defense = defend.run_defense
+        return _work(folder, run_defense)
     except NPDError as error:
         return Ending("failed", str(error))
     except BaseException as error:
@@ -54,33 +48,25 @@ def work_through(folder: Path, run_defense: RunDefense | None = None) -> Ending:
         return Ending("failed", NO_MEMORY if out_of_memory(error) else UNEXPECTED)
 
 
-def _default() -> RunDefense:
-    from npd_core.defend import run_defense
-
-    return run_defense
-
-
 def _work(folder: Path, run_defense: RunDefense) -> Ending:
     request = DefenseRequest.from_dict(json.loads((folder / REQUEST).read_bytes()))
     thin, last = Thinner(), None
     with (
-        EventWriter(folder / EVENTS) as write,
+        append_events(folder / EVENTS) as append,
         closing(run_defense(request, folder, _StopFile(folder / STOP))) as events,
     ):
         for last in events:
             for kept in thin(last):
-                write(kept)
+                append(kept)
     if not isinstance(last, Finished | Failed):
         raise RuntimeError(f"run {folder.name} ended without Finished or Failed")
     if not (folder / RESULT).exists():
         write_json(folder / RESULT, last.result)
-    if isinstance(last, Failed):
-        return Ending("failed", last.reason)
-    return Ending("stopped", STOPPED_EARLY) if last.stopped else Ending("finished")
+    return Ending.of(to_record(last))
 
 
 class _StopFile:
-    """Tells whether the stop file is there, looking at the disk a few times a second."""
+    """Returns whether the stop file exists; checks the disk a few times a second."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._next, self._stopped = path, 0.0, False

@@ -24,7 +24,8 @@ from typing import Any
 
 from npd_core import paths
 from npd_core.plugins import load_plugins
-from npd_core.runs.work import UNEXPECTED, Ending, work_through
+from npd_core.runs.store import Ending
+from npd_core.runs.work import UNEXPECTED, work_through
 
 PREFIX = "NPD_"
 """How the environment variables begin that a run is carried out under: those of the moment it starts."""

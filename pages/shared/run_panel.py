@@ -206,7 +206,7 @@ def _status(run: Run, done: Progress, epochs: int) -> None:
         st.progress(0.0, f":material/hourglass_empty: Queued: {ahead(run)}")
     elif run.state == "running":
         left = run.seconds_left
-        if _store_of(run.id).stop_asked(run.id):
+        if _store_of(run.id).stop_requested(run.id):
             words = "Stopping: measuring what it has"
         elif done.epochs and done.done_epochs >= epochs:
             words = "Measuring the result on all test images"

@@ -1,8 +1,9 @@
-"""Messages that a person can act on; events that survive being written down."""
+"""Errors that name the nearest choice; events that survive being written and read."""
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 from typing import get_args
 
@@ -30,25 +31,28 @@ def test_every_error_is_of_the_family():
     assert all(issubclass(kind, NPDError) for kind in kinds)
 
 
-def test_unknown_name_says_the_nearest_and_all():
+def test_unknown_name_names_the_nearest_and_all():
     error = unknown_name("layer", "layer4.1.conv", ["layer3.1.conv1", "layer4.1.conv1"])
     assert isinstance(error, UnknownNameError)
-    assert str(error) == (
-        "Unknown layer 'layer4.1.conv'. Did you mean 'layer4.1.conv1'? Choose one of: layer3.1.conv1, layer4.1.conv1."
-    )
+    message = str(error)
+    assert re.findall("'(.*?)'", message) == ["layer4.1.conv", "layer4.1.conv1"]
+    assert message.endswith("layer3.1.conv1, layer4.1.conv1.")
 
 
 def test_unknown_name_guesses_nothing_when_nothing_is_near():
-    assert str(unknown_name("norm", "zzz", ["l2", "linf"])) == "Unknown norm 'zzz'. Choose one of: l2, linf."
+    message = str(unknown_name("norm", "zzz", ["l2", "linf"]))
+    assert re.findall("'(.*?)'", message) == ["zzz"]
+    assert message.endswith("l2, linf.")
 
 
 def test_unknown_name_with_no_choice_at_all():
-    assert str(unknown_name("model", "x", [])) == "Unknown model 'x'. Choose one of: none available."
+    assert re.findall("'(.*?)'", str(unknown_name("model", "x", []))) == ["x"]
 
 
 def test_unknown_name_stays_short():
     message = str(unknown_name("layer", "x", [f"conv{n}" for n in range(40)]))
-    assert "conv11, and 28 more" in message
+    assert "conv11" in message
+    assert "28" in message
     assert "conv12" not in message
 
 

@@ -1,4 +1,4 @@
-"""Runs outside the page script: shared, in turn, stoppable, and never left half-said, even by a killed process."""
+"""Runs outside the page script: shared, queued, stoppable, and always with an end, even of a killed process."""
 
 from __future__ import annotations
 
@@ -26,11 +26,18 @@ from npd_core.config.npd import NPDConfig
 from npd_core.config.request import DefenseRequest
 from npd_core.errors import CheckpointError, ConfigError, NPDError, StorageError, UnknownNameError
 from npd_core.events import EpochEnd, Event, Failed, Finished, Measured, Started, StepEnd
-from npd_core.fileio import write_json
+from npd_core.fileio import storage_error, write_json
 from npd_core.runs import queue as queue_module
-from npd_core.runs.queue import RunManager, manager, queue_of
-from npd_core.runs.store import RunStore
-from npd_core.runs.work import NO_MEMORY, POLL, UNEXPECTED, Ending, work_through
+from npd_core.runs.queue import (
+    CLOSED_RUNNING,
+    CLOSED_WAITING,
+    NEVER_STARTED,
+    RunManager,
+    manager,
+    queue_of,
+)
+from npd_core.runs.store import STOPPED_EARLY, Ending, RunStore
+from npd_core.runs.work import NO_MEMORY, POLL, UNEXPECTED, work_through
 from npd_core.zoo import Zoo
 
 STARTED = Started(epochs=2, warmup_epochs=0, steps_per_epoch=3, clean_images=96, device="cpu")
@@ -41,12 +48,12 @@ def request(seed: int = 0, **values: Any) -> DefenseRequest:
 
 
 def working(run_defense: Any) -> Callable[[Path], Ending]:
-    """What a manager does with a run, in this process."""
+    """Return the `work` of a manager: carries out the run in this process."""
     return partial(work_through, run_defense=run_defense)
 
 
 class Training:
-    """Stands for a defense: trains while its gate is shut, and tells what was asked of it."""
+    """Stands for a defense: trains until its gate opens or it is stopped, and counts its calls."""
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -177,17 +184,17 @@ def test_devices_do_not_wait_for_each_other(jobs: RunManager, training: Training
     until(lambda: training.most_together == 2)
 
 
-def test_a_cancelled_run_keeps_its_best_state_and_can_be_asked_for_again(
+def test_a_cancelled_run_keeps_its_best_state_and_can_be_submitted_again(
     jobs: RunManager, training: Training
 ) -> None:
     run_id = jobs.submit(request())
-    until(lambda: training.began)  # its place alone is 0 a little earlier, when a stop leaves nothing to keep
+    until(lambda: training.began)  # position 0 comes earlier, when a stop keeps nothing
     thread = threading.Thread(target=jobs.cancel, args=(run_id,))  # from another tab
     thread.start()
     run = jobs.wait(run_id, 60)
     thread.join()
     assert run.state == "stopped"
-    assert "kept" in run.message
+    assert run.message == STOPPED_EARLY
     assert run.result == {"model": "fake", "seed": 0}
     assert (run.folder / "polarizer.json").exists()
     jobs.cancel(run_id)  # an ended run stays as it is
@@ -207,7 +214,7 @@ def test_nobody_joins_a_run_that_is_being_stopped(
     until(lambda: jobs.store.get(run_id).state == "running")
     jobs.cancel(run_id)
     assert jobs.store.get(run_id).active
-    assert jobs.store.stop_asked(run_id)
+    assert jobs.store.stop_requested(run_id)
     again = jobs.submit(request())
     assert again == f"{run_id}-2"
     training.gate.set()
@@ -218,7 +225,7 @@ def test_a_waiting_run_is_cancelled_at_once(jobs: RunManager, training: Training
     first, second = jobs.submit(request(0)), jobs.submit(request(1))
     jobs.cancel(second)
     run = jobs.store.get(second)
-    assert (run.state, run.started, run.message) == ("stopped", None, queue_module.NEVER_STARTED.message)
+    assert (run.state, run.started, run.message) == ("stopped", None, NEVER_STARTED.message)
     assert jobs.store.events(second) == []
     training.gate.set()
     jobs.wait(first, 60)
@@ -241,7 +248,7 @@ def test_another_manager_sees_joins_and_cancels_the_run(jobs: RunManager, traini
 @pytest.mark.parametrize("run_id", ["none", "../runs", ""])
 def test_an_unknown_run_is_an_error(jobs: RunManager, run_id: str) -> None:
     for call in (jobs.cancel, jobs.wait):
-        with pytest.raises(UnknownNameError, match="Unknown run"):
+        with pytest.raises(UnknownNameError, match=repr(run_id)):
             call(run_id)
     assert jobs.position(run_id) is None
 
@@ -302,7 +309,7 @@ def test_a_failed_training_keeps_its_reason_and_its_result(tmp_path: Path) -> No
     jobs.shutdown()
 
 
-def test_a_training_that_ends_without_a_word_has_failed(tmp_path: Path) -> None:
+def test_a_training_without_a_last_event_has_failed(tmp_path: Path) -> None:
     jobs = with_events(tmp_path, STARTED)
     assert jobs.wait(jobs.submit(request()), 60).state == "failed"
     jobs.shutdown()
@@ -321,7 +328,7 @@ def test_what_the_defense_wrote_itself_is_the_result(tmp_path: Path) -> None:
 def test_more_epochs_than_the_server_allows_are_refused(jobs: RunManager) -> None:
     for name in ("epochs", "warmup_epochs"):
         config = replace(NPDConfig(), **{name: 201})
-        with pytest.raises(ConfigError, match=f"`{name}` is limited to 200 in the app, got 201"):
+        with pytest.raises(ConfigError, match=f"`{name}`.* 200 .*201.*npd defend"):
             jobs.submit(DefenseRequest(model="fake", device="cpu", config=config))
     assert jobs.store.list() == []
 
@@ -349,11 +356,11 @@ def test_devices_have_queues_and_those_not_here_are_refused(monkeypatch: Any) ->
         "cuda:1",
     ]
     for name in ("cuda:2", "tpu", "", "mps"):
-        with pytest.raises(ConfigError, match="use auto"):
+        with pytest.raises(ConfigError, match=r"\bauto\b"):
             queue_of(name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert queue_of("auto") == "cpu"
-    with pytest.raises(ConfigError, match="not on this machine"):
+    with pytest.raises(ConfigError, match="cuda"):
         queue_of("cuda")
 
 
@@ -372,10 +379,11 @@ def test_a_full_disk_fails_the_run_and_is_never_stuck(
         training.gate.set()
         run = jobs.wait(run_id, 60)
         assert run.state == "failed"
-        assert "disk is full" in run.message
-        with pytest.raises(StorageError, match="disk is full"):
+        full = OSError(errno.ENOSPC, "")
+        assert run.message == str(storage_error(run.folder / "result.json", full))
+        with pytest.raises(StorageError):
             jobs.submit(request(1))
-    assert "could not be written" in caplog.text
+    assert run_id in caplog.text
     again = jobs.wait(jobs.submit(request()), 60)
     assert (again.id, again.state) == (f"{run_id}-2", "finished")
 
@@ -397,19 +405,21 @@ def test_shutdown_stops_what_runs_and_interrupts_what_waits(jobs: RunManager, tr
     assert training.closed == 1
     assert not any(worker.is_alive() for worker in jobs._threads.values())
     assert list((jobs.store.root / ".owners").iterdir()) == []
-    with pytest.raises(NPDError, match="closing"):
+    with pytest.raises(NPDError):
         jobs.submit(request(2))
 
 
-def test_shutdown_does_not_wait_for_a_run_that_does_not_listen(tmp_path: Path) -> None:
+def test_shutdown_does_not_wait_for_a_run_that_does_not_stop(tmp_path: Path) -> None:
     gate = threading.Event()
 
-    def deaf(request: DefenseRequest, out: Path, stop: Callable[[], bool]) -> Generator[Event, None, None]:
+    def unstoppable(
+        request: DefenseRequest, out: Path, stop: Callable[[], bool]
+    ) -> Generator[Event, None, None]:
         yield STARTED
         gate.wait(60)
         yield Finished(0, 1.0)
 
-    jobs = RunManager(RunStore(tmp_path / "runs"), working(deaf))
+    jobs = RunManager(RunStore(tmp_path / "runs"), working(unstoppable))
     run_id = jobs.submit(request())
     until(lambda: jobs.store.events(run_id))
     jobs.shutdown(timeout=0.05)
@@ -469,9 +479,15 @@ def test_imports_are_frozen_once_and_garbage_is_collected_between_runs(
 
 
 @pytest.mark.timeout(600)
-def test_a_real_training_is_run_stopped_and_kept(tiny_zoo: str, tmp_path: Path) -> None:
+def test_a_real_training_is_run_stopped_and_kept(tiny_zoo: str, tmp_path: Path, monkeypatch: Any) -> None:
+    from npd_core import defend, evaluation
+
+    def few(dataset: str, attack: Any, images: int | None) -> evaluation.TestSets:
+        return evaluation.test_sets(dataset, attack, images or 48)
+
+    monkeypatch.setattr(defend, "test_sets", few)
     jobs = RunManager(RunStore(tmp_path / "runs"))  # its default: npd_core.defend.run_defense
-    config = NPDConfig(epochs=150, warmup_epochs=1, batch_size=16)
+    config = NPDConfig(epochs=150, warmup_epochs=1, batch_size=16, precision="fp32")
     run_id = jobs.submit(
         DefenseRequest(model=tiny_zoo, clean=32, eval_images=16, device="cpu", config=config)
     )
@@ -542,7 +558,7 @@ def test_a_killed_process_leaves_its_runs_interrupted(tmp_path: Path, training: 
         child.wait()
         with (tmp_path / first / "events.jsonl").open("a") as file:
             file.write('{"type": "StepE')  # the line it was killed in
-        # a manager that was there all along is not fooled, and one that starts now marks them
+        # an older manager sees it at once; one that starts now marks both
         assert living.store.get(first).state == "interrupted"
         training.gate.set()
         again = living.submit(request(0))
@@ -550,10 +566,9 @@ def test_a_killed_process_leaves_its_runs_interrupted(tmp_path: Path, training: 
         assert living.wait(again, 60).state == "finished"
         living.shutdown()
     jobs = RunManager(RunStore(tmp_path), working(training))
-    for run_id, word in ((first, "ran"), (second, "waited")):
+    for run_id, ending in ((first, CLOSED_RUNNING), (second, CLOSED_WAITING)):
         run = jobs.store.get(run_id)
-        assert run.state == "interrupted"
-        assert word in run.message
+        assert (run.state, run.message) == ending
         assert '"interrupted"' in (run.folder / "state.json").read_text()
     kinds = [record["type"] for record in jobs.store.events(first)]
     assert kinds[:2] == ["Started", "EpochEnd"]
@@ -624,7 +639,7 @@ def test_runs_of_a_comparison_train_together_and_are_ordinary_runs(tmp_path: Pat
         assert jobs.store.get(run_id).result == {"seed": seed}
         kinds = [record["type"] for record in jobs.store.events(run_id) if record["type"] != "StepEnd"]
         assert kinds == ["Started", *["EpochEnd", "Measured"] * 3, "Finished"]
-    assert jobs.submit_together([request(0), request(1)]) == ids  # shown as they are
+    assert jobs.submit_together([request(0), request(1)]) == ids
     assert len(lanes.log) == 15
     jobs.shutdown()
 
@@ -650,7 +665,7 @@ def test_one_of_a_comparison_can_be_stopped_and_the_other_goes_on(stopped: int, 
     jobs, ids = comparison(tmp_path, lanes)
     until(lambda: len(lanes.log) == 4)
     jobs.cancel(ids[stopped])
-    time.sleep(2 * POLL)  # so that the next look at the disk finds the stop file
+    time.sleep(2 * POLL)  # so that the next check finds the stop file
     lanes.gate.set()
     states = [jobs.wait(run_id, 60).state for run_id in ids]
     assert states[stopped] == "stopped"
@@ -680,7 +695,7 @@ def test_a_waiting_comparison_shares_a_position_and_loses_a_run(tmp_path: Path) 
     assert [jobs.position(run_id) for run_id in (*ids, last)] == [1, 1, 2]
     jobs.cancel(ids[0])
     assert [jobs.position(run_id) for run_id in (*ids, last)] == [None, 1, 2]
-    assert jobs.store.get(ids[0]).message == queue_module.NEVER_STARTED.message
+    assert jobs.store.get(ids[0]).message == NEVER_STARTED.message
     jobs.cancel(ids[1])
     assert jobs.position(last) == 1
     lanes.gate.set()

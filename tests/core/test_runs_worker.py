@@ -1,4 +1,4 @@
-"""Worker processes: a run does there what it does here, and what happens to the process happens to one run."""
+"""Worker processes: a run gives the same there as here, and the end of a process affects one run."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from npd_core.errors import NPDError
 from npd_core.events import EpochEnd, Event, Finished, Started, StepEnd
 from npd_core.runs import worker
 from npd_core.runs.queue import RunManager
-from npd_core.runs.store import RunStore
-from npd_core.runs.work import NO_MEMORY, UNEXPECTED, Ending, work_through
+from npd_core.runs.store import Ending, RunStore
+from npd_core.runs.work import NO_MEMORY, UNEXPECTED, work_through
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -79,7 +79,7 @@ def test_runs_of_a_comparison_train_at_the_same_time_and_one_is_stopped(
     assert len(worker._idle) == 1, "one process stays warm"
 
 
-def test_an_error_of_the_run_comes_back_as_its_sentence(tiny_zoo: str, tmp_path: Path) -> None:
+def test_an_error_of_the_run_is_its_message(tiny_zoo: str, tmp_path: Path) -> None:
     ending = worker.work(new_run(tmp_path, request(tiny_zoo, layer="layer9")))
     assert ending.state == "failed"
     assert "layer9" in ending.message
@@ -145,7 +145,7 @@ def fake(*events: Event | Exception) -> RunDefense:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (NPDError("Take another one."), "Take another one."),
+        (NPDError("Choose another one."), "Choose another one."),
         (MemoryError(), NO_MEMORY),
         (ZeroDivisionError("by zero"), UNEXPECTED),
     ],

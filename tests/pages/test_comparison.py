@@ -165,7 +165,7 @@ def test_stopping_a_race_against_a_recorded_run_ends_the_other(
     page.button(key="stop").click().run()
     assert not page.exception, page.exception
     assert not page.error
-    assert RunStore(runs_dir).stop_asked(waiting)
+    assert RunStore(runs_dir).stop_requested(waiting)
     owner.release()
 
 
