@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +12,8 @@ import torch
 
 from npd_core.attacks.base import DynamicTrigger
 from npd_core.attacks.poison import PoisonedSet
-from npd_core.errors import CheckpointError, StorageError
+from npd_core.errors import CheckpointError
+from npd_core.fileio import staged
 from npd_core.models.normalized import Normalized
 from npd_core.zoo.recipe import Recipe
 
@@ -37,16 +36,11 @@ class Checkpoint(NamedTuple):
         }  # fmt: skip
         if self.trigger is not None:
             state["trigger"] = self.trigger.state_dict()
-        partial = self.path.with_suffix(".partial")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(state, partial)
-            os.replace(partial, self.path)
-        except (OSError, RuntimeError) as error:  # torch raises RuntimeError where the disk is full
-            raise unwritable(self.path, error) from error
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
+        with staged(self.path) as (fresh,):
+            try:
+                torch.save(state, fresh)
+            except RuntimeError as error:  # where the disk is full
+                raise OSError(str(error)) from error
 
     def resume(self) -> tuple[int, float] | None:
         """Load the saved state. Return its epochs and seconds, or None where there is none. Raises CheckpointError."""
@@ -91,14 +85,5 @@ _UNFIT = (RuntimeError, LookupError, ValueError, TypeError, AttributeError)
 
 def damaged(path: Path, error: Exception) -> CheckpointError:
     """Return the error for a file of an interrupted training that cannot be resumed."""
-    return CheckpointError(f"{path} cannot be read ({_first_line(error)}): delete it to start again.")
-
-
-def unwritable(path: Path, error: Exception) -> StorageError:
-    """Return the error for a file of a training that could not be written."""
-    remedy = "free some space and run the same command again, or set NPD_CHECKPOINTS_DIR to another folder"
-    return StorageError(f"{path} could not be written ({_first_line(error)}): {remedy}.")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return CheckpointError(f"{path} cannot be read ({reason}): delete it to start again.")

@@ -1,9 +1,8 @@
-"""Make a model of the zoo from its id alone, and check the ones that are there."""
+"""Train a model of the zoo, named by its id, and verify those that exist."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import NamedTuple
 import safetensors
 import torch
 import torchvision
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from npd_core.attacks import ATTACKS, CLEAN, DYNAMIC, MAKE, NEEDS_CLEAN_NET, Attack, get_attack, make_attack
 from npd_core.attacks.poison import check_ratio, poison_training_set, shares
@@ -23,11 +22,12 @@ from npd_core.device import resolve_device
 from npd_core.errors import ConfigError, unknown_name
 from npd_core.evaluation import TestSets, cross_accuracy, evaluate, test_sets
 from npd_core.events import Event, Finished
+from npd_core.fileio import write_tensors
 from npd_core.metrics import Metrics
 from npd_core.models import MODELS, Normalized, build_model
 from npd_core.zoo import Zoo
 from npd_core.zoo.card import Card, model_id
-from npd_core.zoo.checkpoint import damaged, unwritable
+from npd_core.zoo.checkpoint import damaged
 from npd_core.zoo.classifier import InLoop, train_classifier
 from npd_core.zoo.recipe import Recipe, default_recipe
 from npd_core.zoo.weights import eight_bits, half_precision, restored
@@ -38,11 +38,11 @@ ID = re.compile(
 
 
 LONG = 500_000
-"""Images seen from which on compiling the network pays off."""
+"""Images in a training above which compiling the network pays off."""
 LOWER = 0.5
-"""Peak learning rate of a further cycle, beside that of the first."""
+"""Peak learning rate of a further cycle, as a share of the first one's."""
 LOSS = 0.002
-"""ACC that eight bits a weight may cost; where they cost more, a model is stored in float16."""
+"""ACC that eight bits a weight may cost; a model that loses more is stored in float16."""
 
 PAPER = (("cifar10", "preact_resnet18"), ("gtsrb", "preact_resnet18"), ("cifar10", "vgg19_bn"))
 """Data sets and architectures of the preset `paper`, in the order in which they are trained."""
@@ -60,7 +60,7 @@ class ModelName(NamedTuple):
 
 
 def parse_id(model: str) -> ModelName:
-    """`signs-badnets_a2o-preact_resnet18-w32` in its parts. The attack `clean` is a network that is not backdoored.
+    """Split an id such as `signs-badnets_a2o-preact_resnet18-w32`. The attack `clean` stands for a clean model.
 
     Raises:
         ConfigError: not of the form `<dataset>-<attack>-<arch>-w<width>`.
@@ -84,7 +84,7 @@ def parse_id(model: str) -> ModelName:
 
 
 def paper_models(width: int | None = None, attacks: Sequence[str] | None = None) -> list[ModelName]:
-    """The models of the preset `paper`, in the order of their training. Raises UnknownNameError, ConfigError."""
+    """List the models of the preset `paper` in the order of their training. Raises UnknownNameError, ConfigError."""
     width, attacks = width or PAPER_WIDTH, attacks or tuple(ATTACKS)
     return [parse_id(model_id(data, attack, arch, width)) for data, arch in PAPER for attack in attacks]
 
@@ -98,10 +98,10 @@ def plan(
     longer: int | None = None,
     zoo: Zoo = Zoo(),
 ) -> tuple[Recipe, float]:
-    """The recipe, with its seed, and the poison ratio with which `train_model` would train.
+    """Return the recipe, with its seed, and the poison ratio that `train_model` would use.
 
-    A model that is in the zoo becomes the same again: what is not given is that of its card, and `longer` adds a cycle
-    of that many epochs to its recipe. A new one has the demo's recipe, the ratio 0.1 and the seed 0.
+    For a model of the zoo they are those of its card unless given, and `longer` adds a cycle of that many epochs to the
+    recipe. A new model has the default recipe, the ratio 0.1 and the seed 0.
 
     Raises:
         As `train_model`.
@@ -146,93 +146,107 @@ def train_model(
 ) -> Iterator[Event]:
     """Train `model`, measure it on the test split and write it into the zoo with its card. Resumable after every epoch.
 
-    A trigger that must be made comes first, and before it the clean network against which it is made, unless the zoo
-    has one: `<dataset>-clean-<arch>-w<width>`, trained with the same epochs and seed, which then stays in the zoo.
+    A trigger that must be made comes first. If it is made against a clean model, `<dataset>-clean-<arch>-w<width>` is
+    trained before it with the same epochs and seed, unless the zoo has one, and stays in the zoo.
 
     Args:
         model: id; see `parse_id`.
-        poison_ratio: share of the training images that the attacker stamps and relabels; a clean network has none.
+        poison_ratio: share of the training images that the attacker stamps and relabels; 0 for a clean model.
         poison_ratio, epochs, seed: None: see `plan`.
+        longer: epochs by which to continue the training of a model of the zoo, and of its trigger if that is trained.
         zoo: where the model goes.
-        longer: epochs for which a model of the zoo, and a trigger that learns, is trained on from where it stands.
     Yields:
         the events of each training, which begins with its Started; the only Finished is the last, with the card as its
         result.
     Raises:
         UnknownNameError: a part of the id does not exist.
-        ConfigError: an id, a ratio or a number of epochs that cannot be, or the zoo has the model at another ratio.
-        DataMissingError: the training or the test split is not here.
+        ConfigError: an invalid id, ratio or number of epochs, or the zoo has the model at another ratio.
+        DataMissingError: the training or the test split is not on this machine.
         CheckpointError: a damaged card, or files of an interrupted training that are damaged or of another one.
         StorageError: a file could not be written; the state after the last epoch stays.
     """
     name = parse_id(model)
-    spec = get_dataset(name.dataset)
-    recipe, poison_ratio = plan(
-        model, poison_ratio=poison_ratio, epochs=epochs, seed=seed, longer=longer, zoo=zoo
-    )
-    seed, done = recipe.seed, 0 if longer is None else recipe.total - longer
+    recipe, ratio = plan(model, poison_ratio=poison_ratio, epochs=epochs, seed=seed, longer=longer, zoo=zoo)
+    done = 0 if longer is None else recipe.total - longer
     where = resolve_device(device)
     data = load_dataset(name.dataset, "train")
-    load_dataset(name.dataset, "test")  # that it is missing is said now, not after the training
-    backdoored = name.attack != CLEAN
+    load_dataset(name.dataset, "test")  # a missing test split is reported now, not after the training
     if name.attack in DYNAMIC:
-        shares(recipe.batch_size, poison_ratio, DYNAMIC[name.attack].cross_ratio)
+        shares(recipe.batch_size, ratio, DYNAMIC[name.attack].cross_ratio)
     if longer is None:
-        attack, net = (
-            (yield from _attack_for(name, data, epochs, seed, where, zoo)),
-            fresh_network(name, recipe),
-        )
+        attack = yield from _attack_for(name, data, epochs, recipe.seed, where, zoo)
+        net = fresh_network(name, recipe)
     else:
         _, net, attack = zoo.load(model)
         net.requires_grad_(True)
     in_loop = None
     if name.attack in DYNAMIC:
-        in_loop = InLoop(DYNAMIC[name.attack](attack, spec, where), attack.rule, poison_ratio)
-    poisoned = poison_training_set(data, attack, 0.0 if in_loop else poison_ratio, seed)
-    last: Finished | None = None
-    long = (recipe.total - done) * len(poisoned.labels) > LONG
-    for event in train_classifier(
-        net, poisoned, recipe, where, checkpoint_path(model, zoo), compiled=long, in_loop=in_loop, done=done
-    ):
-        if isinstance(event, Finished):
-            last = event
-        else:
-            yield event
-    assert last is not None
+        trigger = DYNAMIC[name.attack](attack, get_dataset(name.dataset), where)
+        in_loop = InLoop(trigger, attack.rule, ratio)
+    poisoned = poison_training_set(data, attack, 0.0 if in_loop else ratio, recipe.seed)
+    compiled = (recipe.total - done) * len(poisoned.labels) > LONG
+    checkpoint = checkpoint_path(model, zoo)
+    last = yield from _without_end(
+        train_classifier(net, poisoned, recipe, where, checkpoint, compiled, in_loop, done)
+    )
     attack = attack if in_loop is None else in_loop.trigger.attack()
-    sets = test_sets(name.dataset, attack)
-    stored, measured = _compact(net, sets, where)
-    card = zoo.save(
-        net,
-        Card(
-            id=model, dataset=spec.id, attack=attack.name, attack_params=dict(attack.params), poison_ratio=poison_ratio,
-            target=attack.rule.describe(class_names(spec.id)), arch=name.arch, width=name.width,
-            num_classes=spec.num_classes, image_size=spec.size, mean=spec.mean, std=spec.std, recipe=recipe.to_dict(),
-            seed=seed, acc=measured.acc, asr=measured.asr if backdoored else None,
-            ra=measured.ra if backdoored else None, cross_acc=cross_accuracy(net, sets.clean, attack, where),
-            seconds=last.seconds + (zoo.card(model).seconds if longer else 0.0),
-            versions={"torch": torch.__version__, "torchvision": torchvision.__version__},
-        ),
-        attack.assets,
-        stored,
-    )  # fmt: skip
-    for path in (checkpoint_path(model, zoo), trigger_path(model, zoo)):
+    seconds = last.seconds + (zoo.card(model).seconds if longer else 0.0)
+    card = _measure_and_save(name, net, attack, recipe, ratio, seconds, where, zoo)
+    for path in (checkpoint, trigger_path(model, zoo)):
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
     yield Finished(last.epoch, last.seconds, result=card.to_dict())
 
 
+def _without_end(events: Iterator[Event]) -> Generator[Event, None, Finished]:
+    """Yield all events but the Finished, which is returned."""
+    last: Finished | None = None
+    for event in events:
+        if isinstance(event, Finished):
+            last = event
+        else:
+            yield event
+    assert last is not None
+    return last
+
+
+def _measure_and_save(
+    name: ModelName,
+    net: Normalized,
+    attack: Attack,
+    recipe: Recipe,
+    poison_ratio: float,
+    seconds: float,
+    device: torch.device,
+    zoo: Zoo,
+) -> Card:
+    """Measure the trained network on the test split and write it into the zoo."""
+    spec, backdoored = get_dataset(name.dataset), name.attack != CLEAN
+    sets = test_sets(name.dataset, attack)
+    stored, measured = _compact(net, sets, device)
+    card = Card(
+        id=model_id(*name), dataset=spec.id, attack=attack.name, attack_params=dict(attack.params),
+        poison_ratio=poison_ratio, target=attack.rule.describe(class_names(spec.id)), arch=name.arch,
+        width=name.width, num_classes=spec.num_classes, image_size=spec.size, mean=spec.mean, std=spec.std,
+        recipe=recipe.to_dict(), seed=recipe.seed, acc=measured.acc,
+        asr=measured.asr if backdoored else None, ra=measured.ra if backdoored else None,
+        cross_acc=cross_accuracy(net, sets.clean, attack, device), seconds=seconds,
+        versions={"torch": torch.__version__, "torchvision": torchvision.__version__},
+    )  # fmt: skip
+    return zoo.save(net, card, attack.assets, stored)
+
+
 def _compact(
     net: Normalized, sets: TestSets, device: torch.device
 ) -> tuple[dict[str, torch.Tensor], Metrics]:
-    """How the network is stored, and what it measures: in eight bits a weight, unless this costs more ACC than LOSS
-    beside float16. `net` then holds what is stored."""
+    """Return what to store and its metrics: eight bits a weight, unless this costs more ACC than LOSS compared with
+    float16. `net` then holds what is stored."""
     stored, measured = half_precision(net), evaluate(net, sets, device)
     smaller = eight_bits(net)
     net.load_state_dict(restored(smaller))
-    again = evaluate(net, sets, device)
-    if again.acc >= measured.acc - LOSS:
-        return smaller, again
+    after = evaluate(net, sets, device)
+    if after.acc >= measured.acc - LOSS:
+        return smaller, after
     net.load_state_dict(restored(stored))
     return stored, measured
 
@@ -240,7 +254,7 @@ def _compact(
 def _attack_for(
     name: ModelName, data: ImageSet, epochs: int | None, seed: int, device: torch.device, zoo: Zoo
 ) -> Generator[Event, None, Attack]:
-    """The attack of a model that is to be trained; its trigger is made now, or was by an interrupted training."""
+    """Return the attack of the model to train; its trigger is made now, or was made by an interrupted training."""
     if name.attack == CLEAN:
         return get_attack(CLEAN, name.dataset)
     if name.attack not in MAKE:
@@ -259,32 +273,22 @@ def _attack_for(
     if name.attack in NEEDS_CLEAN_NET:
         clean = model_id(name.dataset, CLEAN, name.arch, name.width)
         if clean not in zoo.ids():
-            for event in train_model(clean, epochs=epochs, seed=seed, device=str(device), zoo=zoo):
-                if not isinstance(event, Finished):
-                    yield event
+            yield from _without_end(train_model(clean, epochs=epochs, seed=seed, device=str(device), zoo=zoo))
         net = zoo.load(clean).net.to(device)
     attack = yield from make_attack(name.attack, name.dataset, data, net, seed=seed, device=device, **params)
-    partial = path.with_suffix(".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({part: value.contiguous() for part, value in attack.assets.items()}, partial, metadata=made)
-        os.replace(partial, path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise unwritable(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+    write_tensors(path, attack.assets, made)
     return attack
 
 
 def own_params(name: ModelName) -> dict[str, int]:
-    """What an attack is given for a model. The networks that make the trigger of Input-aware are half as wide as the
-    network that they attack, as the paper's, up to 16 channels: of 32, a model of width 64 would take 14 MB."""
+    """Return the parameters of an attack that depend on the model. The networks that make the trigger of Input-aware
+    are half as wide as the attacked one, as in the paper, but at most 16 channels: with 32 a model of width 64 would
+    take 14 MB."""
     return {"width": min(16, max(4, name.width // 2))} if name.attack == "input_aware" else {}
 
 
 def fresh_network(name: ModelName, recipe: Recipe) -> Normalized:
-    """The network before its first step, the same for the same seed."""
+    """Return the network before its first step; the seed decides its weights."""
     spec = get_dataset(name.dataset)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -292,17 +296,17 @@ def fresh_network(name: ModelName, recipe: Recipe) -> Normalized:
 
 
 def checkpoint_path(model: str, zoo: Zoo) -> Path:
-    """Where a training that is under way keeps its state; git ignores the folder."""
+    """Return where a training keeps its state until it is finished; git ignores the folder."""
     return zoo.checkpoints / f"{model}.pt"
 
 
 def trigger_path(model: str, zoo: Zoo) -> Path:
-    """Where the same training keeps the trigger that was made for it."""
+    """Return where the same training keeps the trigger that was made for it."""
     return checkpoint_path(model, zoo).with_suffix(".trigger.safetensors")
 
 
 class Verdict(NamedTuple):
-    """What `npd zoo verify` found for one model."""
+    """Result of `npd zoo verify` for one model."""
 
     model: str
     card: Metrics
@@ -315,19 +319,19 @@ TOLERANCE = 0.005
 
 
 def verify_model(model: str, device: str = "auto", zoo: Zoo = Zoo()) -> Verdict:
-    """Hash the model's files against its card and measure it anew.
+    """Check the model's files against the hashes in its card, and measure it again.
 
     Raises:
         CheckpointError: a file is missing or was changed.
-        DataMissingError: the test split is not here.
+        DataMissingError: the test split is not on this machine.
     """
     backdoored = zoo.load(model)
     card = backdoored.card
     where, sets = resolve_device(device), test_sets(card.dataset, backdoored.attack)
     measured = evaluate(backdoored.net, sets, where)
-    said = Metrics(card.acc, card.asr or 0.0, card.ra or 0.0)
-    pairs = list(zip(said, measured, strict=True))
-    crossed = cross_accuracy(backdoored.net, sets.clean, backdoored.attack, where)
-    if crossed is not None and card.cross_acc is not None:
-        pairs.append((card.cross_acc, crossed))
-    return Verdict(model, said, measured, all(abs(a - b) <= TOLERANCE for a, b in pairs))
+    expected = Metrics(card.acc, card.asr or 0.0, card.ra or 0.0)
+    pairs = list(zip(expected, measured, strict=True))
+    cross_acc = cross_accuracy(backdoored.net, sets.clean, backdoored.attack, where)
+    if cross_acc is not None and card.cross_acc is not None:
+        pairs.append((card.cross_acc, cross_acc))
+    return Verdict(model, expected, measured, all(abs(a - b) <= TOLERANCE for a, b in pairs))

@@ -180,7 +180,7 @@ def test_a_disk_full_at_a_checkpoint_keeps_the_one_before(tmp_path, monkeypatch,
             raise error
 
     monkeypatch.setattr(torch, "save", save)
-    with pytest.raises(StorageError, match=r"a\.pt.*(Errno 28|file write failed)"):
+    with pytest.raises(StorageError, match=r"a\.pt"):
         list(train_classifier(fresh(), small_set(), SMALL, torch.device("cpu"), path))
     assert [found.name for found in tmp_path.iterdir()] == ["a.pt"]
     assert torch.load(path, weights_only=True)["epochs"] == 1
