@@ -1,9 +1,9 @@
-"""What can go wrong, as one family of errors. Each message is one sentence that a person can act on.
+"""The errors of this project. Each message is one sentence that names the problem and the remedy.
 
 NPDError
-├── UnknownNameError   a name (model, layer, attack, data set, norm) that does not exist; says the nearest one
+├── UnknownNameError   a name (model, layer, attack, data set, norm) that does not exist
 ├── ConfigError        a value out of its range, or two values that contradict each other
-├── DataMissingError   a data set, or a part of it, that is not on this machine
+├── DataMissingError   a data set, or a part of it, that this machine lacks
 ├── CheckpointError    weights or a saved polarizer that are absent, damaged, or do not fit
 └── StorageError       a file that could not be written or read (disk full, no permission)
 """
@@ -17,11 +17,11 @@ MAX_SEED = 2**32 - 1
 
 
 class NPDError(Exception):
-    """Base of every error that this project raises on purpose. `str(error)` is fit to be shown to a visitor."""
+    """Base of every error that this project raises on purpose. Its text can be shown to a user."""
 
 
 class UnknownNameError(NPDError):
-    """A name that is not in the table it was looked up in."""
+    """A name that does not exist."""
 
 
 class ConfigError(NPDError):
@@ -29,7 +29,7 @@ class ConfigError(NPDError):
 
 
 class DataMissingError(NPDError):
-    """A data set that is not here."""
+    """A data set that this machine lacks."""
 
 
 class CheckpointError(NPDError):
@@ -41,11 +41,11 @@ class StorageError(NPDError):
 
 
 def unknown_name(kind: str, name: object, choices: Iterable[str]) -> UnknownNameError:
-    """The error for a name that is not among `choices`: names the nearest one, then (up to twelve of) them all.
+    """Return the error for a name that is not among `choices`; it names the nearest and up to twelve of them.
 
     Args:
-        kind: what the name was meant to be, in singular: "model", "layer", "attack".
-        name: what was asked for.
+        kind: what the name stands for, in singular: "model", "layer", "attack".
+        name: the unknown name.
         choices: every valid name.
     """
     names = list(choices)
@@ -58,11 +58,11 @@ def unknown_name(kind: str, name: object, choices: Iterable[str]) -> UnknownName
 
 
 def check_seed(seed: object) -> None:
-    """Raises ConfigError for a seed that not every generator of random numbers takes."""
+    """Raise ConfigError for a seed that some generator of random numbers would refuse."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
         raise ConfigError(f"`seed` must be a whole number from 0 to {MAX_SEED}, got {str(seed)[:40]}.")
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether the machine or its accelerator had no memory left; torch's own error is known by its name, unimported."""
+    """Return whether the machine or its accelerator ran out of memory. Does not import torch."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

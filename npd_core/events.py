@@ -1,11 +1,10 @@
-"""What a training says while it runs: a stream of small frozen records. Read by pages, the command line, the store
-and tests.
+"""The events of a training: small frozen records that every defense yields and the run store keeps.
 
-The order is `Started (StepEnd* EpochEnd Measured?)* (Finished | Failed)`. A trainer yields all of them but `Measured`,
-which the caller adds: ACC, ASR and RA on test images are for the viewer's eyes and never reach the trainer.
+The order is `Started (StepEnd* EpochEnd Measured?)* (Finished | Failed)`. A trainer yields all but `Measured`,
+which its caller adds: ACC, ASR and RA on test images serve the curves only and never reach the trainer.
 
-A baseline defense yields the same records. Its warm-up is what it trains before it repairs the network, such as NAD's
-teacher. One that does not train at all has no epochs.
+A baseline yields the same events. Its warm-up is what it trains before it repairs the network, such as the
+teacher of NAD. One that does not train has no epochs.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any, SupportsFloat
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Training begins. Counts are exact, so a reader can draw a progress bar at once."""
+    """Training begins. The counts are exact."""
 
     epochs: int
     """Epochs of the bi-level problem, or of a baseline's repair; warm-up not counted."""
@@ -26,62 +25,62 @@ class Started:
     clean_images: int
     device: str
     layer: str = ""
-    """Insertion point in its canonical spelling; empty for a defense without one."""
+    """Insertion layer in its canonical spelling; empty for a defense without one."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepEnd:
-    """One update of theta, or of what a baseline trains. Loss values may be tensors on the device: reading one is the
-    reader's host sync."""
+    """One update of theta, or of what a baseline trains. Losses may be tensors; reading one waits for the
+    device."""
 
     epoch: int
     """0, 1, ... ; warm-up epochs are negative, ending with -1."""
     step: int
     losses: Mapping[str, SupportsFloat]
-    """Batch means: `bn` (Eq. 5), `asr` (Eq. 2), `bce1`, `bce2` (Eq. 3), `total` (weighted sum); only `bn`, `total`
-    in warm-up. A baseline has `total`, `bn` for the cross entropy on clean images, and terms of its own."""
+    """Batch means: `bn` (Eq. 5), `asr` (Eq. 2), `bce1`, `bce2` (Eq. 3), `total` (weighted sum); only `bn` and
+    `total` in warm-up. A baseline has `total`, `bn` (cross entropy on clean images) and other terms."""
 
 
 @dataclass(frozen=True, slots=True)
 class EpochEnd:
-    """One pass over the clean images. Numbers are host floats: the means of the epoch's steps."""
+    """An epoch has ended. Losses are host floats, means over its steps."""
 
     epoch: int
     losses: Mapping[str, float]
     seconds: float
-    """Training time since `Started`, measuring not counted."""
+    """Training time since `Started`, without measuring."""
     kept: bool = True
-    """Whether the state of this epoch is the one that would be kept if training ended now."""
+    """Whether the state of this epoch would be kept if training ended now."""
     objective: float | None = None
-    """Training objective on clean images held out of D_bn, where the config asks for selection; otherwise None."""
+    """Training objective on clean images held out of D_bn, if the config requests it; otherwise None."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What the viewer's curves show: measured by the caller on test images, never used by the training."""
+    """Metrics after an epoch, measured by the caller on eval images and never used by the training."""
 
     epoch: int
     acc: float
     asr: float | None
-    """None, as is `ra`, where there are no images with a trigger."""
+    """None, as is `ra`, without triggered images."""
     ra: float | None
     images: int
-    """How many test images each of the three was measured on, at most."""
+    """Number of eval images; ASR and RA may use fewer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Training ended well, or was stopped with a usable state. `result` is filled by the caller that evaluates."""
+    """Training ended well, or was stopped with a usable state. The caller that evaluates adds `result`."""
 
     epoch: int
     """Epoch of the kept state."""
     seconds: float
     """Training only."""
     stopped: bool = False
-    """True when somebody asked for an early end."""
+    """Whether it was stopped early on request."""
     result: Mapping[str, Any] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
-    """What a baseline found out on its way, as JSON values: pruned channels, norms of masks, the threshold."""
+    """Findings of a baseline as JSON values: pruned channels, norms of masks, the threshold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +98,7 @@ Event = Started | StepEnd | EpochEnd | Measured | Finished | Failed
 
 
 def to_record(event: Event) -> dict[str, Any]:
-    """Return the event as plain JSON values, under `type` its class name; without `result`, which result.json holds.
+    """Return the event as JSON values with its class name as `type`; without `result`, see result.json.
 
     Reads tensors, so it may wait for the device.
     """

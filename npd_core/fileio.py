@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and the errors of the disk in words. Imports no torch."""
+"""Writing of files as a whole or not at all, and messages for disk errors. Imports torch lazily."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def staged(*paths: Path) -> Iterator[list[Path]]:
     """Yield a fresh hidden path beside each of `paths`; move them all into place at the end of the block.
 
-    After an exception, Ctrl-C included, the fresh files are removed and those of an earlier time stay. The folders are
-    created. Anything the disk refuses becomes a StorageError that names the file and the remedy.
+    After an exception, Ctrl-C included, the fresh files are removed and the old ones stay. The folders are
+    created. An OSError becomes a StorageError that names the file and the remedy.
     """
     fresh = [path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial") for path in paths]
     with disk_errors(paths[0]):
@@ -44,7 +44,7 @@ def staged(*paths: Path) -> Iterator[list[Path]]:
 def staged_folder(folder: Path) -> Iterator[Path]:
     """Yield a fresh hidden folder that takes the place of `folder` at the end of the block.
 
-    What was at `folder` is deleted last, and comes back when the move fails. Raises StorageError.
+    The old content is deleted last, and restored if the move fails. Raises StorageError.
     """
     fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
     old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.old")
@@ -89,7 +89,7 @@ def write_tensors(path: Path, state: Mapping[str, Tensor], notes: Mapping[str, s
 def write_described(
     weights: Path, state: Mapping[str, Tensor], path: Path, description: Mapping[str, Any]
 ) -> None:
-    """Write weights and beside them a JSON description with their sha256: both or neither. Raises StorageError."""
+    """Write weights and a JSON description with their sha256: both or neither. Raises StorageError."""
     with staged(weights, path) as (fresh_weights, fresh_description):
         save_tensors(fresh_weights, state)
         text = json.dumps({**description, "sha256": sha256(fresh_weights)}, indent=2)
@@ -116,7 +116,7 @@ def sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def disk_errors(path: Path, verb: str = "write") -> Iterator[None]:
-    """Turn an OSError inside the block into a StorageError about `path`; `verb` says what was tried."""
+    """Turn an OSError inside the block into a StorageError about `path`; `verb` is read or write."""
     try:
         yield
     except OSError as error:

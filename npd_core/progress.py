@@ -1,4 +1,4 @@
-"""Progress of a training and its time left, from its events: for the run store, the command line and pages."""
+"""Progress of a training and its time left, from its events: for run store, command line and pages."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Progress:
         return min(1.0, self.steps / self.total_steps) if self.total_steps else 0.0
 
     def seconds_left(self, now: float | None = None) -> float | None:
-        """Return an estimate for the remaining epochs from the pace of those done, with measuring, without warm-up.
+        """Return an estimate for the remaining epochs by the pace so far, measuring included.
 
         Args:
             now: unix time; None: the present.

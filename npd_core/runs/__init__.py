@@ -1,1 +1,1 @@
-"""Runs outside the page script: `store` keeps them on disk (no torch), `queue` works through them device by device."""
+"""Runs on disk (`store`, `event_log`) and their training in worker processes (`queue`, `worker`, `work`)."""

@@ -46,7 +46,7 @@ def append_events(path: Path) -> Iterator[Callable[[Event], None]]:
 
 
 class Thinner:
-    """Selects the events to keep: a few steps per second, the last step before another event, all other events.
+    """Selects the events to keep: a few steps per second, the last step before another event, all others.
 
     A step that is dropped is never read, so its loss tensors stay on the device.
     """

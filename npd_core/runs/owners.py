@@ -14,7 +14,7 @@ from npd_core.fileio import disk_errors
 
 
 class Owner:
-    """A locked file that shows that this process is alive; the lock ends with the process, however it ends."""
+    """A locked file that shows that this process is alive; the lock ends with the process."""
 
     _mine: ClassVar[set[str]] = set()
     """Names of the owners in this process."""

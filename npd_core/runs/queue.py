@@ -1,7 +1,7 @@
-"""The run manager: one queue and one thread per device, shared by all pages and independent of any page script.
+"""The run manager: one queue per device, shared by all pages and independent of any page script.
 
-A page submits, cancels and reads positions here, and reads everything else from the store; a reload or a closed tab
-changes nothing.
+A page submits and cancels runs and reads their positions here, and reads everything else from the store.
+Reloading or closing a page changes nothing.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ class _Entry:
     def __init__(self, run_id: str) -> None:
         self.id = run_id
         self.ended = False
-        """Its end is in the store: what its work still returns changes nothing."""
+        """Whether its end is in the store; what its work returns later is ignored."""
 
 
 _Group = list[_Entry]
-"""Runs that have the device at the same time: one, or those of a comparison."""
+"""Runs that share the device: one, or those of a comparison."""
 
 
 class RunManager:
-    """Takes requests and carries them out, one group at a time per device. Thread-safe."""
+    """Carries out requests, one group at a time per device. Thread-safe."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class RunManager:
             store: where the runs are kept.
             work: carries out the run in a folder and returns how it ended.
             max_epochs: most epochs (and most warm-up epochs) of a request.
-            max_waiting: most groups that wait per device.
+            max_waiting: most queued groups per device.
         """
         self.store = store
         self._work_through = work
@@ -88,20 +88,20 @@ class RunManager:
         return self._closed
 
     def submit(self, request: DefenseRequest) -> str:
-        """Return the id of the run that answers `request`: an identical one that is there, otherwise a new one.
+        """Return the id of the run for `request`: an identical one if there is one, otherwise a new one.
 
         Raises:
-            ConfigError: more epochs than this server allows, or a device that is not here.
+            ConfigError: more epochs than this server allows, or a device that this machine lacks.
             StorageError: the run cannot be written.
             NPDError: the queue is full or closed.
         """
         return self.submit_together([request])[0]
 
     def submit_together(self, requests: Sequence[DefenseRequest]) -> list[str]:
-        """Return the ids of the runs that answer `requests`, each found as by `submit`, in this order.
+        """Return the ids of the runs for `requests`, in this order, each found as by `submit`.
 
-        New ones of one device are carried out at the same time. Each is a run like any other: it ends, or is
-        cancelled, by itself. Raises as `submit`.
+        New ones on one device train at the same time. Each is an ordinary run and cancelled on its own.
+        Raises as `submit`.
         """
         devices = [self._check(request) for request in requests]
         _freeze_once()
@@ -132,9 +132,9 @@ class RunManager:
             return ids
 
     def cancel(self, run_id: str) -> None:
-        """End a run: a queued one at once, a running one after its step, with the best state so far kept.
+        """End a run: a queued one at once, a running one after its step, keeping the best state so far.
 
-        An ended run stays as it is. A run of another process is asked to end. Raises as `RunStore.get`, and
+        An ended run stays as it is; a run of another process is stopped too. Raises as `RunStore.get`, and
         StorageError.
         """
         with self._changed:
@@ -151,7 +151,7 @@ class RunManager:
                 self.store.request_stop(run_id)
 
     def position(self, run_id: str) -> int | None:
-        """Return 0 for a running run, 1 for the next in its queue, 2, 3, ...; None if it is not in this process.
+        """Return 0 for a running run, 1 for the next in its queue, and so on; None for any other run.
 
         The runs of a comparison share a position.
         """
@@ -166,7 +166,7 @@ class RunManager:
         return None
 
     def wait(self, run_id: str, timeout: float | None = None) -> Run:
-        """Wait for the end of the run, at most `timeout` seconds, and return it as it then is. Raises as `get`."""
+        """Wait at most `timeout` seconds for the end of the run, and return it. Raises as `RunStore.get`."""
         end = None if timeout is None else time.monotonic() + timeout
         with self._changed:
             while (run := self.store.get(run_id)).active:
@@ -177,7 +177,7 @@ class RunManager:
         return run
 
     def shutdown(self, timeout: float = 5.0) -> None:
-        """Take no more runs and ask those that run to stop; what still runs after `timeout` seconds is interrupted."""
+        """Take no more runs and stop the running ones; after `timeout` seconds, mark them as interrupted."""
         end = time.monotonic() + timeout
         with self._changed:
             self._closed = True
@@ -250,9 +250,7 @@ class RunManager:
         except NPDError as error:
             ending = Ending("failed", str(error))
         with self._changed:
-            if (
-                self._closed and ending.state == "failed"
-            ):  # much else ends with the process, and the run with it
+            if self._closed and ending.state == "failed":  # the closing itself makes runs fail
                 ending = CLOSED_RUNNING
             group.remove(entry)
             self._end(entry, ending)
@@ -268,7 +266,7 @@ class RunManager:
         return None
 
     def _end(self, entry: _Entry, ending: Ending) -> None:
-        """Write how a run ended, once, and notify those who wait. Never raises: a full disk must not end the queue."""
+        """Write how a run ended, once, and wake waiting threads. Never raises, not even on a full disk."""
         if not entry.ended:
             entry.ended = True
             try:
@@ -293,7 +291,7 @@ def queue_of(device: str) -> str:
 
 
 def manager() -> RunManager:
-    """Return the one manager of this process for `paths.runs()`; its runs are carried out in worker processes."""
+    """Return the manager of this process for `paths.runs()`; its runs are carried out in worker processes."""
     root = paths.runs()
     with _lock:
         found = _by_root.get(root)
@@ -309,13 +307,13 @@ _frozen = False
 
 
 def is_current(run: Run) -> bool:
-    """Return whether a finished run was made on the model as it is now, not on earlier weights of the same id."""
+    """Return whether a finished run used the present weights of its model, not earlier ones."""
     try:
         name = "repaired.json" if run.request.defense in CONFIGS else "polarizer.json"
         of_run = json.loads((run.folder / name).read_bytes())["model_sha256"]
         return bool(of_run == Zoo().card(run.request.model).files["model.safetensors"])
     except (NPDError, OSError, ValueError, KeyError, TypeError):
-        return True  # nothing says otherwise
+        return True  # unknown: taken as current
 
 
 def _freeze_once() -> None:
@@ -330,7 +328,7 @@ def _freeze_once() -> None:
 
 @atexit.register
 def _close_all() -> None:
-    """End all work before the interpreter goes: a thread inside native code would abort the process."""
+    """End all work before the interpreter exits: a thread inside native code would abort the process."""
     managers = list(_managers)
     for each in managers:
         each.shutdown()
@@ -338,4 +336,4 @@ def _close_all() -> None:
     for each in managers:
         for thread in each._threads.values():
             thread.join(10.0)
-    gc.unfreeze()  # what is never collected is reported as leaked by native libraries
+    gc.unfreeze()  # otherwise native libraries report leaks

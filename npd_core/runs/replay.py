@@ -1,4 +1,4 @@
-"""What the network said of a few pictures at every epoch of a run, while the run goes on or long after it."""
+"""Predictions of the network for a few images at every epoch of a run, during the run or later."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from npd_core.polarizer.snapshots import snapshot_file
 from npd_core.zoo.weights import Backdoored
 
 _KEPT = 8
-"""Sets of pictures whose features in front of the polarizer stay in memory."""
+"""Sets of images whose features before the polarizer stay in memory."""
 
 
 class Replay:
-    """One network, given the polarizer of one epoch after the other. Thread-safe.
+    """One network with the polarizer of any epoch. Thread-safe.
 
-    What lies in front of the polarizer is frozen, so it is computed once for a set of pictures, not once an epoch.
+    The layers before the polarizer are frozen, so their features are computed once for a set of images.
     """
 
     def __init__(self, folder: Path, backdoored: Backdoored, epoch: int) -> None:
-        """Args: folder: of the run; epoch: one that is there, which tells the layer. Raises as `load_snapshot`."""
+        """Args: folder: of the run; epoch: one that was saved. Raises as `load_snapshot`."""
         self._folder, self._card = folder, backdoored.card
         self._net = load_snapshot(folder, epoch, backdoored.net, backdoored.card)
         self._features: dict[bytes, Tensor] = {}
@@ -31,13 +31,12 @@ class Replay:
 
     @torch.no_grad()
     def probabilities(self, epoch: int, images: Tensor, keep: bool = True) -> Tensor:
-        """Class probabilities, (N, K) float32, of `images`, (N, 3, H, W) uint8, after `epoch` epochs.
+        """Return class probabilities, (N, K) float32, of `images`, (N, 3, H, W) uint8, after `epoch` epochs.
 
         Args:
-            keep: whether what lies in front of the polarizer may stay in memory for the next epoch; not that of a
-                picture which somebody brought.
+            keep: whether the features before the polarizer may stay in memory; not for photos of a visitor.
         Raises:
-            CheckpointError: no polarizer of this epoch, or it was changed.
+            CheckpointError: this epoch has no polarizer, or its file was changed.
         """
         _, state = read_snapshot(self._folder, epoch, self._card)
         with self._lock:

@@ -2,12 +2,11 @@
 
     <root>/<run id>/request.json    the request; never changes
                     state.json      the state; replaced as a whole
-                    events.jsonl    one event record per line, appended and flushed; `time` is added, in unix
-                                    seconds
-                    result.json     the result of `run_defense`; beside it its files: polarizer.safetensors, ...
-    <root>/.owners/                 a locked file per process that works on runs, so that its death is noticed
+                    events.jsonl    one event record per line, with its `time` in unix seconds
+                    result.json     the result of `run_defense`, beside polarizer.safetensors, ...
+    <root>/.owners/                 a locked file per process that works on runs, see `owners`
 
-`npd defend --save DIR` and the recorded runs have the same layout (`write_record`); result.json alone can be read.
+`npd defend --save DIR` and the recorded runs have the same layout (`write_record`).
 """
 
 from __future__ import annotations
@@ -134,7 +133,7 @@ class RunStore:
         self._runs, self._unsaved = memory.runs, memory.unsaved
 
     def get(self, run_id: str) -> Run:
-        """Return the run as it is now. Raises UnknownNameError; StorageError for a folder that cannot be read."""
+        """Return the run as it is now. Raises UnknownNameError; StorageError if it cannot be read."""
         folder = self._folder(run_id)
         with self._lock:
             mark = tuple(_mark(f"{folder}/{name}") for name in (REQUEST, STATE, RESULT))
@@ -181,7 +180,7 @@ class RunStore:
         owner: str = "",
         usable: Callable[[Run], bool] = lambda run: True,
     ) -> tuple[str, bool]:
-        """Return the run that `joinable` finds, otherwise a new one, and whether it is new. Raises StorageError.
+        """Return the run that `joinable` finds or a new one, and whether it is new. Raises StorageError.
 
         Safe between threads and processes: of two calls at the same time, one creates and the other joins.
         """
@@ -195,7 +194,7 @@ class RunStore:
     def joinable(
         self, request: DefenseRequest, usable: Callable[[Run], bool] = lambda run: True
     ) -> str | None:
-        """Return the run of an identical request: queued, running, or finished and `usable`; None if there is none."""
+        """Return the run of an identical request: queued, running, or finished and `usable`; or None."""
         run_id, there = self._scan(request, usable)
         return run_id if there else None
 
@@ -389,7 +388,7 @@ def write_record(
 
 
 def read_record(folder: Path) -> Run:
-    """Read the run in `folder`, as `npd defend --save` writes it. Raises StorageError when it cannot be read."""
+    """Read the run in `folder`, as `npd defend --save` writes it. Raises StorageError."""
     if not folder.is_dir():
         raise StorageError(f"There is no run in {folder}: choose a folder that `npd defend --save` wrote.")
     recorded = folder.resolve().parent == paths.recorded().resolve()
@@ -499,7 +498,7 @@ def _mark(path: str) -> tuple[int, int, int] | None:
 
 
 def _load_state(folder: Path, *, strict: bool = False) -> dict[str, Any]:
-    """Return state.json; empty when absent. A damaged one is empty too, or raises StorageError if `strict`."""
+    """Return state.json, {} if it is absent or damaged; if `strict`, a damaged one raises StorageError."""
     try:
         return _load_json(folder / STATE) if os.path.exists(folder / STATE) else {}
     except StorageError:

@@ -17,7 +17,7 @@ from npd_core.runs.event_log import Thinner, append_events
 from npd_core.runs.store import EVENTS, REQUEST, RESULT, STOP, Ending
 
 RunDefense = Callable[[DefenseRequest, Path, Callable[[], bool]], Generator[Event, None, None]]
-"""`npd_core.defend.run_defense`: yields events, saves into the folder, ends soon after `stop()` returns True."""
+"""As `npd_core.defend.run_defense`: yields events, saves to the folder, ends soon after `stop()` is True."""
 POLL = 0.2
 """Seconds between two checks for the stop file."""
 NO_MEMORY = "Out of memory: use fewer clean images or smaller batches."

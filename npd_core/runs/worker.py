@@ -1,11 +1,11 @@
-"""Worker processes: a training and the pages of the app then do not share one interpreter.
+"""Worker processes, so that a training and the pages of the app do not share one interpreter.
 
-A worker keeps what it imported, takes one run at a time, and writes the run's folder itself. A line on its standard
-input, `{"run": FOLDER, "environment": {...}}`, starts a run; a line on its standard output, `{"state": ..., "message":
-...}`, tells that it ended. The worker exits when its input is closed, in the midst of a run too.
+A worker keeps its imports, takes one run at a time, and writes the folder of the run. A line on its standard
+input, `{"run": FOLDER, "environment": {...}}`, starts a run; a line on its standard output, `{"state": ...,
+"message": ...}`, reports its end. The worker exits when its input closes, even during a run.
 
-Not `multiprocessing`, which `npd_core.experiments.workers` uses: its processes import the main module of their parent,
-and under Streamlit that is the app.
+`multiprocessing`, which `npd_core.experiments.workers` uses, does not fit: its processes import the main
+module of their parent, and under Streamlit that is the app.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from npd_core.runs.store import Ending
 from npd_core.runs.work import UNEXPECTED, work_through
 
 PREFIX = "NPD_"
-"""How the environment variables begin that a run is carried out under: those of the moment it starts."""
+"""Start of the names of the environment variables that a run gets, with their values when it starts."""
 KILLED = (
-    "The process of this training was killed, as the system does when memory runs out. Start it again; if that happens "
-    "once more, use fewer clean images or smaller batches."
+    "The process of this training was killed, as the system does when memory runs out. Start it again; if it "
+    "is killed again, use fewer clean images or smaller batches."
 )
 
 
@@ -41,7 +41,7 @@ class Worker:
     def __init__(self) -> None:
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join([str(paths.ROOT), os.environ.get("PYTHONPATH", "")])
-        # Threads that spin while they wait leave the pages no processor; sleeping costs a run nothing.
+        # Threads that spin while they wait would take the processor from the pages.
         environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         command = [sys.executable, "-m", "npd_core.runs.worker"]
         self.process = subprocess.Popen(
@@ -88,7 +88,7 @@ _lock = threading.Lock()
 
 
 def work(folder: Path) -> Ending:
-    """Carry out the run in `folder` in a worker process of its own; an idle one is used where there is one."""
+    """Carry out the run in `folder` in a worker process: an idle one if there is one, otherwise a new one."""
     worker = _take()
     try:
         return worker.work(folder)
@@ -133,10 +133,10 @@ def close_all() -> None:
 
 def main() -> None:
     """Serve as a worker until the input is closed."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # may reach a whole group of processes; the app decides
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole process group; the app decides
         signal.signal(number, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # so that prints of a library are not answers
     commands: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
     def listen() -> None:
