@@ -219,6 +219,12 @@ def test_what_cannot_be_exported(saved, tmp_path, monkeypatch):
         run_archive(folder)
 
 
+def test_weights_of_an_architecture_without_a_program_need_a_graph():
+    assert "logits" in use_model("onnx", "somebody:net")
+    with pytest.raises(ConfigError, match=r"somebody:net.*pt2.*onnx"):
+        use_model("safetensors", "somebody:net")
+
+
 def test_qr_code_is_drawn_here_and_bounded():
     drawn = qr_code("https://example.org/lab?run=1&x=<b>")
     assert drawn.startswith("<svg")

@@ -1,4 +1,4 @@
-"""Runs outside the page script: shared, queued, stoppable, and always with an end, even of a killed process."""
+"""Runs outside the page script: shared, queued, stoppable, and ended even when their process is killed."""
 
 from __future__ import annotations
 
@@ -533,7 +533,8 @@ CHILD = """if True:
     jobs = RunManager(RunStore(Path(sys.argv[1])), partial(work_through, run_defense=execute))
     for seed in range(2):
         jobs.submit(DefenseRequest(model="fake", device="cpu", config=NPDConfig(seed=seed, epochs=2)))
-    while len(jobs.store.events(DefenseRequest(model="fake", device="cpu", config=NPDConfig(epochs=2)).key)) < 3:
+    first = DefenseRequest(model="fake", device="cpu", config=NPDConfig(epochs=2)).key
+    while len(jobs.store.events(first)) < 3:
         time.sleep(0.002)
     print("training", flush=True)
     sys.stdin.read()
@@ -591,7 +592,7 @@ def test_a_process_that_ends_by_itself_leaves_nothing_running(tmp_path: Path) ->
 
 
 class Lanes:
-    """Stands for a defense of three epochs; waits for its gate in the second, and counts who trains together."""
+    """Stands for a defense of three epochs; waits for its gate in the second, and logs what each run does."""
 
     def __init__(self, bad: int | None = None) -> None:
         self.log: list[tuple[int, str]] = []
