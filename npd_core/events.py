@@ -1,7 +1,7 @@
 """The events of a training: small frozen records that every defense yields and the run store keeps.
 
-The order is `Started (StepEnd* EpochEnd Measured?)* (Finished | Failed)`. A trainer yields all but `Measured`;
-its caller adds that: metrics on test images serve the curves only and never reach the trainer.
+The order is `Started (StepEnd* EpochEnd Measured?)* (Finished | Failed)`. A trainer yields all of them but
+`Measured`, which its caller adds: metrics on test images serve the curves only and never reach the trainer.
 
 A baseline yields the same events. Its warm-up is what it trains before it repairs the network, such as the
 teacher of NAD. One that does not train has no epochs.
