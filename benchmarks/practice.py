@@ -11,7 +11,7 @@ import argparse
 from dataclasses import replace
 
 from npd_core import evaluation
-from npd_core.config.npd import PAPER_LAYERS, REFERENCE, default_layer, preset
+from npd_core.config.presets import PAPER_LAYERS, default_layer, preset
 from npd_core.data.clean import load_clean
 from npd_core.data.load import ImageSet
 from npd_core.device import resolve_device
@@ -26,7 +26,7 @@ def rows(arch: str, dataset: str) -> dict[str, tuple[str, dict[str, object]]]:
     """Name of a row -> insertion point and what differs from the preset."""
     default, paper = default_layer(arch, dataset), PAPER_LAYERS[arch]
     follows = {"attack_on": "polarized", "lambda2": 0.4, "lambda3": 0.4}
-    reference = follows | {"bn_mode": REFERENCE.bn_mode, "schedule": REFERENCE.schedule}
+    reference = follows | {"bn_mode": "warmup_frozen", "schedule": "constant"}
     return {
         "default": (default, {}),
         "inner level on f_hat": (default, follows),

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from npd_core.config.npd import NPDConfig, preset
+from npd_core.config.npd import NPDConfig
+from npd_core.config.presets import preset
 from npd_core.data.clean import load_clean
 from npd_core.data.load import ImageSet
 from npd_core.device import environment, resolve_device

@@ -10,7 +10,7 @@ import streamlit as st
 
 from npd_core.config import presets
 from npd_core.config.baselines import CONFIGS
-from npd_core.config.npd import PAPER_LAYERS
+from npd_core.config.presets import PAPER_LAYERS
 from npd_core.config.request import DefenseRequest
 from npd_core.errors import NPDError
 from npd_core.figures.curves import MetricCurves, read_metrics
@@ -37,12 +37,12 @@ MOST = 3  # settings that a name can tell
 FEW = 48  # clean images of the runner who has few
 AS_IT_IS = "as it is"
 PAIRS = {
-    "Our settings or the paper's": ("recommended", "paper"),
-    "Our layer or the paper's": ("recommended", "paper_layer"),
-    "Weights that fit or too strong ones": ("recommended", "too_strong"),
-    "With or without the imagined trigger": ("recommended", "too_weak"),
-    "All clean images or a few": ("recommended", "few"),
-    "NPD or fine-pruning": ("recommended", "fp"),
+    "Our settings or the paper's": ("default", "paper"),
+    "Our layer or the paper's": ("default", "paper_layer"),
+    "Weights that fit or too strong ones": ("default", "too_strong"),
+    "With or without the imagined trigger": ("default", "too_weak"),
+    "All clean images or a few": ("default", "few"),
+    "NPD or fine-pruning": ("default", "fp"),
 }
 Runner = Callable[[Card], DefenseRequest]
 
@@ -50,20 +50,20 @@ Runner = Callable[[Card], DefenseRequest]
 def runners() -> dict[str, tuple[str, Runner]]:
     """Everybody who can take part: id -> title, and what they ask for."""
 
-    def scene(name: str) -> Runner:
+    def preset(name: str) -> Runner:
         def build(card: Card) -> DefenseRequest:
-            layer, config = presets.scene(name, card.arch, card.dataset)
-            return replace(controls.defaults(card), layer=layer, config=config)
+            layer = presets.preset_layer(name, card.arch, card.dataset)
+            return replace(controls.defaults(card), layer=layer, config=presets.preset(card.dataset, name))
 
         return build
 
     def at_paper_layer(card: Card) -> DefenseRequest:
-        return replace(scene("recommended")(card), layer=PAPER_LAYERS[card.arch])
+        return replace(preset("default")(card), layer=PAPER_LAYERS[card.arch])
 
     def other(name: str) -> Runner:
         return lambda card: controls.defaults(card, name)
 
-    found = {name: (f"NPD · {scene_.title.lower()}", scene(name)) for name, scene_ in presets.SCENES.items()}
+    found = {name: (f"NPD · {found.title.lower()}", preset(name)) for name, found in presets.PRESETS.items()}
     found["paper_layer"] = ("NPD · our settings at the paper's layer", at_paper_layer)
     found["few"] = (f"NPD · {FEW} clean images", lambda card: replace(controls.defaults(card), clean=FEW))
     return found | {name: (defense_name(name), other(name)) for name in CONFIGS}
@@ -209,7 +209,7 @@ first, second = (
         key=key,
         bind="query-params",
     )
-    for column, word, key, name in ((left, "One", "first", "recommended"), (right, "Two", "second", "paper"))
+    for column, word, key, name in ((left, "One", "first", "default"), (right, "Two", "second", "paper"))
 )
 runs = [cache.runs.find_run(name) for name in RUNS.get()]
 url_state.show_notices(RUNS)

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from npd_core.config.npd import PAPER_LAYERS, default_layer
+from npd_core.config.presets import PAPER_LAYERS, default_layer
 from npd_core.data.load import availability
 from npd_core.errors import NPDError, UnknownNameError
 from npd_core.figures import network as drawing

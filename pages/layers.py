@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import streamlit as st
 
-from npd_core.config.npd import PAPER_LAYERS, default_layer
+from npd_core.config.presets import PAPER_LAYERS, default_layer
 from npd_core.errors import UnknownNameError
 from npd_core.experiments.record import Cell
 from npd_core.figures import network as drawing

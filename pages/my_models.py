@@ -266,11 +266,11 @@ def title(run: Run) -> str:
 
 def run_settings(card: Card, images: int) -> DefenseRequest | None:
     """Return the request of the widgets; None, with a message, when a value is out of its range."""
-    from npd_core.uploads.store import suggested_config
+    from npd_core.config.presets import preset
 
     with selectors.working():
         layers = [str(info.layer) for info in cache.zoo.insertion_layers(card.id)]
-    suggested = suggested_config(card)
+    suggested = preset(card.dataset, size=card.image_size)
     layer = card.recipe.get("layer")
     left, right = st.columns(2)
     chosen = left.selectbox(

@@ -143,7 +143,7 @@ def table(args: argparse.Namespace) -> Answer:
 
 def suggest(args: argparse.Namespace) -> Answer:
     """`npd suggest MODEL`"""
-    from npd_core.config.npd import preset
+    from npd_core.config.presets import preset
     from npd_core.data.clean import load_clean
     from npd_core.data.load import ImageSet
     from npd_core.device import environment, resolve_device

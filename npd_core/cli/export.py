@@ -61,8 +61,9 @@ def bring(args: argparse.Namespace) -> Answer:
     for path in (args.checkpoint, args.images, args.triggered):
         if path is not None and not path.is_file():
             raise StorageError(f"There is no file {path}: name the checkpoint and the images.")
+    from npd_core.config.presets import preset
     from npd_core.data.spec import NORMALISATIONS, get_dataset
-    from npd_core.uploads.store import Settings, import_model, suggested_config
+    from npd_core.uploads.store import Settings, import_model
 
     if args.normalise in NORMALISATIONS:
         mean, std = NORMALISATIONS[args.normalise]
@@ -73,7 +74,7 @@ def bring(args: argparse.Namespace) -> Answer:
         arch=args.arch, mean=mean, std=std, image_size=args.size, target=args.target, seed=args.seed
     )
     card = import_model(args.checkpoint, args.images, settings, args.triggered)
-    cfg, clean = suggested_config(card), get_dataset(card.dataset).train_images
+    cfg, clean = preset(card.dataset, size=card.image_size), get_dataset(card.dataset).train_images
     command = (
         f"npd defend {card.id} --clean {clean} --rho {cfg.rho:g} --attack-on {cfg.attack_on} --batch-size 32"
     )

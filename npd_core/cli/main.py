@@ -43,9 +43,10 @@ from npd_core.cli.common import (
     read_words,
     text_table,
 )
-from npd_core.config.npd import BN_MODES, INNER_STEPS, LOG_FORMS, NORMS, REFRESH, VARIANTS, NPDConfig, preset
+from npd_core.config.npd import BN_MODES, INNER_STEPS, LOG_FORMS, NORMS, VARIANTS, NPDConfig
+from npd_core.config.presets import BASELINE_DEFAULTS, defense_config, preset
 from npd_core.data.spec import DATASETS
-from npd_core.defenses import CONFIGS, DEFENSES, PRESETS, DefenseConfig, get_defense
+from npd_core.defenses import CONFIGS, DEFENSES, DefenseConfig, get_defense
 from npd_core.errors import (
     CheckpointError,
     ConfigError,
@@ -55,7 +56,6 @@ from npd_core.errors import (
     unknown_name,
 )
 from npd_core.events import EpochEnd, Event, Failed, Finished, Measured, Started, StepEnd, to_record
-from npd_core.experiments.grid import config_for
 from npd_core.fileio import write_json
 from npd_core.plugins import load_plugins
 from npd_core.progress import Progress
@@ -76,7 +76,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "log_form": LOG_FORMS,
     "bce1_label": ("true", "pred"),
     "attack_on": ("polarized", "base"),
-    "refresh": REFRESH,
     "schedule": ("constant", "cosine"),
     "precision": ("auto", "fp32", "bf16"),
 }
@@ -1030,7 +1029,9 @@ def _add_defend(parser: Parser) -> None:
         options = ", ".join(
             f"--{setting.replace('_', '-')}" for setting in SHARED_SETTINGS if setting in values
         )
-        special = {dataset: changes[name] for dataset, changes in PRESETS.items() if name in changes}
+        special = {
+            dataset: changes[name] for dataset, changes in BASELINE_DEFAULTS.items() if name in changes
+        }
         text = f"{options}, and --set NAME=VALUE. Defaults: {_assigned(values)}."
         text += "".join(f" On {dataset}: {_assigned(changes)}." for dataset, changes in special.items())
         if name == "ep":
@@ -1083,7 +1084,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def _preset(defense: str, card: Card, changes: Mapping[str, Any]) -> NPDConfig | DefenseConfig:
     """The defaults of a defense for a model, with `changes` by field name. Raises UnknownNameError, ConfigError."""
-    return config_for(defense, card, **changes)
+    return defense_config(defense, card, **changes)
 
 
 def _config(args: argparse.Namespace, card: Card) -> NPDConfig | DefenseConfig:

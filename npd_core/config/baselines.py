@@ -288,32 +288,6 @@ CONFIGS: dict[str, type[DefenseConfig]] = {
 }
 """The config of each defense, in the order of the paper's tables; the package's DEFENSES says what it sets."""
 
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "signs": {
-        "fp": {"epochs": 30},
-        "nc": {"batch_size": 32, "trigger_epochs": 8, "patience": 2, "early_stop": 4, "epochs": 10},
-        "anp": {"batch_size": 32, "iterations": 150, "lr": 0.02},
-        "i_bau": {"batch_size": 64, "rounds": 3},
-    },
-    "tiny_imagenet": {
-        "fp": {"epochs": 200, "schedule": "plateau"},
-        "nad": {"batch_size": 128},
-        "nc": {"epochs": 200, "schedule": "plateau", "screening_epochs": 10},
-        "ep": {"u": 4.0},
-    },
-}
-"""What differs from the defaults, by data set and defense.
-
-tiny_imagenet: the reference's values, and NC's screening (ours), which makes its 200 classes bearable.
-
-signs: ours, estimated for about two minutes on a laptop with two cores from the number of passes, tried on a network of
-width 4 alone, with its ASR on test images in view. Cut are the epochs of FP's fine-tuning (from 100),
-the epochs of NC's search for each class (from 80) and of its fine-tuning (from 100), the iterations of ANP (from 2000)
-and the rounds of I-BAU (from 5). Smaller batches, hence more updates an epoch, make up for a part of it; in NC also a
-cost that moves and rests sooner (`patience` from 5, `early_stop` from 25), in ANP twice the learning rate (from 0.01):
-with 0.05 and 0.2 held-out images allowed no threshold at all.
-"""
-
 
 def _number(name: str, value: object, low: float, high: float) -> None:
     rule = f"a number of at least {low:g}" if high == math.inf else f"a number in [{low:g}, {high:g}]"

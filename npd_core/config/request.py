@@ -9,11 +9,13 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from npd_core.config.baselines import CONFIGS, DefenseConfig
-from npd_core.config.npd import ADDED, VARIANTS, NPDConfig
+from npd_core.config.npd import VARIANTS, NPDConfig
 from npd_core.errors import ConfigError, unknown_name
 
 RENAMED = {"watch": "eval_images"}
 """Fields by the name under which an earlier version stored them."""
+REMOVED = {"momentum": 0.9, "warmup_lr": 1e-4, "ema": None, "refresh": "never"}
+"""Settings of NPD that an earlier version had, with the value that is now the only behaviour."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +68,8 @@ class DefenseRequest:
 
     @property
     def key(self) -> str:
-        """16 hex digits that identify the request; equal requests have equal keys, in every process and version: a
-        setting that came later counts only where it differs from what was done before."""
-        values = self.to_dict()
-        for name, before in ADDED.items():
-            if values["config"].get(name) == before:
-                del values["config"][name]
-        text = json.dumps(values, sort_keys=True)
+        """16 hex digits that identify the request; equal requests have equal keys in every process."""
+        text = json.dumps(self.to_dict(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,14 +79,24 @@ class DefenseRequest:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DefenseRequest:
-        """The request that `to_dict` wrote. Raises UnknownNameError on a field that does not exist."""
+        """Return the request that `to_dict` wrote, in this version or an earlier one.
+
+        Raises UnknownNameError on a field that does not exist, ConfigError on a value.
+        """
         names = [f.name for f in fields(cls)]
         values = {RENAMED.get(name, name): value for name, value in values.items()}
         for name in values:
             if name not in names:
                 raise unknown_name("field", name, names)
         config = config_class(values.get("defense", "npd")) or NPDConfig
-        return cls(**{**values, "config": config.from_dict(values.get("config", {}))})
+        settings = dict(values.get("config", {}))
+        if config is NPDConfig:
+            for name, only in REMOVED.items():
+                if settings.pop(name, only) != only:
+                    raise ConfigError(
+                        f"This run sets `{name}`, which this version no longer has: train it again."
+                    )
+        return cls(**{**values, "config": config.from_dict(settings)})
 
 
 def config_class(defense: str) -> type[NPDConfig] | type[DefenseConfig] | None:

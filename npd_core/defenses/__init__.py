@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any
 
 from npd_core.config.baselines import (
     CONFIGS,
-    PRESETS,
     ANPConfig,
     DefenseConfig,
     EPConfig,
@@ -37,10 +36,8 @@ from npd_core.config.baselines import (
     NCConfig,
 )
 from npd_core.config.npd import NPDConfig
-from npd_core.data.spec import get_dataset
 from npd_core.errors import ConfigError, unknown_name
 from npd_core.events import Event
-from npd_core.zoo.card import Card
 
 if TYPE_CHECKING:
     import torch
@@ -169,33 +166,9 @@ def get_defense(name: str) -> Defense:
     return DEFENSES[name]
 
 
-def preset(name: str, dataset: str, **changes: Any) -> DefenseConfig:
-    """Return the defaults of a baseline for a data set, with `changes`; the caller adds `flip` and `pad` of the data
-    set.
-
-    Raises:
-        UnknownNameError: no such baseline, or no such setting.
-        ConfigError: a value out of its range.
-    """
-    if name not in CONFIGS:
-        raise unknown_name("defense", name, CONFIGS)
-    return CONFIGS[name].from_dict(PRESETS.get(dataset, {}).get(name, {}) | changes)
-
-
-def preset_for(name: str, card: Card, **changes: Any) -> DefenseConfig:
-    """Return the defaults of a baseline for a model, with `changes`: those for its data set, and clean images cropped
-    and mirrored as in the model's own training. EP uses clean images where no poisoned set is known. Raises as
-    `preset`."""
-    found = {setting: card.recipe[setting] for setting in ("flip", "pad") if setting in card.recipe}
-    if name == "ep" and not card.poison_ratio:
-        found["batch"] = "clean"
-    return preset(name, card.dataset, **{"flip": get_dataset(card.dataset).flip} | found | changes)
-
-
 __all__ = [
     "CONFIGS",
     "DEFENSES",
-    "PRESETS",
     "ANPConfig",
     "Defense",
     "DefenseConfig",
@@ -205,8 +178,6 @@ __all__ = [
     "NADConfig",
     "NCConfig",
     "get_defense",
-    "preset",
-    "preset_for",
     "register",
     "unregister",
 ]

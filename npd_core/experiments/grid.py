@@ -4,13 +4,13 @@ layers are looked up."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from itertools import product
 from typing import Any
 
-from npd_core.config.npd import VARIANTS, NPDConfig, preset, step_length
+from npd_core.config.npd import VARIANTS, NPDConfig
+from npd_core.config.presets import defense_config
 from npd_core.config.request import DefenseRequest
-from npd_core.defenses import DefenseConfig, get_defense, preset_for
 from npd_core.errors import ConfigError, unknown_name
 from npd_core.zoo import Zoo
 from npd_core.zoo.card import Card
@@ -38,19 +38,6 @@ class Grid:
     device: str = "auto"
 
 
-def config_for(defense: str, card: Card, **changes: Any) -> NPDConfig | DefenseConfig:
-    """The defaults of a defense for a model, with `changes` by field name; an inner step that is changed is as long as
-    `step_length` says, unless it is told otherwise. Raises UnknownNameError, ConfigError."""
-    if not get_defense(defense).polarizes:
-        return preset_for(defense, card, **changes)
-    config = NPDConfig.from_dict(
-        preset(card.dataset, variant=defense, size=card.image_size).to_dict() | changes
-    )
-    if "inner_step" in changes and "inner_lr" not in changes:
-        config = replace(config, inner_lr=step_length(config.inner_step, config.rho, config.inner_steps))
-    return config
-
-
 def requests(grid: Grid) -> list[DefenseRequest]:
     """Every run of a grid, each once.
 
@@ -63,7 +50,7 @@ def requests(grid: Grid) -> list[DefenseRequest]:
     for name in grid.settings:
         if name not in names:
             raise unknown_name("setting", name, names)
-    known = [config_for(defense, card) for defense in grid.defenses]
+    known = [defense_config(defense, card) for defense in grid.defenses]
     special = [f"`{name}`" for name in grid.settings] + ["`layers`"] * (grid.layers != (None,))
     if special and not any(isinstance(config, NPDConfig) for config in known):
         raise ConfigError(
@@ -76,7 +63,7 @@ def requests(grid: Grid) -> list[DefenseRequest]:
         settings = grid.settings if own else {}
         for layer, clean, seed in product(layers if own else (None,), grid.clean, grid.seeds):
             for values in product(*settings.values()):
-                config = config_for(defense, card, seed=seed, **dict(zip(settings, values, strict=True)))
+                config = defense_config(defense, card, seed=seed, **dict(zip(settings, values, strict=True)))
                 where = None if layer is None or layer == card.layer else layer  # one run, not two
                 request = DefenseRequest(
                     model=card.id,

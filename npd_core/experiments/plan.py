@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from npd_core.config.baselines import CONFIGS
-from npd_core.config.baselines import PRESETS as BASELINES
-from npd_core.config.npd import PAPER_LAYERS, VARIANTS, default_layer, paper, preset
+from npd_core.config.npd import VARIANTS
+from npd_core.config.presets import BASELINE_DEFAULTS, PAPER_LAYERS, default_layer, defense_config, preset
 from npd_core.data.load import availability
 from npd_core.data.spec import get_dataset
 from npd_core.errors import CheckpointError, DataMissingError, UnknownNameError, unknown_name
-from npd_core.experiments.grid import config_for, main_path
+from npd_core.experiments.grid import main_path
 from npd_core.experiments.published import ATTACKS, DEFENSES, TERMS
 from npd_core.experiments.record import AXES
 from npd_core.experiments.task import Training, ratio_zoo, shipped_ratio_zoo
@@ -318,7 +318,7 @@ def _unlike(table: str, variants: Sequence[str], card: Card) -> list[str]:
     said: dict[str, list[str]] = {}
     for variant in variants:
         ours = preset(card.dataset, variant=variant).to_dict()
-        theirs = paper(card.dataset, variant=variant).to_dict()
+        theirs = preset(card.dataset, "paper", variant=variant).to_dict()
         parts = [
             f"{name} {value} instead of {theirs[name]}"
             for name, value in ours.items()
@@ -363,7 +363,7 @@ def _baselines(changes: Mapping[str, Mapping[str, Any]], defenses: Sequence[str]
     """One sentence for each baseline whose settings are not those of the reference benchmark."""
     said = []
     for defense in defenses:
-        ours = config_for(defense, card, **changes.get(defense, {})).to_dict()
+        ours = defense_config(defense, card, **changes.get(defense, {})).to_dict()
         theirs = _benchmark(defense, card.dataset)
         parts = [
             f"{name} {value} instead of {theirs[name]}"
@@ -378,5 +378,5 @@ def _benchmark(defense: str, dataset: str) -> dict[str, Any]:
     """Settings of a baseline in the reference benchmark; what it has not run, as on CIFAR-10."""
     theirs = CONFIGS[defense]().to_dict()
     if dataset == "tiny_imagenet":
-        theirs |= BASELINES[dataset].get(defense, {})
+        theirs |= BASELINE_DEFAULTS[dataset].get(defense, {})
     return theirs | BENCHMARK.get(defense, {})

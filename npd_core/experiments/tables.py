@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from npd_core.config.npd import NPDConfig
+from npd_core.config.presets import defense_config
 from npd_core.config.request import DefenseRequest
 from npd_core.errors import ConfigError
-from npd_core.experiments.grid import config_for
 from npd_core.experiments.plan import QUICK_IMAGES, TABLES, Plan, Planned
 from npd_core.experiments.published import published
 from npd_core.experiments.record import Cell, Scores, Seconds, TableRecord
@@ -114,7 +114,7 @@ def _request(plan: Plan, planned: Planned) -> DefenseRequest:
     wanted = planned.wanted
     card = planned.zoo.card(planned.model)
     settings = dict(plan.changes.get(wanted.defense, {})) | {"seed": plan.options.seed}
-    config = config_for(wanted.defense, card, **settings)
+    config = defense_config(wanted.defense, card, **settings)
     if wanted.terms is not None:
         assert isinstance(config, NPDConfig)
         config = only(config, wanted.terms)

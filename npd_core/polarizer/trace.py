@@ -123,7 +123,7 @@ def trace(net: PolarizedNet, image: Tensor, label: int, cfg: NPDConfig) -> Trace
     """Take the first step of `npd` from the theta of `net`, on a batch of one image, and record all of it.
 
     The trainer's own functions take the step; gradients and logits along the inner loop are computed again. What has no
-    effect on a first step is left out: warm-up, momentum, the pull of `decay_to_identity`, running averages. Everything
+    effect on a first step is left out: warm-up, momentum, and the pull of `decay_to_identity`. Everything
     runs in fp32. Afterwards `net.polarizer` holds the new theta.
 
     Args:

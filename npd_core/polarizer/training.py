@@ -51,6 +51,12 @@ class _Step(NamedTuple):
     """The universal perturbations after this batch, (n, 3, H, W)."""
 
 
+MOMENTUM = 0.9
+"""Of SGD on theta. Reference code; the paper is silent."""
+WARMUP_LR = 1e-4
+"""Learning rate of SGD, without momentum, in the warm-up. Reference code."""
+
+
 class Trainer:
     """One training of `net.polarizer`; the state that it would leave behind is always in `kept`."""
 
@@ -87,7 +93,6 @@ class Trainer:
         self.earlier: list[tuple[int, State]] = []
         self.best = math.inf
         """Lowest objective on the held-out images so far."""
-        self.average: list[Tensor] | None = None
         self.inner: InnerResult | None = None
         """Cached results of the inner level on f_w for all clean images."""
         self.missing = set(range(len(self.clean)))
@@ -116,14 +121,9 @@ class Trainer:
         return {name: value.detach().clone() for name, value in self.polarizer.state_dict().items()}
 
     @contextmanager
-    def as_left_behind(self) -> Iterator[None]:
-        """Within this context the polarizer is as it would be left behind now, with its running average in place of
-        theta. Afterwards it is as before, statistics included."""
+    def unchanged(self) -> Iterator[None]:
+        """Restore the polarizer, statistics included, at the end of the block."""
         now = self.state()
-        if self.average is not None:
-            with torch.no_grad():
-                for param, mean in zip(self.params, self.average, strict=True):
-                    param.copy_(mean)
         try:
             yield
         finally:
@@ -132,9 +132,6 @@ class Trainer:
     def keep(self, epoch: int) -> None:
         """Take the current state as the one to leave behind."""
         self.kept, self.kept_epoch = self.state(), epoch
-        if self.average is not None:
-            names = [name for name, _ in self.polarizer.named_parameters()]
-            self.kept |= {name: mean.clone() for name, mean in zip(names, self.average, strict=True)}
         self.earlier = [*self.earlier[-LOW_EPOCHS:], (epoch, self.kept)]
 
     def fall_back(self, minimum: float) -> None:
@@ -307,7 +304,7 @@ class Trainer:
         """Return SGD on theta as the config sets it."""
         cfg = self.cfg
         decay = 0.0 if cfg.decay_to_identity else cfg.weight_decay
-        return torch.optim.SGD(self.params, lr=cfg.lr, momentum=cfg.momentum, weight_decay=decay)
+        return torch.optim.SGD(self.params, lr=cfg.lr, momentum=MOMENTUM, weight_decay=decay)
 
     def update(self, optimizer: Optimizer, loss: Tensor) -> None:
         """Take one SGD step on theta alone: no gradient is computed for a frozen weight or for an image."""
@@ -319,8 +316,6 @@ class Trainer:
         if self.cfg.clip_grad is not None:
             torch.nn.utils.clip_grad_norm_(self.params, self.cfg.clip_grad)
         optimizer.step()
-        if self.average is not None and self.cfg.ema is not None:
-            torch._foreach_lerp_(self.average, [p.detach() for p in self.params], 1 - self.cfg.ema)
 
     # --- the training
 
@@ -336,7 +331,7 @@ class Trainer:
     def warm_up(self, epoch: int) -> Generator[Event, None, dict[str, float]]:
         """Train one epoch of L_bn alone (line 4 of Algorithm 1); `epoch` is negative. Returns the mean losses."""
         self.polarizer.train(self.cfg.bn_mode in ("warmup_frozen", "train_clean_stats"))
-        optimizer = torch.optim.SGD(self.params, lr=self.cfg.warmup_lr)
+        optimizer = torch.optim.SGD(self.params, lr=WARMUP_LR)
         means = LossMeans()
         for step, chosen in enumerate(self.clean.indices()):
             loss = objective.loss_bn(self.suffix(self.clean.features(chosen)).float(), self.clean.y(chosen))
@@ -349,10 +344,6 @@ class Trainer:
         self, epoch: int, optimizer: Optimizer
     ) -> Generator[Event, None, tuple[dict[str, float], float]]:
         """Train one epoch of the bi-level problem. Returns the mean losses and the clean accuracy counted on the way."""
-        if epoch == 0 and self.cfg.ema is not None:
-            self.average = [p.detach().clone() for p in self.params]
-        if self.cfg.refresh == "epoch":
-            self.universal = torch.zeros_like(self.universal)
         means, correct = LossMeans(), torch.zeros((), device=self.device)
         for step, chosen in enumerate(self.clean.indices()):
             x, h, y = self.clean.x(chosen), self.clean.features(chosen), self.clean.y(chosen)
@@ -402,8 +393,7 @@ class Trainer:
                 if reason:
                     yield Failed(reason, self.kept_epoch, clock.seconds)
                     return
-                with self.as_left_behind():  # whoever measures now, measures what would be the result
-                    yield EpochEnd(epoch, losses, clock.seconds, kept, value)
+                yield EpochEnd(epoch, losses, clock.seconds, kept, value)
             with clock:
                 ended_low = self._ended_low(guard)
             if ended_low:
@@ -429,9 +419,8 @@ class Trainer:
         if not guard.low:
             if self.kept_epoch != self.cfg.epochs - 1:
                 return False
-            with self.as_left_behind():
-                if float(self.clean_accuracy()) >= guard.minimum:
-                    return False
+            if float(self.clean_accuracy()) >= guard.minimum:
+                return False
         self.fall_back(guard.minimum)
         return True
 
@@ -446,7 +435,7 @@ class Trainer:
         """Return the training objective on the clean images that were held out of D_bn."""
         assert self.held_out is not None
         sums = torch.zeros((), device=self.device)
-        with self.as_left_behind():
+        with self.unchanged():
             for images, labels in zip(*(t.split(256) for t in self.held_out), strict=True):
                 x = as_input(images.to(self.device))
                 with torch.no_grad():

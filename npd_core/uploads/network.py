@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from npd_core.config.npd import DEFAULT_LAYERS
+from npd_core.config.presets import DEFAULT_LAYERS
 from npd_core.errors import CheckpointError, NPDError, unknown_name
 from npd_core.models import MODELS, TORCHVISION, build_model, torchvision_classifier, torchvision_names
 from npd_core.polarizer.insertion import default_insertion_layer, insertion_layers

@@ -27,7 +27,6 @@ from PIL import Image
 
 from npd_core import paths
 from npd_core.attacks import UNKNOWN
-from npd_core.config.npd import NPDConfig, preset
 from npd_core.data.load import FILES
 from npd_core.data.parquet import write_images
 from npd_core.data.spec import UPLOAD_SPEC, Colour, DatasetSpec, spec_text
@@ -160,12 +159,6 @@ def remove(model: str) -> None:
         shutil.rmtree(folder)
     except OSError as error:
         raise StorageError(f"{folder} could not be removed ({error.strerror}): remove it by hand.") from error
-
-
-def suggested_config(card: Card) -> NPDConfig:
-    """Return the settings to start with: the preset, its budget grown with the image (rho = 3 at 32
-    pixels)."""
-    return preset(card.dataset, size=card.image_size)
 
 
 def _write(

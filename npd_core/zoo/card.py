@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from npd_core import paths
-from npd_core.config.npd import default_layer
+from npd_core.config.presets import default_layer
 from npd_core.errors import CheckpointError
 from npd_core.fileio import sha256
 

@@ -10,11 +10,11 @@ from typing import Any
 import streamlit as st
 
 from npd_core.config import presets
-from npd_core.config.npd import PAPER_LAYERS, VARIANTS, NPDConfig, default_layer, step_length
+from npd_core.config.npd import VARIANTS, NPDConfig
+from npd_core.config.presets import PAPER_LAYERS, default_layer, defense_config, step_length
 from npd_core.config.request import DefenseRequest
 from npd_core.data.spec import get_dataset
 from npd_core.errors import ConfigError, NPDError, UnknownNameError, unknown_name
-from npd_core.experiments.grid import config_for
 from npd_core.figures import network as drawing
 from npd_core.zoo.card import Card
 from pages.shared import cache, text, url_state
@@ -31,7 +31,7 @@ def defaults(card: Card, defense: str = "npd") -> DefenseRequest:
         defense=defense,
         layer=default_layer(card.arch, card.dataset) if defense in VARIANTS else None,
         clean=get_dataset(card.dataset).train_images // 20,
-        config=config_for(defense, card),
+        config=defense_config(defense, card),
         eval_images=EVAL_IMAGES,
     )
 
@@ -137,17 +137,17 @@ def preset_buttons(card: Card, layer: str) -> None:
         current = None
     with st.container(key="view-settings-presets"):
         with st.container(horizontal=True, gap="small"):
-            for name, preset in presets.SCENES.items():
+            for name, preset in presets.PRESETS.items():
                 st.button(
                     preset.title,
                     key=f"preset-{name}",
                     type="primary" if name == current else "secondary",
                     on_click=_apply_preset,
                     args=(card, name),
-                    help=preset.watch,
+                    help=preset.help,
                 )
         if current is not None:
-            st.caption(f"**What to watch for.** {presets.SCENES[current].watch}")
+            st.caption(presets.PRESETS[current].help)
 
 
 def show_problems() -> None:
@@ -220,7 +220,8 @@ def _apply_preset(card: Card, name: str) -> None:
     """Set every widget to a preset; the clean images and the seed stay."""
     start = defaults(card)
     clean, seed = st.session_state.get("clean", start.clean), st.session_state.get("seed", start.config.seed)
-    layer, config = presets.scene(name, card.arch, card.dataset, int(seed))
+    config = replace(presets.preset(card.dataset, name), seed=int(seed))
+    layer = presets.preset_layer(name, card.arch, card.dataset)
     adopt(replace(start, layer=layer, config=config, clean=int(clean)))
 
 

@@ -88,7 +88,6 @@ ADVANCED = (
     Setting("inner_lr", "float", 0.001, 150.0),
     Setting("early_stop", "optional"),
     Setting("clip_grad", "optional", high=1000.0),
-    Setting("ema", "optional", high=0.9999, step=0.01),
     Setting("schedule", "choice", choices=("constant", "cosine")),
     Setting("holdout", "float", high=0.5),
     Setting("log_form", "choice", choices=npd.LOG_FORMS),

@@ -10,13 +10,13 @@ import torch
 from npd_core import defend, evaluation
 from npd_core.attacks import get_attack
 from npd_core.config.npd import VARIANTS, NPDConfig
-from npd_core.config.npd import preset as polarizer_preset
+from npd_core.config.presets import baseline_config, defense_config, preset
 from npd_core.config.request import DefenseRequest
 from npd_core.data.clean import load_clean
 from npd_core.data.load import load_dataset
 from npd_core.data.spec import get_dataset
 from npd_core.defend import run_defense
-from npd_core.defenses import CONFIGS, Defense, preset, preset_for
+from npd_core.defenses import CONFIGS, Defense
 from npd_core.defenses.artifact import load_repaired
 from npd_core.errors import ConfigError, UnknownNameError
 from npd_core.evaluation import evaluate
@@ -190,7 +190,7 @@ SHORT = {
 
 
 def baseline(request_, name, **changes):
-    config = preset(name, "", flip=False, precision="fp32", **SHORT[name] | changes)
+    config = baseline_config(name, "signs", flip=False, precision="fp32", **SHORT[name] | changes)
     return replace(request_, defense=name, clean=48, config=config)
 
 
@@ -291,7 +291,7 @@ def test_only_the_mixture_of_ep_sees_the_poisoned_training_set(request_, monkeyp
 
 def test_ep_needs_a_poisoned_training_set_for_its_mixture(request_, monkeypatch):
     card = replace(Zoo().load(request_.model).card, poison_ratio=0.0)
-    assert preset_for("ep", card).batch == "clean"
+    assert defense_config("ep", card).batch == "clean"
     found = Zoo().load(request_.model)._replace(card=card)
     monkeypatch.setattr(Zoo, "load", lambda zoo, model: found)
     with pytest.raises(ConfigError, match="`batch`=clean"):
@@ -338,7 +338,7 @@ def test_a_run_on_images_of_64_pixels_and_200_classes(real_data, tmp_path, monke
     )  # fmt: skip
     Zoo().save(net, card)
     shorter = {"epochs": 1, "warmup_epochs": 0, "batch_size": 100, "precision": "fp32"}
-    config = replace(polarizer_preset(spec.id), **shorter)
+    config = replace(preset(spec.id), **shorter)
     request = DefenseRequest(model=card.id, clean=200, config=config, eval_images=100)
     events = list(run_defense(request, tmp_path / "run", images=100))
     result = events[-1].result

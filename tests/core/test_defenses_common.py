@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from npd_core import defenses
 from npd_core.config.baselines import (
     ANPConfig,
     EPConfig,
@@ -22,8 +21,9 @@ from npd_core.config.baselines import (
     NADConfig,
     NCConfig,
 )
+from npd_core.config.presets import BASELINE_DEFAULTS, baseline_config
 from npd_core.data.load import ImageSet
-from npd_core.defenses import CONFIGS, DEFENSES, get_defense, preset
+from npd_core.defenses import CONFIGS, DEFENSES, get_defense
 from npd_core.defenses.common import (
     Repair,
     Step,
@@ -99,17 +99,17 @@ def test_every_row_leads_to_a_function_that_takes_its_config(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_survives_being_written_down(name):
     for dataset in ("cifar10", "tiny_imagenet"):
-        cfg = preset(name, dataset, flip=False, seed=3)
+        cfg = baseline_config(name, dataset, flip=False, seed=3)
         assert type(cfg) is CONFIGS[name]
         assert not cfg.flip
         assert type(cfg).from_dict(json.loads(json.dumps(cfg.to_dict()))) == cfg
 
 
 def test_presets_hold_what_differs_by_data_set():
-    assert preset("ep", "tiny_imagenet") == EPConfig(u=4.0)
-    assert preset("fp", "tiny_imagenet") == FPConfig(epochs=200, schedule="plateau")
-    assert preset("fp", "gtsrb", epochs=3) == FPConfig(epochs=3)
-    for table in defenses.PRESETS.values():
+    assert baseline_config("ep", "tiny_imagenet") == EPConfig(u=4.0)
+    assert baseline_config("fp", "tiny_imagenet") == FPConfig(epochs=200, schedule="plateau")
+    assert baseline_config("fp", "gtsrb", epochs=3) == FPConfig(epochs=3)
+    for table in BASELINE_DEFAULTS.values():
         assert set(table) <= set(CONFIGS)
 
 
@@ -197,7 +197,9 @@ def test_both_architectures_can_be_repaired(name, arch):
     net = build_model(arch, 5, WIDTH).requires_grad_(False).train()
     data = ImageSet(torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8) % 5)
     before = state(net)
-    events = list(get_defense(name).run(net, data, preset(name, "signs", **TINY, **SHORT[name]), CPU))
+    events = list(
+        get_defense(name).run(net, data, baseline_config(name, "signs", **TINY, **SHORT[name]), CPU)
+    )
     assert isinstance(events[0], Started)
     assert isinstance(events[-1], Finished)
     assert all(json.loads(json.dumps(to_record(event)))["type"] for event in (events[0], events[-1]))

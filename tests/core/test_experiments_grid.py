@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from npd_core.config.npd import preset
+from npd_core.config.presets import defense_config, preset
 from npd_core.errors import ConfigError, UnknownNameError
-from npd_core.experiments.grid import Grid, config_for, layer_names, main_path, requests
+from npd_core.experiments.grid import Grid, layer_names, main_path, requests
 from npd_core.zoo import Zoo
 
 # The 17 convolutions of the main path, in the order of the forward pass
@@ -90,18 +90,18 @@ def test_what_cannot_be_done_is_refused(tiny_zoo, changes, error, said):
 
 def test_a_textbook_step_is_a_share_of_the_budget(tiny_zoo):
     card = Zoo().card(tiny_zoo)
-    config = config_for("npd", card, inner_step="l2", rho=4.0, inner_steps=3)
+    config = defense_config("npd", card, inner_step="l2", rho=4.0, inner_steps=3)
     assert config.inner_lr == pytest.approx(1.5 * 4.0 / 3)
-    assert config_for("npd", card, inner_step="l2", inner_lr=0.3).inner_lr == 0.3
-    assert config_for("npd", card).inner_lr == 0.1
+    assert defense_config("npd", card, inner_step="l2", inner_lr=0.3).inner_lr == 0.3
+    assert defense_config("npd", card).inner_lr == 0.1
 
 
 def test_the_budget_of_uploaded_images_grows_with_their_size(tiny_zoo):
     card = replace(Zoo().card(tiny_zoo), dataset="own-1", image_size=64)
-    assert (config_for("npd", card).rho, config_for("npd", card).attack_on) == (6.0, "base")
-    assert config_for("npd", replace(card, dataset="cifar10")).rho == 3.0
+    assert (defense_config("npd", card).rho, defense_config("npd", card).attack_on) == (6.0, "base")
+    assert defense_config("npd", replace(card, dataset="cifar10")).rho == 3.0
 
 
 def test_config_of_an_unknown_defense(tiny_zoo):
     with pytest.raises(UnknownNameError, match="fp"):
-        config_for("fpp", Zoo().card(tiny_zoo))
+        defense_config("fpp", Zoo().card(tiny_zoo))

@@ -170,9 +170,9 @@ def test_a_network_repaired_by_a_baseline_is_exported_too(tiny_zoo, tmp_path):
     folder = tmp_path / "run"
     digest = found.card.files["model.safetensors"]
     save_repaired(found.net, folder, {"model": tiny_zoo, "model_sha256": digest, "defense": "fp"})
-    from npd_core.defenses import preset_for
+    from npd_core.config.presets import defense_config
 
-    request = DefenseRequest(model=tiny_zoo, defense="fp", config=preset_for("fp", found.card))
+    request = DefenseRequest(model=tiny_zoo, defense="fp", config=defense_config("fp", found.card))
     write_record(folder, request, [], {"before": MEASURED, "after": MEASURED})
     home = unpacked(model_archive(folder, "safetensors"), tmp_path / "home")
     x = torch.rand(3, 3, 32, 32)

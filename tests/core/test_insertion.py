@@ -5,7 +5,8 @@ import torch
 import torchvision
 from torch import nn
 
-from npd_core.config.npd import PAPER_LAYERS, NPDConfig, default_layer
+from npd_core.config.npd import NPDConfig
+from npd_core.config.presets import PAPER_LAYERS, default_layer
 from npd_core.data.load import ImageSet
 from npd_core.errors import ConfigError, UnknownNameError
 from npd_core.evaluation import predict

@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from npd_core.attacks import AllToOne
-from npd_core.config.npd import REFERENCE, VARIANTS
+from npd_core.config.npd import VARIANTS
+from npd_core.config.presets import preset
 from npd_core.data.load import ImageSet
 from npd_core.errors import ConfigError, UnknownNameError
 from npd_core.events import EpochEnd, Failed, Finished, Started, StepEnd
@@ -18,10 +19,11 @@ from npd_core.models import Normalized, build_model
 from npd_core.polarizer import training
 from npd_core.polarizer.batches import CleanBatches
 from npd_core.polarizer.insertion import PolarizedNet
-from npd_core.polarizer.training import Trainer, train_polarizer
+from npd_core.polarizer.training import MOMENTUM, WARMUP_LR, Trainer, train_polarizer
 from npd_core.training import guard
 
-FAST = replace(REFERENCE, epochs=2, warmup_epochs=1, batch_size=8, precision="fp32")
+PAPER = preset("cifar10", "paper")
+FAST = replace(PAPER, epochs=2, warmup_epochs=1, batch_size=8, precision="fp32")
 LAYER = "layer4.1.conv1"
 
 
@@ -111,7 +113,7 @@ def naive_training(backdoored, data, cfg):
     net = PolarizedNet(backdoored, LAYER, 16)
     batches = CleanBatches(net, data, cfg, torch.device("cpu"))
     params = list(net.polarizer.parameters())
-    warm = torch.optim.SGD(params, lr=cfg.warmup_lr)
+    warm = torch.optim.SGD(params, lr=WARMUP_LR)
     for _ in range(cfg.warmup_epochs):
         net.train()
         for chosen in batches.indices():
@@ -119,7 +121,7 @@ def naive_training(backdoored, data, cfg):
             F.cross_entropy(net(data.images[chosen] / 255), data.labels[chosen]).backward()
             warm.step()
     net.eval()
-    optimizer = torch.optim.SGD(params, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
+    optimizer = torch.optim.SGD(params, lr=cfg.lr, momentum=MOMENTUM, weight_decay=cfg.weight_decay)
     for _ in range(cfg.epochs):
         for chosen in batches.indices():
             x, y = data.images[chosen] / 255, data.labels[chosen]
@@ -389,29 +391,6 @@ def test_the_held_out_images_leave_the_statistics_alone():
     same(trainer.state(), before, rtol=0, atol=0)
 
 
-def test_who_measures_after_an_epoch_sees_the_running_average_that_would_be_the_result():
-    net = PolarizedNet(network(), LAYER, 16)
-    for event in train_polarizer(net, images(), replace(FAST, ema=0.9)):
-        if isinstance(event, EpochEnd):
-            seen = theta(net)
-    same(theta(net), seen, rtol=0, atol=0)
-    plain = PolarizedNet(network(), LAYER, 16)
-    list(train_polarizer(plain, images(), FAST))
-    assert not torch.equal(theta(plain)["conv.weight"], seen["conv.weight"])
-
-
-def test_the_running_average_lies_between_start_and_end():
-    results = {}
-    for ema in (None, 0.9, 0.0):
-        net = PolarizedNet(network(), LAYER, 16)
-        list(train_polarizer(net, images(), replace(FAST, ema=ema)))
-        results[ema] = theta(net)
-    same(results[None], results[0.0], rtol=1e-5, atol=1e-6)
-    eye = torch.eye(32)[:, :, None, None]
-    moved = {ema: (r["conv.weight"] - eye).norm() for ema, r in results.items()}
-    assert 0 < moved[0.9] < moved[None]
-
-
 def test_decay_to_identity_keeps_theta_nearer_to_its_start():
     moved = []
     for toward_identity in (False, True):
@@ -481,11 +460,9 @@ def naive_variant(backdoored, data, cfg, variant, known):
     batches = CleanBatches(PolarizedNet(backdoored, LAYER, 16), data, cfg, torch.device("cpu"))
     net = PolarizedNet(backdoored, LAYER, 16).double()
     params = list(net.polarizer.parameters())
-    optimizer = torch.optim.SGD(params, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
+    optimizer = torch.optim.SGD(params, lr=cfg.lr, momentum=MOMENTUM, weight_decay=cfg.weight_decay)
     shared, seen = {}, []
     for _ in range(cfg.epochs):
-        if cfg.refresh == "epoch":
-            shared = {}
         for chosen in batches.indices():
             x, y = data.images[chosen].double() / 255, data.labels[chosen].tolist()
             target = known(data.labels[chosen]).tolist() if targeted else [None] * len(y)
@@ -529,20 +506,18 @@ def naive_variant(backdoored, data, cfg, variant, known):
 
 
 @pytest.mark.parametrize(
-    ("variant", "known", "refresh"),
+    ("variant", "known"),
     [
-        ("npd_tu", ONE, "never"),
-        ("npd_tu", ONE, "epoch"),
-        ("npd_tu", next_class, "never"),
-        ("npd_tp", ONE, "never"),
-        ("npd_tp", next_class, "never"),
-        ("npd_uu", None, "never"),
-        ("npd_uu", None, "epoch"),
-        ("npd_up", None, "never"),
+        ("npd_tu", ONE),
+        ("npd_tu", next_class),
+        ("npd_tp", ONE),
+        ("npd_tp", next_class),
+        ("npd_uu", None),
+        ("npd_up", None),
     ],
 )
-def test_a_variant_is_its_definition(variant, known, refresh):
-    cfg, data = replace(VARIED, refresh=refresh), images(12)
+def test_a_variant_is_its_definition(variant, known):
+    cfg, data = VARIED, images(12)
     assert (data.labels == 1).any(), "an image is left out"
     net = PolarizedNet(network(), LAYER, 16)
     trainer = Trainer(net, data, cfg, torch.device("cpu"), variant, known)
@@ -569,7 +544,7 @@ def test_a_variant_is_its_definition(variant, known, refresh):
 @pytest.mark.parametrize(("known", "count"), [(ONE, 1), (next_class, 5)])
 def test_npd_tu_keeps_one_perturbation_for_each_target_within_the_budget(known, count):
     net = PolarizedNet(network(), LAYER, 16)
-    cfg = replace(FAST, epochs=3, rho=0.4, refresh="never")
+    cfg = replace(FAST, epochs=3, rho=0.4)
     trainer = Trainer(net, images(40), cfg, torch.device("cpu"), "npd_tu", known)
     assert not trainer.universal.any()
     found = []
@@ -735,7 +710,7 @@ def test_a_planted_linear_trigger_loses_its_effect(attack_on):
             return float(net(images).argmax(1).eq(labels).float().mean())
 
     assert (share(x, y), share(stamped, torch.zeros_like(true)), share(stamped, true)) == (1.0, 1.0, 0.0)
-    cfg = replace(REFERENCE, rho=1.0, lr=1e-3, batch_size=16, attack_on=attack_on)
+    cfg = replace(PAPER, rho=1.0, lr=1e-3, batch_size=16, attack_on=attack_on)
     *_, end = train_polarizer(net, owned(60, generator), cfg)
     assert isinstance(end, Finished)
     assert share(x, y) > 0.95
@@ -747,7 +722,7 @@ def test_an_epoch_that_was_good_on_average_but_ended_badly_is_not_kept():
     data = owned(60, torch.Generator().manual_seed(0))
     net = backdoored()
     # The trigger's channel hardly varies: folded statistics make its gradients explode in the first epoch.
-    cfg = replace(REFERENCE, rho=1.0, lr=1e-3, batch_size=16, bn_mode="stats_fold")
+    cfg = replace(PAPER, rho=1.0, lr=1e-3, batch_size=16, bn_mode="stats_fold")
     *events, end = train_polarizer(net, data, cfg)
     assert isinstance(end, Failed)
     assert any(isinstance(event, EpochEnd) and event.epoch == 0 and event.kept for event in events)

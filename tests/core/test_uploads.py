@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 
 from npd_core import paths
 from npd_core.config.npd import NPDConfig
+from npd_core.config.presets import defense_config
 from npd_core.config.request import DefenseRequest
 from npd_core.data.load import ImageSet, class_names, load_dataset
 from npd_core.data.parquet import write_images
@@ -41,7 +42,7 @@ from npd_core.uploads.checkpoint import read_checkpoint
 from npd_core.uploads.images import read_images
 from npd_core.uploads.network import recognise, suggested_layer
 from npd_core.uploads.resistance import perturbed, resistance
-from npd_core.uploads.store import Settings, import_model, remove, split, suggested_config
+from npd_core.uploads.store import Settings, import_model, remove, split
 from npd_core.zoo import Zoo
 
 
@@ -544,6 +545,6 @@ def test_resistance_counts_what_a_budget_cannot_move():
 
 def test_suggested_budget_grows_with_the_image(stolen, tmp_path):
     card = import_model(stolen, signs_zip(tmp_path / "clean.zip", 2), STANDARD)
-    assert suggested_config(card).rho == 3.0
+    assert defense_config("npd", card).rho == 3.0
     values = json.loads((card.folder / "data.json").read_text())
     assert (values["train_images"], values["test_images"]) == (12, 12)

@@ -111,13 +111,13 @@ def make_run(tiny_zoo: str, runs_dir: Path) -> Callable[..., Run]:
 @pytest.fixture
 def make_baseline(tiny_zoo: str, runs_dir: Path) -> Callable[..., Run]:
     """Store a finished run of a baseline without training: `make_baseline("fp")`."""
-    from npd_core.defenses import preset_for
+    from npd_core.config.presets import defense_config
     from npd_core.defenses.artifact import save_repaired
     from npd_core.zoo import Zoo
 
     def build(defense: str = "fp", **settings: object) -> Run:
         found = Zoo().load(tiny_zoo)
-        config = replace(preset_for(defense, found.card), **settings)  # type: ignore[arg-type]
+        config = replace(defense_config(defense, found.card), **settings)  # type: ignore[arg-type]
         request = DefenseRequest(model=tiny_zoo, defense=defense, clean=24, config=config, eval_images=20)
         store = RunStore(runs_dir)
         run_id = store.create(request)

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from npd_core.config.npd import preset
+from npd_core.config.presets import defense_config, preset
 from npd_core.config.request import DefenseRequest
-from npd_core.defenses import preset_for
 from npd_core.experiments.record import Published
 from npd_core.zoo import Zoo
 
@@ -140,4 +139,8 @@ def test_curves_over_the_number_of_clean_images(
     assert lines["ANP"] == (["50", "500"], [0.4, 0.3])
     assert lines["NPD, published"] == (["50", "500"], [0.2, 0.2])
     asked = asked_by(page, manager, "table6", "ANP, 50 clean images")
-    assert (asked.defense, asked.clean, asked.config) == ("anp", 50, preset_for("anp", Zoo().card(tiny_zoo)))
+    assert (asked.defense, asked.clean, asked.config) == (
+        "anp",
+        50,
+        defense_config("anp", Zoo().card(tiny_zoo)),
+    )

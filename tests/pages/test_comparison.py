@@ -11,10 +11,8 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from npd_core import paths
-from npd_core.config.npd import PAPER_LAYERS, default_layer
-from npd_core.config.presets import scene
+from npd_core.config.presets import PAPER_LAYERS, default_layer, defense_config, preset
 from npd_core.config.request import DefenseRequest
-from npd_core.defenses import preset_for
 from npd_core.runs import queue
 from npd_core.runs.store import Owner, Run, RunStore
 from npd_core.zoo import Zoo
@@ -45,9 +43,9 @@ def test_both_runners_start_together_and_the_address_names_them(
     page.button(key="pair-fp").click().run()
     page.button(key="start").click().run()
     ((first, second),) = asked
-    assert (first.layer, first.config) == scene("recommended", "preact_resnet18", "signs")
+    assert (first.layer, first.config) == (default_layer("preact_resnet18", "signs"), preset("signs"))
     assert (second.defense, second.layer) == ("fp", None)
-    assert second.config == preset_for("fp", Zoo().card(tiny_zoo))
+    assert second.config == defense_config("fp", Zoo().card(tiny_zoo))
     assert first.clean == second.clean
     assert first.config.seed == second.config.seed
     assert page.query_params["runs"] == f"{first.key},{second.key}"
@@ -57,13 +55,13 @@ def test_a_runner_takes_another_layer_weights_and_budget(
     tiny_zoo: str, runs_dir: object, asked: list[tuple[DefenseRequest, DefenseRequest]], open_page: Open
 ) -> None:
     page = open_page("comparison", second_layer="layer2.0.conv1").run()
-    page.selectbox(key="second").select("recommended").run()
+    page.selectbox(key="second").select("default").run()
     page.number_input(key="second_lambda").set_value(0.7)
     page.number_input(key="second_rho").set_value(2.0).run()
     page.button(key="start").click().run()
     assert not page.exception, page.exception
     ((first, second),) = asked
-    layer, config = scene("recommended", "preact_resnet18", "signs")
+    layer, config = default_layer("preact_resnet18", "signs"), preset("signs")
     assert (first.layer, first.config) == (layer, config)
     assert (second.layer, second.config) == (
         "layer2.0.conv1",
@@ -77,7 +75,10 @@ def test_a_runner_takes_another_layer_weights_and_budget(
     page.button(key="pair-paper").click().run()
     page.button(key="start").click().run()
     assert not page.exception, page.exception
-    assert (asked[1][1].layer, asked[1][1].config) == scene("paper", "preact_resnet18", "signs")
+    assert (asked[1][1].layer, asked[1][1].config) == (
+        PAPER_LAYERS["preact_resnet18"],
+        preset("signs", "paper"),
+    )
 
 
 def test_a_budget_of_nothing_is_refused_in_a_sentence(
@@ -171,7 +172,7 @@ def test_stopping_a_race_against_a_recorded_run_ends_the_other(
 
 def test_a_runner_does_not_race_against_itself(tiny_zoo: str, runs_dir: object, open_page: Open) -> None:
     page = open_page("comparison").run()
-    page.selectbox(key="second").select("recommended").run()
+    page.selectbox(key="second").select("default").run()
     assert page.button(key="start").disabled
 
 

@@ -6,7 +6,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from npd_core.config.npd import PAPER_LAYERS, default_layer
+from npd_core.config.presets import PAPER_LAYERS, default_layer
 from npd_core.errors import UnknownNameError
 from npd_core.zoo import Zoo
 from pages.content.lessons import LESSONS, PARTS, VIEWS, Step, View, get_view

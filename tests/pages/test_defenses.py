@@ -11,9 +11,8 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from npd_core.attack_info import ATTACK_INFO
-from npd_core.config.npd import default_layer, preset
+from npd_core.config.presets import default_layer, defense_config, preset
 from npd_core.config.request import DefenseRequest
-from npd_core.defenses import preset_for
 from npd_core.experiments.record import Published
 from npd_core.figures.tables import SOURCES
 from npd_core.runs.store import Run
@@ -63,7 +62,7 @@ def test_without_a_record_the_page_says_how_to_make_it_and_still_runs(
     (asked,) = manager.requests
     card = Zoo().card(tiny_zoo)
     assert (asked.model, asked.defense, asked.layer, asked.clean) == (tiny_zoo, "fp", None, 360)
-    assert asked.config == preset_for("fp", card)
+    assert asked.config == defense_config("fp", card)
     assert page.query_params["run"] == asked.key
 
 
@@ -149,7 +148,7 @@ def test_the_mean_is_over_the_attacks_that_every_defense_has(
 def test_what_ep_saw_is_named_below_the_bars(
     tiny_zoo: str, manager: Any, make_table: Callable, make_cell: Callable, open_page: Open, batch: str
 ) -> None:
-    config = preset_for("ep", Zoo().card(tiny_zoo), batch=batch)
+    config = defense_config("ep", Zoo().card(tiny_zoo), batch=batch)
     asked = DefenseRequest(model=tiny_zoo, defense="ep", config=config)
     make_table(
         "table1",
@@ -172,7 +171,7 @@ def test_it_is_run_again_with_the_recorded_settings(
     tiny_zoo: str, manager: Any, make_table: Callable, make_cell: Callable, open_page: Open
 ) -> None:
     asked = DefenseRequest(
-        model=tiny_zoo, defense="ep", clean=99, config=preset_for("ep", Zoo().card(tiny_zoo), u=2.0)
+        model=tiny_zoo, defense="ep", clean=99, config=defense_config("ep", Zoo().card(tiny_zoo), u=2.0)
     )
     cell = make_cell({"attack": "badnets_a2o", "defense": "ep"}, request=asked)
     make_table("table1", [cell])

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from npd_core.config.npd import default_layer, preset
-from npd_core.config.presets import SCENES, scene
+from npd_core.config.presets import PAPER_LAYERS, PRESETS, default_layer, preset
 from npd_core.config.request import DefenseRequest
 from npd_core.errors import ConfigError, UnknownNameError
 from npd_core.runs import queue
@@ -74,19 +73,18 @@ def test_a_named_setting_sets_every_widget_and_is_recognised(
     tiny_zoo: str, manager: FakeManager, open_page: Open
 ) -> None:
     page = open_page("lab", clean="120", seed="3").run()
-    assert any("What to watch for" in caption.value for caption in page.caption), (
-        "recommended is where it starts"
-    )
+    assert any(caption.value == PRESETS["default"].help for caption in page.caption)
     page.button(key="preset-too_weak").click().run()
     assert errors(page) == []
-    assert any(SCENES["too_weak"].watch in caption.value for caption in page.caption)
+    assert any(PRESETS["too_weak"].help in caption.value for caption in page.caption)
     page.button(key="preset-paper").click().run()
     page.button(key="start").click().run()
     (asked,) = manager.requests
-    assert (asked.layer, asked.config) == scene("paper", "preact_resnet18", "signs", seed=3)
+    assert asked.layer == PAPER_LAYERS["preact_resnet18"]
+    assert asked.config == replace(preset("signs", "paper"), seed=3)
     assert asked.clean == 120
     page.slider(key="lambda2").set_value(1.0).run()
-    assert not any("What to watch for" in caption.value for caption in page.caption)
+    assert not {preset.help for preset in PRESETS.values()} & {caption.value for caption in page.caption}
 
 
 def test_every_widget_reaches_the_request(tiny_zoo: str, manager: FakeManager, open_page: Open) -> None:

@@ -10,7 +10,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from npd_core.attack_info import ATTACK_INFO
-from npd_core.config.npd import default_layer, preset
+from npd_core.config.presets import default_layer, preset
 from npd_core.config.request import DefenseRequest
 
 Open = Callable[..., AppTest]

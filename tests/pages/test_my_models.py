@@ -187,12 +187,12 @@ def test_a_clean_model_of_the_zoo_is_not_taken_for_an_imported_one(
 
 
 def test_runs_of_imported_models_are_not_shown_to_others(open_page: Open, imported: Card) -> None:
+    from npd_core.config.presets import defense_config
     from npd_core.config.request import DefenseRequest
     from npd_core.runs.store import RunStore
-    from npd_core.uploads.store import suggested_config
 
     RunStore(paths.runs()).create(
-        DefenseRequest(model=imported.id, clean=48, config=suggested_config(imported))
+        DefenseRequest(model=imported.id, clean=48, config=defense_config("npd", imported))
     )
     page = open_page("runs").run()
     assert errors(page) == []

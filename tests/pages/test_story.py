@@ -21,7 +21,7 @@ from streamlit.testing.v1 import AppTest
 from npd_core import paths
 from npd_core.attack_info import ATTACK_INFO
 from npd_core.attacks import get_attack
-from npd_core.config.npd import default_layer, preset
+from npd_core.config.presets import default_layer, preset
 from npd_core.data.load import class_names, load_dataset
 from npd_core.errors import NPDError
 from npd_core.figures.gallery import Answer, Item, data_address, write_gallery

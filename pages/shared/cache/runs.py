@@ -231,14 +231,18 @@ def _replay(run_id: str, epoch: int) -> Replay:
 def resistance(run_id: str) -> Resistance:
     """Return how many held-out images of an uploaded model resist the adversarial perturbation."""
     from npd_core.config.npd import NPDConfig
+    from npd_core.config.presets import preset
     from npd_core.data.load import load_dataset
     from npd_core.export.model_archive import read_repaired
     from npd_core.uploads.resistance import resistance
-    from npd_core.uploads.store import suggested_config
 
     found = read_repaired(find_run(run_id).folder)
     config = found.run.request.config
-    cfg = config if isinstance(config, NPDConfig) else suggested_config(found.backdoored.card)
+    cfg = (
+        config
+        if isinstance(config, NPDConfig)
+        else preset(found.backdoored.card.dataset, size=found.backdoored.card.image_size)
+    )
     held_out = load_dataset(found.backdoored.card.dataset, "test")
     return resistance(found.backdoored.net, found.net, held_out, cfg)
 
