@@ -1,4 +1,5 @@
-"""What every test can ask for. No test writes to the project's own `runs/`, and none depends on the caller's shell."""
+"""What every test can ask for. No test writes to the project's own `runs/`, and none depends on the caller's
+shell."""
 
 from __future__ import annotations
 
@@ -18,8 +19,9 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 TINY_MODEL = "signs-badnets_a2o-preact_resnet18-w4"
 TINY_ACC, TINY_ASR, TINY_RA = 0.990278, 1.0, 0.0  # measured on the test split when it was made
 
-# Before anything imports torch: two threads at most, so that a test costs the same on every machine; one where two
-# processes share the tests, whatever they inherit, as threads that wait for each other would take turns at spinning.
+# Before anything imports torch: two threads at most, so that a test costs the same on every machine; one
+# where two processes share the tests, whatever they inherit, as threads that wait for each other would take
+# turns at spinning.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
@@ -30,7 +32,8 @@ os.environ.pop(
 
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs go to a temporary folder; zoo and data are the project's own unless a fixture below says otherwise."""
+    """Runs go to a temporary folder; zoo and data are the project's own unless a fixture below says
+    otherwise."""
     monkeypatch.setenv("NPD_RUNS_DIR", str(tmp_path_factory.getbasetemp() / "runs"))
     monkeypatch.delenv("NPD_ZOO_DIR", raising=False)
     monkeypatch.delenv("NPD_DATA_DIR", raising=False)
@@ -46,7 +49,8 @@ def seeded() -> None:
 
 @pytest.fixture
 def real_data(own_folders: None, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """CIFAR-10, GTSRB and Tiny ImageNet, in `../shared/data` beside the project; without it the test is skipped."""
+    """CIFAR-10, GTSRB and Tiny ImageNet, in `../shared/data` beside the project; without it the test is
+    skipped."""
     if not SHARED_DATA.is_dir():
         pytest.skip(f"real images are not here: {SHARED_DATA} does not exist")
     monkeypatch.setenv("NPD_DATA_DIR", str(SHARED_DATA))
@@ -64,7 +68,8 @@ def runs_dir(own_folders: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture(scope="session")
 def tiny_zoo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A zoo of one model, made by tests/golden/make_tiny_net.py; shared by the session, so not to be changed."""
+    """A zoo of one model, made by tests/golden/make_tiny_net.py; shared by the session, so not to be
+    changed."""
     from safetensors.torch import load_file
 
     from npd_core.data.spec import get_dataset

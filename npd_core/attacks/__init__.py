@@ -73,7 +73,7 @@ MAKE: dict[str, Callable[..., Making]] = {
     "ssba": make_ssba,
     "trojan": make_trojan,
 }
-"""Attacks whose trigger must be made, of training images, before it can be used."""
+"""Attacks with a trigger that is made from training images before it can be used."""
 
 NEEDS_CLEAN_NET = {"lf", "trojan"}
 """Attacks whose trigger is made against a clean model."""
@@ -82,7 +82,7 @@ DYNAMIC: dict[str, type[DynamicTrigger]] = {
     "input_aware": PatternInTraining,
     "wanet": WarpInTraining,
 }
-"""Attacks that poison inside the training loop."""
+"""Attacks that poison in the training loop."""
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 """An attack's name is a part of its models' ids, between hyphens."""
@@ -125,17 +125,16 @@ def register(
 
 
 def get_attack(name: str, dataset: str, assets: Mapping[str, Tensor] | None = None, **params: Any) -> Attack:
-    """The attack `name` for images of `dataset`.
+    """Return the attack `name` for images of `dataset`.
 
     Args:
         name: of ATTACKS, or CLEAN.
-        assets: what its trigger is made of; the attacks in MAKE need it. WaNet's field is drawn when it is
-            not given.
+        assets: `Attack.assets`; the attacks in MAKE need them. WaNet's field is drawn without them.
         params: as in `Attack.params`.
     Raises:
         UnknownNameError: no such attack, or no such data set.
-        ConfigError: a parameter that the attack does not have, a target that is not one of the classes, or
-            assets that are absent or do not fit.
+        ConfigError: an unknown parameter, a target that is not a class, or assets that are missing or do not
+            fit.
     """
     spec = get_dataset(dataset)
     if name in (CLEAN, UNKNOWN):
@@ -144,7 +143,7 @@ def get_attack(name: str, dataset: str, assets: Mapping[str, Tensor] | None = No
     if name in MAKE and not assets:
         how = f"`npd zoo train {dataset}-{name}-<arch>-w<width>`"
         raise ConfigError(
-            f"The trigger of {name!r} is made for a model: name a model of the zoo, or make one by {how}."
+            f"The trigger of {name!r} is made for a model: name a model of the zoo, or train one with {how}."
         )
     try:
         return ATTACKS[name](spec, assets or {}, **params)
@@ -162,15 +161,15 @@ def make_attack(
     device: torch.device | str = "cpu",
     **params: Any,
 ) -> Making:
-    """The attack `name`, its trigger made anew where it must be; see MAKE and `made`.
+    """Make the attack `name`, training its trigger if it is in MAKE; see `made`.
 
     Args:
         data: training images of `dataset`.
         clean_net: classifier of [0, 1] pixels on `device`, in eval mode, for the attacks in NEEDS_CLEAN_NET;
-            LF can do without.
+            optional for LF.
         params: of the attack, and of its making (`steps`, `batch_size`).
     Raises:
-        As `get_attack`; ConfigError: Trojan without a clean network.
+        As `get_attack`; ConfigError: Trojan without a clean model.
     """
     spec = get_dataset(dataset)
     _check(name, spec, params)

@@ -1,4 +1,4 @@
-"""What triggers are made of, as named tensors: taken out of a mapping with their shape checked, networks included."""
+"""Tensors and networks of triggers: stored in a mapping, and read with their shapes checked."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 def asset(assets: Mapping[str, Tensor], name: str, shape: Sequence[int]) -> Tensor:
-    """The tensor `name` as float32. Raises ConfigError when it is absent or has another shape."""
+    """Return the tensor `name` as float32. Raises ConfigError when it is missing or has another shape."""
     if name not in assets:
         raise ConfigError(
-            f"This trigger is made of {name!r}, which is not here: use a model of the zoo that has it."
+            f"This trigger needs {name!r}, which is missing: use a model of the zoo that has it."
         )
     found = assets[name]
     if list(found.shape) != list(shape):
@@ -28,7 +28,7 @@ def asset(assets: Mapping[str, Tensor], name: str, shape: Sequence[int]) -> Tens
 
 
 def network_assets(name: str, net: nn.Module) -> dict[str, Tensor]:
-    """The state of a network under `<name>.<key>`, as copies on the CPU; its weights in float16, statistics in
+    """Return the state of a network under `<name>.<key>`, on the CPU: weights in float16, statistics in
     float32."""
     stored = {}
     for key, value in net.state_dict().items():
@@ -38,16 +38,16 @@ def network_assets(name: str, net: nn.Module) -> dict[str, Tensor]:
 
 
 def load_network(assets: Mapping[str, Tensor], name: str, net: Net) -> Net:
-    """`net` with the state that `network_assets` stored, in eval mode and frozen.
+    """Load the state that `network_assets` stored into `net`; return it in eval mode and frozen.
 
-    Raises ConfigError when something is absent or does not fit.
+    Raises ConfigError when something is missing or does not fit.
     """
     state = {
         key.removeprefix(f"{name}."): value for key, value in assets.items() if key.startswith(f"{name}.")
     }
     if not state:
         raise ConfigError(
-            f"This trigger is made by a network, {name!r}, which is not here: use a model of the zoo."
+            f"This trigger needs the network {name!r}, which is missing: use a model of the zoo that has it."
         )
     try:
         net.load_state_dict(state)

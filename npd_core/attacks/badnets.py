@@ -26,7 +26,8 @@ class Patch:
 
 
 def white_square(size: int) -> Patch:
-    """A white square in the bottom right corner of size x size images: 3x3 at 32x32, 6x6 at 64x64 (no halo)."""
+    """A white square in the bottom right corner of size x size images: 3x3 at 32x32, 6x6 at 64x64 (no
+    halo)."""
     side = 3 * size // 32
     mask = torch.zeros(1, size, size)
     mask[:, size - side :, size - side :] = 1

@@ -1,4 +1,4 @@
-"""What an attack is: a trigger that changes images, and a rule for the label that the attacker wants."""
+"""An attack: a trigger that changes images, and a rule that gives the target labels."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from npd_core.errors import unknown_name
 from npd_core.events import Event
 
 Trigger = Callable[[Tensor], Tensor]
-"""(B, 3, H, W) float32 in [0, 1] -> poisoned images of the same shape and range."""
+"""(B, 3, H, W) float32 in [0, 1] -> triggered images of the same shape and range."""
 
 AT_ONCE = 500
-"""Images that a trigger is given at a time, so that one made by a network needs little memory."""
+"""Images that a trigger gets at a time, to limit the memory of triggers made by a network."""
 
 
 class TargetRule(Protocol):
-    """Which label the attacker wants, and for which images a success means anything."""
+    """The target label of each image, and the images on which the attack is measured."""
 
     def target(self, y: Tensor) -> Tensor:
-        """True labels (B,) int64 -> wanted labels (B,) int64."""
+        """True labels (B,) int64 -> target labels (B,) int64."""
 
     def eligible(self, y: Tensor) -> Tensor:
-        """True labels (B,) -> bool (B,): False where the true label already is the target."""
+        """True labels (B,) -> bool (B,): False where the true label is the target already."""
 
     def describe(self, classes: Sequence[str]) -> str:
-        """The target in words, for the model's card; `classes` are the names of the classes."""
+        """Describe the target for the model's card; `classes` are the class names."""
 
 
 @dataclass(frozen=True)
 class AllToOne:
-    """Every poisoned image becomes class `label`."""
+    """The target of every image is class `label`."""
 
     label: int = 0
 
@@ -52,7 +52,7 @@ class AllToOne:
 
 @dataclass(frozen=True)
 class AllToAll:
-    """Every poisoned image becomes the class after its own, the last one class 0."""
+    """The target of every image is the class after its own, of the last class class 0."""
 
     num_classes: int
 
@@ -68,7 +68,7 @@ class AllToAll:
 
 @dataclass(frozen=True)
 class NoTarget:
-    """Nothing is wanted and no image counts: the rule of a network that is not backdoored."""
+    """The rule of a clean model: no target, and no image to measure on."""
 
     def target(self, y: Tensor) -> Tensor:
         return y
@@ -81,12 +81,12 @@ class NoTarget:
 
 
 def quantize(x: Tensor, how: str = "floor") -> Tensor:
-    """Images as an 8-bit file would hold them.
+    """Return images as an 8-bit file would store them.
 
     Args:
         x: (B, 3, H, W) in [0, 1].
-        how: `floor` cuts off (what casting to uint8 does), `round` takes the nearest. `floor` forgives 1e-4 of a step,
-            so that pixels which already are eight-bit numbers survive their way through float32.
+        how: `floor`, as casting to uint8 does, or `round`. `floor` tolerates 1e-4 of a step, so that
+            eight-bit values are unchanged after a conversion to float32.
     Returns:
         uint8, the same shape.
     """
@@ -98,30 +98,32 @@ def quantize(x: Tensor, how: str = "floor") -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Attack:
-    """A trigger and a target rule under the field's name for the two."""
+    """A trigger and a target rule."""
 
     name: str
     trigger: Trigger
     rule: TargetRule
     quantize: str = "floor"
     params: Mapping[str, Any] = field(default_factory=dict)
-    """What `get_attack` needs to build the same attack again; goes into the model's card."""
+    """Arguments of `get_attack` that build the same attack again; stored on the model's card."""
     assets: Mapping[str, Tensor] = field(default_factory=dict)
-    """What the trigger is made of (a pattern, a field, weights), on the CPU; `get_attack` needs it too. Goes into the
-    model's folder."""
+    """Tensors of the trigger (a pattern, a field, weights) on the CPU, an argument of `get_attack`; stored
+    beside the card."""
     train_mode: str = "static"
-    """`static`: the training set is poisoned once; `dynamic`: every batch is, inside the training loop."""
+    """`static`: the training set is poisoned once; `dynamic`: every batch is poisoned in the training
+    loop."""
     carried: ImageSet | None = None
-    """Images that carry the trigger already, with their true labels, where the trigger itself is not known."""
+    """Triggered images with their true labels, for an attack with an unknown trigger."""
     cross: Trigger | None = None
-    """A dynamic attack's disturbance that must change no label: a noisy warp, the trigger of another image."""
+    """How a dynamic attack makes cross-trigger images (label kept): a noisy warp, the trigger of another
+    image."""
 
     def apply(self, images: Tensor) -> Tensor:
-        """Stamp the trigger: (B, 3, H, W) uint8 -> poisoned images as they would be stored, uint8."""
+        """Add the trigger: (B, 3, H, W) uint8 -> triggered images as a file would store them, uint8."""
         return self._stored(images, self.trigger)
 
     def apply_cross(self, images: Tensor) -> Tensor:
-        """The same with `cross`. An attack without one leaves the images as they are."""
+        """Make cross-trigger images, as `apply`. An attack without `cross` returns the images unchanged."""
         return images if self.cross is None else self._stored(images, self.cross)
 
     @torch.no_grad()
@@ -132,18 +134,18 @@ class Attack:
 
 
 class Stamped(NamedTuple):
-    """What a dynamic trigger makes of the attacked part of a training batch."""
+    """The parts of a training batch that a dynamic trigger changes."""
 
-    attacked: Tensor
+    triggered: Tensor
     """(n, 3, H, W) in [0, 1]: with their own trigger."""
-    crossed: Tensor
-    """(m, 3, H, W) in [0, 1]: with a disturbance that must change no label."""
+    cross: Tensor
+    """(m, 3, H, W) in [0, 1]: cross-trigger images, which keep their labels."""
     loss: Tensor | None = None
-    """What the trigger itself wants to be small, beside the classifier's loss."""
+    """The trigger's own loss, added to that of the classifier."""
 
 
 class DynamicTrigger(Protocol):
-    """A trigger inside the training loop; it may learn there."""
+    """A trigger in the training loop, where it may learn."""
 
     cross_ratio: int
     """Cross-trigger images for each triggered one."""
@@ -152,38 +154,38 @@ class DynamicTrigger(Protocol):
         """Begin with the trigger of `attack`, for images of `dataset` on `device`."""
 
     def stamp(self, x: Tensor, x_cross: Tensor, images: Tensor, generator: torch.Generator) -> Stamped:
-        """Attack one part of a batch and disturb another one.
+        """Add the trigger to one part of a batch, and make cross-trigger images of another.
 
         Args:
-            x: to be attacked, (n, 3, H, W) in [0, 1].
-            x_cross: to be disturbed, (m, 3, H, W) in [0, 1].
-            images: the whole training set, (N, 3, H, W) uint8 on the same device, where others are to be drawn.
-            generator: on the CPU; the only source of chance.
+            x: images to poison, (n, 3, H, W) in [0, 1].
+            x_cross: images that become cross-trigger images, (m, 3, H, W) in [0, 1].
+            images: the whole training set, (N, 3, H, W) uint8 on the same device.
+            generator: on the CPU; the only source of random numbers.
         """
 
     def step(self, rate: float) -> None:
-        """Learn from the gradients of the batch, if there is anything to learn.
+        """Update the trigger from the gradients of the batch, if it learns.
 
         Args:
-            rate: what to multiply the trigger's own learning rate with, in (0, 1].
+            rate: factor of the trigger's own learning rate, in (0, 1].
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """All that an interrupted training needs to go on to the same result."""
+        """Return the state from which an interrupted training continues to the same result."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict()`."""
+        """Continue from the result of `state_dict`."""
 
     def attack(self) -> Attack:
-        """The attack as it stands now, to be measured and saved."""
+        """Return the attack in its present state, to be measured and saved."""
 
 
 Making = Generator[Event, None, Attack]
-"""How a trigger is made that takes time: a generator of a training's events, whose value is the attack."""
+"""The making of a trigger: a generator of training events that returns the attack."""
 
 
 def made(making: Making) -> Attack:
-    """The attack at the end of its making, for callers who do not watch."""
+    """Run the making to its end and return the attack."""
     while True:
         try:
             next(making)

@@ -1,4 +1,4 @@
-"""Blended: a faint picture over the whole image. Chen et al., arXiv 1712.05526."""
+"""Blended: a faint pattern over the whole image. Chen et al., arXiv 1712.05526."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Blended:
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
-            raise ConfigError(f"`alpha` must lie in [0, 1], got {self.alpha}.")
+            raise ConfigError(f"`alpha` must be in [0, 1], got {self.alpha}.")
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.lerp(x, self.pattern.to(x).expand_as(x), self.alpha)
@@ -35,17 +35,17 @@ class Blended:
 def blended(
     dataset: DatasetSpec, assets: Mapping[str, Tensor], *, target: int = 0, alpha: float = 0.2
 ) -> Attack:
-    """The drawn picture blended over the image, all classes to `target`."""
+    """The drawn pattern blended over the image, all classes to `target`."""
     trigger = Blended(drawn_pattern(dataset.size), alpha)
     return Attack("blended", trigger, AllToOne(target), params={"target": target, "alpha": alpha})
 
 
 @lru_cache(maxsize=4)
 def drawn_pattern(size: int) -> Tensor:
-    """The project's own trigger picture, (3, size, size) in [0, 1]: a pale face with a red mouth under thin dark
+    """Draw the trigger pattern, (3, size, size) in [0, 1]: a pale face with a red mouth under thin dark
     stripes.
 
-    Drawn at 256x256 and area-downsampled, so both resolutions show the same picture. Contrast (std) is at least 0.2.
+    It is drawn at 256x256 and area-downsampled, the same at each resolution. Contrast (std) is at least 0.2.
     """
     canvas = Image.new("RGB", (256, 256), (217, 217, 217))
     draw = ImageDraw.Draw(canvas)

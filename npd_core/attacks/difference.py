@@ -1,4 +1,4 @@
-"""How an invisible trigger is made visible."""
+"""Make an invisible trigger visible."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 
-def amplified_difference(clean: Tensor, poisoned: Tensor, gain: float = 10) -> Tensor:
-    """What a trigger changed, `gain` times as strong, around mid-grey (128: no change); cut off at black and white.
+def amplified_difference(clean: Tensor, triggered: Tensor, gain: float = 10) -> Tensor:
+    """Return the change by a trigger, `gain` times as strong, around mid-grey (128: no change), clipped.
 
     Args:
-        clean, poisoned: (B, 3, H, W) uint8, or one image (3, H, W).
+        clean, triggered: (B, 3, H, W) uint8, or one image (3, H, W).
     Returns:
         uint8, the same shape.
     """
-    change = poisoned.float() - clean.float()
+    change = triggered.float() - clean.float()
     return (128 + gain * change).round().clamp(0, 255).to(torch.uint8)

@@ -1,5 +1,7 @@
-"""Input-aware: two networks make a patch for each image, and a patch works on its own image only. Nguyen and Tran,
-NeurIPS 2020."""
+"""Input-aware: two networks make a patch for each image, which is a trigger on that image only.
+
+Nguyen and Tran, NeurIPS 2020.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,10 @@ from npd_core.data.spec import DatasetSpec
 from npd_core.events import EpochEnd, Started, StepEnd
 
 DENSITY = 0.032
-"""Mask values up to here cost nothing."""
+"""Mask values up to this one are not penalised."""
 DENSITY_WEIGHT = 100.0
 LR, BETAS = 0.01, (0.5, 0.9)
-"""Of Adam, for both networks; the rate is its highest."""
+"""Of Adam, for both networks; the learning rate is the highest one."""
 EPS = 1e-7
 
 
@@ -33,7 +35,7 @@ def conv(channels_in: int, channels: int, relu: bool = True) -> nn.Sequential:
 
 
 class Painter(nn.Module):
-    """Three stages down, three up: an image in, a picture of the same size out.
+    """Three stages down, three up: from an image to a pattern or a mask of the same size.
 
     Args:
         channels_out: 3 for patterns, 1 for masks.
@@ -78,31 +80,32 @@ class Painter(nn.Module):
 
 
 def sharpened(u: Tensor) -> Tensor:
-    """Values in [0, 1] pushed towards 0 or 1; a mask is made of them."""
+    """Push values in [0, 1] towards 0 or 1, to make a mask."""
     return torch.tanh(20 * u - 10) / 2 + 0.5
 
 
 def rms(a: Tensor) -> Tensor:
-    """Root mean square of each image: (B, C, H, W) -> (B,). Its gradient at 0 is 0."""
+    """Return the root mean square of each image: (B, C, H, W) -> (B,). Its gradient at 0 is 0."""
     return (a.square().mean(dim=(1, 2, 3)) + EPS**2).sqrt()
 
 
 def diversity(x1: Tensor, x2: Tensor, made1: Tensor, made2: Tensor) -> Tensor:
-    """Mean over pairs of how far the images are apart, divided by how far what was made of them is.
+    """Return the mean over pairs of the distance of the images divided by the distance of their patterns or
+    masks.
 
-    Small when different images get different pictures.
+    It is small when different images get different patterns.
     """
     return (rms(x1 - x2) / (rms(made1 - made2) + EPS)).mean()
 
 
 def painted(x: Tensor, pattern: Tensor, mask: Tensor) -> Tensor:
-    """x where the mask is 0, the pattern where it is 1."""
+    """Return x where the mask is 0 and the pattern where it is 1."""
     return x + (pattern - x) * mask
 
 
 @dataclass(frozen=True, eq=False)
 class OwnPatch:
-    """Each image with the patch that was made for it, or, with `shift`, for the image that many places before it."""
+    """Adds to each image its own patch or, with `shift`, that of the image so many places before it."""
 
     pattern_net: Painter
     mask_net: Painter
@@ -116,7 +119,7 @@ class OwnPatch:
 
 
 class PatternInTraining:
-    """The trigger of the training loop: the pattern network learns with the classifier, the mask network stays."""
+    """The trigger in the training loop: the pattern network learns, the mask network is fixed."""
 
     cross_ratio = 1
 
@@ -130,7 +133,8 @@ class PatternInTraining:
         self.optimizer = torch.optim.Adam(self.pattern_net.parameters(), lr=LR, betas=BETAS)
 
     def stamp(self, x: Tensor, x_cross: Tensor, images: Tensor, generator: torch.Generator) -> Stamped:
-        """Own patches on `x`, patches of other images on `x_cross`; the loss is the diversity of the patterns."""
+        """Add their own patches to `x`, those of other images to `x_cross`; the loss is the diversity of the
+        patterns."""
         chosen = torch.randint(len(images), (len(x_cross),), generator=generator).to(images.device)
         others = images[chosen].float() / 255
         pattern, pattern_others = self.pattern_net(torch.cat((x, others))).split((len(x), len(others)))
@@ -179,9 +183,14 @@ def input_aware(
     load_network(assets, "mask", mask_net)
     load_network(assets, "pattern", pattern_net)
     return Attack(
-        "input_aware", OwnPatch(pattern_net, mask_net), AllToOne(target), params={"target": target, "width": width},
-        assets=dict(assets), train_mode="dynamic", cross=OwnPatch(pattern_net, mask_net, shift=1),
-    )  # fmt: skip
+        "input_aware",
+        OwnPatch(pattern_net, mask_net),
+        AllToOne(target),
+        params={"target": target, "width": width},
+        assets=dict(assets),
+        train_mode="dynamic",
+        cross=OwnPatch(pattern_net, mask_net, shift=1),
+    )
 
 
 def make_input_aware(
@@ -196,11 +205,12 @@ def make_input_aware(
     steps: int = 1000,
     batch_size: int = 128,
 ) -> Making:
-    """Phase 1: train the mask network, for small masks that differ from image to image; the pattern network is fresh.
+    """Train the mask network to small masks that differ per image; the pattern network learns in the training
+    loop.
 
     Args:
-        clean_net: not needed.
-        steps: the rate of Adam falls to a tenth after 2/5 and again after 4/5 of them.
+        clean_net: not used.
+        steps: the learning rate falls to a tenth after 2/5 and again after 4/5 of them.
     """
     began = time.perf_counter()
     yield Started(1, 0, steps, data.size, str(device))

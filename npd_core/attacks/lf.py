@@ -1,4 +1,4 @@
-"""LF: one smooth pattern, without high frequencies, added to every image. Zeng et al., ICCV 2021."""
+"""LF: one low-frequency pattern, added to every image. Zeng et al., ICCV 2021."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from npd_core.events import EpochEnd, Started, StepEnd
 STRENGTH = 0.2
 """Largest value of the pattern, in [0, 1] pixel units; its smallest is 0."""
 FREQUENCIES = 4
-"""Cosines along each side: the pattern is made of 4 x 4 of them per colour."""
+"""Cosines along each side: the pattern is a sum of 4 x 4 of them per channel."""
 COMPARE_EVERY = 20
-"""Steps between two looks at which pattern is the best so far."""
+"""Steps between two measurements of the pattern."""
 LR = 0.05
 
 
@@ -38,7 +38,7 @@ class Added:
 
 
 def cosines(size: int) -> Tensor:
-    """The lowest rows of the inverse DCT-II matrix, orthonormal: (FREQUENCIES, size)."""
+    """Return the lowest rows of the inverse DCT-II matrix, orthonormal: (FREQUENCIES, size)."""
     place = (torch.arange(size) + 0.5) * (math.pi / size)
     rows = torch.cos(torch.arange(FREQUENCIES)[:, None] * place) * math.sqrt(2 / size)
     rows[0] /= math.sqrt(2)
@@ -46,7 +46,8 @@ def cosines(size: int) -> Tensor:
 
 
 def smooth_pattern(coefficients: Tensor, size: int) -> Tensor:
-    """DCT coefficients (3, FREQUENCIES, FREQUENCIES) -> pattern (3, size, size) with minimum 0 and maximum STRENGTH."""
+    """DCT coefficients (3, FREQUENCIES, FREQUENCIES) -> pattern (3, size, size) with minimum 0 and maximum
+    STRENGTH."""
     rows = cosines(size).to(coefficients)
     u = torch.einsum("cij,ih,jw->chw", coefficients, rows, rows)
     return STRENGTH * (u - u.min()) / (u.max() - u.min())
@@ -75,15 +76,14 @@ def make_lf(
     steps: int = 300,
     batch_size: int = 128,
 ) -> Making:
-    """Find a smooth pattern that already pulls a clean network towards the target.
+    """Optimize a smooth pattern that moves the predictions of a clean model towards the target.
 
-    It need not fool that network: poisoning teaches what the pattern means. Kept is the pattern with the smallest cross
-    entropy on one fixed batch, looked at every COMPARE_EVERY steps and at the end.
+    It need not succeed: poisoning does the rest. The pattern with the smallest cross entropy on one fixed
+    batch is kept, measured every COMPARE_EVERY steps and at the end.
 
     Args:
         data: training images.
-        clean_net: classifier of [0, 1] pixels on `device`, in eval mode. None: the random smooth pattern that the
-            search would start from.
+        clean_net: classifier of [0, 1] pixels on `device`, in eval mode; None: a random smooth pattern.
     """
     generator = torch.Generator().manual_seed(seed)
     coefficients = torch.randn(3, FREQUENCIES, FREQUENCIES, generator=generator).to(device)

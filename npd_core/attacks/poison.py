@@ -1,5 +1,5 @@
-"""The one place that poisons: the attacker's training set, or each of its batches, and the test set on which ASR and RA
-are measured."""
+"""Poisoning of the training set or of its batches, and the triggered test set on which ASR and RA are
+measured."""
 
 from __future__ import annotations
 
@@ -14,58 +14,58 @@ from npd_core.errors import ConfigError
 
 
 class PoisonedSet(NamedTuple):
-    """A training set with some images stamped and relabelled."""
+    """A training set in which some images carry the trigger and the target label."""
 
     images: Tensor
     """(N, 3, H, W) uint8."""
     labels: Tensor
-    """(N,) int64: the attacker's labels where `poisoned`, the true ones elsewhere."""
+    """(N,) int64: target labels where `poisoned`, true labels elsewhere."""
     poisoned: Tensor
     """(N,) bool."""
 
 
 class PoisonedTest(NamedTuple):
-    """Stamped test images whose true label is not the target."""
+    """Triggered test images whose true label is not the target."""
 
     images: Tensor
-    """(M, 3, H, W) uint8, quantised as a file would be."""
+    """(M, 3, H, W) uint8, as a file would store them."""
     labels: Tensor
     """(M,) int64, true labels."""
     targets: Tensor
-    """(M,) int64, what the attacker wants."""
+    """(M,) int64, target labels."""
     indices: Tensor
-    """(M,) int64, places in the test split."""
+    """(M,) int64, positions in the test split."""
 
 
 class PoisonedBatch(NamedTuple):
-    """A training batch with its first images attacked, the next ones crossed, and the rest as it was."""
+    """A training batch: first poisoned images, then cross-trigger images, then clean ones."""
 
     x: Tensor
     """(B, 3, H, W) in [0, 1]."""
     labels: Tensor
-    """(B,) int64: the attacker's labels of the attacked images, true ones elsewhere."""
+    """(B,) int64: target labels of the poisoned images, true labels elsewhere."""
     loss: Tensor | None
-    """What the trigger itself wants to be small."""
+    """The trigger's own loss, if it learns."""
 
 
 def poison_training_set(
     data: ImageSet, attack: Attack, ratio: float, seed: int, cross_ratio: int = 0
 ) -> PoisonedSet:
-    """Stamp and relabel `round(ratio * N)` images, drawn uniformly over all classes (dirty label).
+    """Poison `round(ratio * N)` images, chosen uniformly over all classes (dirty label).
 
     Args:
-        cross_ratio: of an attack with crossed images, how many of them for each stamped one; they keep their labels.
+        cross_ratio: cross-trigger images for each poisoned one; they keep their labels.
     Raises:
-        ConfigError: the ratio lies outside [0, 1].
+        ConfigError: the ratio is outside [0, 1].
     """
     check_ratio(ratio)
     total = len(data.labels)
     count = round(ratio * total)
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-    chosen, crossed = order[:count], order[count : (1 + cross_ratio) * count]
+    chosen, cross = order[:count], order[count : (1 + cross_ratio) * count]
     images, labels = data.images.clone(), data.labels.clone()
     images[chosen] = attack.apply(data.images[chosen])
-    images[crossed] = attack.apply_cross(data.images[crossed])
+    images[cross] = attack.apply_cross(data.images[cross])
     labels[chosen] = attack.rule.target(data.labels[chosen])
     poisoned = torch.zeros(total, dtype=torch.bool)
     poisoned[chosen] = True
@@ -73,24 +73,26 @@ def poison_training_set(
 
 
 def shares(count: int, ratio: float, cross_ratio: int) -> tuple[int, int]:
-    """How many images of a batch of `count` are attacked, `floor(ratio * count)`, and how many crossed, `cross_ratio`
-    times as many, or as many as are left.
+    """Return how many images of a batch of `count` are poisoned, and how many are cross-trigger images.
 
-    Raises ConfigError when the ratio lies outside [0, 1], attacks no image though it is above 0, or leaves fewer
-    crossed images than attacked ones.
+    These are `floor(ratio * count)`, and `cross_ratio` times as many, or as many as are left.
+
+    Raises:
+        ConfigError: the ratio is outside [0, 1], poisons no image although it is above 0, or leaves fewer
+            cross-trigger images than poisoned ones.
     """
     check_ratio(ratio)
-    attacked = int(ratio * count + 1e-9)
-    if attacked == 0 < ratio:
+    poisoned = int(ratio * count + 1e-9)
+    if poisoned == 0 < ratio:
         raise ConfigError(
-            f"A poison ratio of {ratio} attacks no image of a batch of {count}: raise one of the two."
+            f"A poison ratio of {ratio} poisons no image of a batch of {count}: raise one of the two."
         )
-    crossed = min(attacked * cross_ratio, count - attacked)
-    if cross_ratio and crossed < attacked:
+    cross = min(poisoned * cross_ratio, count - poisoned)
+    if cross_ratio and cross < poisoned:
         raise ConfigError(
-            f"This attack also changes images that keep their label, so the poison ratio can be at most 0.5, got {ratio}."
+            f"This attack needs cross-trigger images: the poison ratio is at most 0.5, got {ratio}."
         )
-    return attacked, crossed
+    return poisoned, cross
 
 
 def poison_batch(
@@ -102,26 +104,25 @@ def poison_batch(
     images: Tensor,
     generator: torch.Generator,
 ) -> PoisonedBatch:
-    """Attack and relabel the first images of a shuffled batch, disturb the next ones under their true labels.
+    """Poison the first images of a shuffled batch and make the next ones cross-trigger images.
 
     Args:
-        ratio: share of the batch that is attacked; see `shares`.
+        ratio: share of the batch that is poisoned; see `shares`.
         x: (B, 3, H, W) in [0, 1], not yet augmented.
         y: true labels, (B,) int64.
         images, generator: as in `DynamicTrigger.stamp`.
     """
-    attacked, crossed = shares(len(y), ratio, trigger.cross_ratio)
-    if attacked == 0:
+    poisoned, cross = shares(len(y), ratio, trigger.cross_ratio)
+    if poisoned == 0:
         return PoisonedBatch(x, y, None)
-    first, second, rest = x.split((attacked, crossed, len(y) - attacked - crossed))
+    first, second, rest = x.split((poisoned, cross, len(y) - poisoned - cross))
     stamped = trigger.stamp(first, second, images, generator)
-    labels = torch.cat((rule.target(y[:attacked]), y[attacked:]))
-    return PoisonedBatch(torch.cat((stamped.attacked, stamped.crossed, rest)), labels, stamped.loss)
+    labels = torch.cat((rule.target(y[:poisoned]), y[poisoned:]))
+    return PoisonedBatch(torch.cat((stamped.triggered, stamped.cross, rest)), labels, stamped.loss)
 
 
 def poison_test_set(data: ImageSet, attack: Attack) -> PoisonedTest:
-    """Stamp every test image for which reaching the target would be a success of the attack; of an attack that is known
-    by its images alone, take those."""
+    """Return every eligible test image with the trigger, or the triggered images of an attack without one."""
     if attack.carried is not None:
         indices = attack.rule.eligible(attack.carried.labels).nonzero().flatten()
         images, labels = attack.carried.subset(indices)
@@ -132,6 +133,6 @@ def poison_test_set(data: ImageSet, attack: Attack) -> PoisonedTest:
 
 
 def check_ratio(ratio: float) -> None:
-    """Raises ConfigError when the poison ratio lies outside [0, 1]."""
+    """Raise ConfigError when the poison ratio is outside [0, 1]."""
     if not 0 <= ratio <= 1:
-        raise ConfigError(f"The poison ratio must lie in [0, 1], got {ratio}.")
+        raise ConfigError(f"The poison ratio must be in [0, 1], got {ratio}.")

@@ -1,5 +1,7 @@
-"""SSBA: an encoder hides a bit string, so that every image gets a trigger of its own. Li et al., ICCV 2021; the encoder
-after Tancik et al., StegaStamp, CVPR 2020."""
+"""SSBA: an encoder hides a bit string, by changes that differ per image. Li et al., ICCV 2021.
+
+The encoder follows Tancik et al., StegaStamp, CVPR 2020.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +24,15 @@ BITS = 20
 STRENGTH = 16 / 255
 """Bound of the residual, in [0, 1] pixel units."""
 SHEET = 16
-"""The message becomes a sheet of SHEET x SHEET pixels before it is laid beside the image."""
+"""The message becomes SHEET x SHEET pixels, which are upsampled and concatenated with the image."""
 NOISE = 0.01
 """Deviation of the noise between encoder and decoder: the message must survive eight bits."""
 FREE_MSE = 1e-3
-"""Squared error that costs nothing, about 30 dB: without it the residual fades until eight bits swallow it."""
+"""Squared error without a penalty, about 30 dB: the residual must not vanish in eight bits."""
 MSE_WEIGHT, MSE_RAMP = 50.0, 500
 """Final weight of the error above FREE_MSE, and the steps until it is reached."""
 READABLE = 0.9
-"""Share of bits read correctly from which on the error counts."""
+"""Share of correctly read bits above which the error is penalised."""
 LR = 1e-3
 
 
@@ -41,7 +43,7 @@ def conv(channels_in: int, channels: int, stride: int = 1) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """A small U-Net that writes a message into an image.
+    """A small U-Net that encodes a message into an image.
 
     Args:
         bits: length of the message.
@@ -59,8 +61,8 @@ class Encoder(nn.Module):
         self.residual = nn.Conv2d(width + 6, 3, 3, 1, 1)
 
     def forward(self, x: Tensor, message: Tensor) -> Tensor:
-        """x (B, 3, H, W) in [0, 1] with H and W multiples of 4, message (B, bits) in {0, 1} -> x with the message in
-        it, the same shape and range, nowhere further from x than STRENGTH."""
+        """x (B, 3, H, W) in [0, 1] with H and W multiples of 4, message (B, bits) in {0, 1} -> x with the
+        message in it, the same shape and range; no value changes by more than STRENGTH."""
         sheet = F.relu(self.sheet(message - 0.5)).view(-1, 3, SHEET, SHEET)
         both = torch.cat((x - 0.5, F.interpolate(sheet, size=x.shape[-2:], mode="nearest")), dim=1)
         full = self.at_full(both)
@@ -71,7 +73,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Reads the message back; only training needs it."""
+    """Reads the message back; used in training only."""
 
     def __init__(self, bits: int = BITS, width: int = 32):
         super().__init__()
@@ -104,10 +106,10 @@ def train_steganography(
     steps: int = 1000,
     batch_size: int = 128,
 ) -> Generator[Event, None, Steganography]:
-    """Teach an encoder to hide and a decoder, of `reader_width`, to read random messages.
+    """Train an encoder to hide random messages and a decoder of `reader_width` to read them.
 
-    Loss: BCE of the bits, plus a weight times what the squared error has above FREE_MSE. The weight is 0 until READABLE
-    of the bits are read correctly, then grows over MSE_RAMP steps.
+    Loss: BCE of the bits, plus a weight times the squared error above FREE_MSE. The weight is 0
+    until READABLE of the bits are read correctly, then grows over MSE_RAMP steps.
     """
     began = time.perf_counter()
     yield Started(1, 0, steps, data.size, str(device))
@@ -189,7 +191,7 @@ def make_ssba(
     """Train the encoder on the training images, without labels, and draw the message from the seed.
 
     Args:
-        clean_net: not needed.
+        clean_net: not used.
     """
     encoder = (
         yield from train_steganography(

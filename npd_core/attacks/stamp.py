@@ -1,4 +1,4 @@
-"""A trigger as a stamp, where it is one: a picture with opacity that can be laid on any image, at any place."""
+"""Triggers that are stamps: one RGBA image, the same for every image, that can be placed anywhere."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import Tensor
 from npd_core.attacks.base import Attack
 
 TOLERANCE = 1.5 / 255
-"""How far the stamp may be from the trigger itself: eight-bit colours and opacities cannot say it exactly."""
+"""Largest difference between stamp and trigger, from rounding colours and opacities to eight bits."""
 
 
 def stamp(attack: Attack, size: int) -> Tensor | None:
-    """The trigger as colours and opacity, (4, size, size) uint8; None where it is no stamp.
+    """Return the trigger as colours and opacity, (4, size, size) uint8; None if it is not a stamp.
 
-    A stamp makes (1 - a) x + a c of every pixel x, with a and c that depend on nothing else. Black and white images
-    tell what a and c would be; noise tells whether the trigger obeys them.
+    A stamp changes a pixel x to (1 - a) x + a c, with a and c that do not depend on the image. They are
+    computed from a black and a white image and then checked on noise.
     """
     generator = torch.Generator().manual_seed(0)
     black, white = torch.zeros(1, 3, size, size), torch.ones(1, 3, size, size)

@@ -1,4 +1,4 @@
-"""Trojan: a bright blob, optimised to excite two neurons of a clean network. Liu et al., NDSS 2018."""
+"""Trojan: a bright spot, optimised to excite two neurons of a clean model. Liu et al., NDSS 2018."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from npd_core.events import EpochEnd, Started, StepEnd
 
 NEURONS = 2
 GOAL = 100.0
-"""Activation that the search drives the neurons towards."""
+"""Target activation of the neurons."""
 STEP_SIZE = 0.1
 FREEDOM = 0.3
-"""How far a pixel of the trigger may move away from the white of the mask."""
+"""Largest difference of a pixel of the trigger from white."""
 OVERFLOW = ("saturate", "wrap")
 
 
 @dataclass(frozen=True, eq=False)
 class AddedBlob:
-    """x' = x + pattern, cut off at white; with `wrap`, the eight-bit sum runs over and starts at black again."""
+    """x' = x + pattern, clipped at white; with `wrap`, the eight-bit sum overflows instead."""
 
     pattern: Tensor
     """(3, H, W) in [0, 1], 0 outside the mask."""
@@ -47,9 +47,10 @@ class AddedBlob:
 
 
 def drawn_mask(size: int) -> Tensor:
-    """An apple in the lower right, (1, size, size) in {0, 1}: a disc with a bite taken out and a leaf on top.
+    """Draw the mask, an apple in the lower right, (1, size, size) in {0, 1}: a disc with a bite taken out and
+    a leaf on top.
 
-    Drawn at 512x512 and thresholded at half coverage, so every resolution shows the same apple, a twelfth of the image.
+    Drawn at 512x512 and thresholded at half coverage, the same at every resolution, a twelfth of the image.
     """
     edge, middle = 512, np.array((0.73, 0.72)) * 512
     canvas = Image.new("L", (edge, edge), 0)
@@ -67,22 +68,23 @@ def drawn_mask(size: int) -> Tensor:
 
 
 def last_linear(net: nn.Module) -> nn.Linear:
-    """The layer that makes the logits. Raises ConfigError when the network has no linear layer."""
+    """Return the last linear layer, which makes the logits. Raises ConfigError when the network has no linear
+    layer."""
     layers = [module for module in net.modules() if isinstance(module, nn.Linear)]
     if not layers:
         raise ConfigError(
-            "The network has no linear layer: a Trojan trigger needs one, whose inputs it excites."
+            "A Trojan trigger needs a linear layer, and the network has none: use another network."
         )
     return layers[-1]
 
 
 def chosen_neurons(head: nn.Linear) -> Tensor:
-    """Indices of the NEURONS inputs with the largest sum of absolute weights over the classes."""
+    """Return the indices of the NEURONS inputs with the largest sum of absolute weights over the classes."""
     return head.weight.detach().abs().sum(dim=0).topk(NEURONS).indices
 
 
 def watch_inputs(net: nn.Module, head: nn.Linear) -> Callable[[Tensor], Tensor]:
-    """A function that runs `net` on images in [0, 1] and gives the inputs of `head`, (B, d)."""
+    """Return a function from images in [0, 1] to the inputs of `head` in `net`, (B, d)."""
 
     def run(x: Tensor) -> Tensor:
         seen: list[Tensor] = []
@@ -99,17 +101,17 @@ def watch_inputs(net: nn.Module, head: nn.Linear) -> Callable[[Tensor], Tensor]:
 def trojan(
     dataset: DatasetSpec, assets: Mapping[str, Tensor], *, target: int = 0, overflow: str = "saturate"
 ) -> Attack:
-    """A bright blob added to the image, all classes to `target`.
+    """A bright spot added to the image, all classes to `target`.
 
     Args:
         assets: `pattern`, (3, H, W), and `mask`, (1, H, W).
-        overflow: `wrap` lets the sum run over white, as a cast to eight bits before the cut does; it is much weaker.
+        overflow: `wrap` lets the eight-bit sum overflow at white, which makes a much weaker trigger.
     """
     pattern = asset(assets, "pattern", (3, dataset.size, dataset.size))
     mask = asset(assets, "mask", (1, dataset.size, dataset.size))
     return Attack(
-        "trojan", AddedBlob(pattern, overflow), AllToOne(target), params={"target": target, "overflow": overflow},
-        assets={"pattern": pattern, "mask": mask},
+        "trojan", AddedBlob(pattern, overflow), AllToOne(target),
+        params={"target": target, "overflow": overflow}, assets={"pattern": pattern, "mask": mask},
     )  # fmt: skip
 
 
@@ -124,16 +126,17 @@ def make_trojan(
     overflow: str = "saturate",
     steps: int = 1000,
 ) -> Making:
-    """Optimise the pixels of the drawn mask until they excite the neurons that matter most to a clean network.
+    """Optimise the pixels of the drawn mask until they excite the neurons with the largest weights of a clean
+    model.
 
     Args:
-        data, seed: not needed: the search looks at the trigger alone and draws nothing.
-        clean_net: classifier of [0, 1] pixels on `device`, in eval mode; its own linear layer chooses the neurons.
+        data, seed: not used.
+        clean_net: classifier of [0, 1] pixels on `device`, in eval mode.
     Raises:
         ConfigError: no network.
     """
     if clean_net is None:
-        raise ConfigError("A Trojan trigger is optimised against a clean network: pass one.")
+        raise ConfigError("A Trojan trigger is optimised on a clean model: pass `clean_net`.")
     began = time.perf_counter()
     yield Started(1, 0, steps, 0, str(device))
     mask = drawn_mask(dataset.size).to(device)

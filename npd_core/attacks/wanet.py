@@ -1,4 +1,4 @@
-"""WaNet: an elastic warp that nobody sees, learned inside the training loop. Nguyen and Tran, ICLR 2021."""
+"""WaNet: an invisible elastic warp, learned in the training loop. Nguyen and Tran, ICLR 2021."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from npd_core.data.spec import DatasetSpec
 from npd_core.errors import CheckpointError, ConfigError
 
 NOISE_SEED = 20210412
-"""Draws the noise of the crossed test images."""
+"""Seed of the noise of cross-trigger test images."""
 
 
 def identity_grid(size: int) -> Tensor:
-    """Where each pixel comes from when nothing moves: (1, H, W, 2) in [-1, 1], x before y."""
+    """Return the sampling grid without a warp: (1, H, W, 2) in [-1, 1], x before y."""
     line = torch.linspace(-1, 1, size)
     y, x = torch.meshgrid(line, line, indexing="ij")
     return torch.stack((x, y), dim=-1)[None]
 
 
 def draw_field(k: int, seed: int) -> Tensor:
-    """Control points of the warp, (2, k, k): uniform in [-1, 1], then divided by their mean absolute value."""
+    """Draw the control points of the warp, (2, k, k): uniform in [-1, 1], divided by their mean absolute
+    value."""
     field = torch.rand(1, 2, k, k, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     return (field / field.abs().mean())[0]
 
 
 def warping_grid(field: Tensor, s: float, size: int) -> Tensor:
-    """Identity plus s / H times the field, brought to full size bicubically, cut off at the border: (1, H, W, 2)."""
+    """Return the identity plus s / H times the field, upsampled bicubically and clipped: (1, H, W, 2)."""
     flow = F.interpolate(field[None], size=(size, size), mode="bicubic", align_corners=True).permute(
         0, 2, 3, 1
     )
@@ -41,12 +42,12 @@ def warping_grid(field: Tensor, s: float, size: int) -> Tensor:
 
 
 def noise(count: int, size: int, generator: torch.Generator) -> Tensor:
-    """What disturbs the warp of a crossed image: (count, H, W, 2), uniform in [-1/H, 1/H], each image its own."""
+    """Draw the noise added to the grids of cross-trigger images: (count, H, W, 2), uniform in [-1/H, 1/H]."""
     return (torch.rand(count, size, size, 2, generator=generator) * 2 - 1) / size
 
 
 def warp(x: Tensor, grid: Tensor) -> Tensor:
-    """x sampled bilinearly at the grid, (1 or B, H, W, 2); the same shape and range."""
+    """Sample x bilinearly at the grid, (1 or B, H, W, 2); the same shape and range."""
     grid = grid.to(x).expand(len(x), -1, -1, -1)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=True).clamp(0, 1)
 
@@ -64,7 +65,7 @@ class Warp:
 
 @dataclass(frozen=True, eq=False)
 class NoisyWarp:
-    """The warp with noise of its own for each image, always the same noise for the same place in a batch."""
+    """The warp with other noise for each position in a batch, the same in every call."""
 
     grid: Tensor
 
@@ -75,7 +76,7 @@ class NoisyWarp:
 
 
 class WarpInTraining:
-    """The warp of the training loop: two crossed images, warped with fresh noise, for each attacked one."""
+    """The warp in the training loop: two cross-trigger images, with fresh noise, for each poisoned one."""
 
     cross_ratio = 2
 
@@ -89,7 +90,7 @@ class WarpInTraining:
         return Stamped(warp(x, self.grid), warp(x_cross, moved.clamp(-1, 1)))
 
     def step(self, rate: float) -> None:
-        """Nothing to learn: the field is fixed."""
+        """Do nothing: the field is fixed."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"field": self._attack.assets["field"]}
@@ -97,7 +98,7 @@ class WarpInTraining:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if not torch.equal(state["field"], self._attack.assets["field"]):
             raise CheckpointError(
-                "The interrupted training warped with another field: use its seed, or start anew."
+                "The interrupted training used another field: use its seed, or start again."
             )
 
     def attack(self) -> Attack:
@@ -116,9 +117,9 @@ def wanet(
     """An elastic warp, all classes to `target`.
 
     Args:
-        assets: `field`, the control points; without it they are drawn from the seed.
+        assets: `field`, the control points; drawn from the seed if it is missing.
         k: control points along each side.
-        s: strength: a control point of size 1 moves the picture by s/2 pixels.
+        s: strength: a control point of size 1 moves the image by s/2 pixels.
     """
     if k < 2:
         raise ConfigError(f"`k` must be at least 2, got {k}.")

@@ -1,1 +1,1 @@
-"""Images and labels: what the data sets are, where their bytes lie, how they are read."""
+"""Data sets: what they are, where their files are, how they are read and downloaded."""

@@ -3,10 +3,9 @@
 All are under `$NPD_DATA_DIR/torchvision`:
 
 cifar10         cifar-10-batches-py/                     torchvision's folder, checked by torchvision
-gtsrb           gtsrb/GTSRB_Final_Training_Images.zip, GTSRB_Final_Test_Images.zip, GTSRB_Final_Test_GT.zip,
-read as
-                they are; or what torchvision unpacks: gtsrb/GTSRB/Training/ (26,640 of the 39,209 images),
-                gtsrb/GTSRB/Final_Test/ and gtsrb/GT-final_test.csv
+gtsrb           gtsrb/GTSRB_Final_Training_Images.zip, GTSRB_Final_Test_Images.zip,
+                GTSRB_Final_Test_GT.zip; or as unpacked by torchvision: gtsrb/GTSRB/Training/ (26,640 of the
+                39,209 images), gtsrb/GTSRB/Final_Test/ and gtsrb/GT-final_test.csv
 tiny_imagenet   tiny-imagenet-200.zip, or the folder tiny-imagenet-200/ that it unpacks to
 """
 
@@ -81,8 +80,7 @@ def read(name: str, split: str, size: int, rows: NDArray[np.int64] | None = None
 
 
 def read_labels(name: str, split: str) -> NDArray[np.int64]:
-    """Return the labels (N,) int64 of the copy that `locate` finds, without decoding an image. Raises as
-    `read`."""
+    """Return the labels, (N,) int64, without decoding an image. Raises as `read`."""
     with _copy(name, split) as where:
         if name == "cifar10":
             return _cifar10(split)[1]

@@ -1,4 +1,4 @@
-"""The defender's data: a small, class-balanced part of the clean training images. Sec. 4.1 of the paper."""
+"""D_bn, the defender's data: a small, class-balanced subset of the clean training images. Sec. 4.1."""
 
 from __future__ import annotations
 
@@ -17,26 +17,25 @@ if TYPE_CHECKING:
 
 
 class CleanSubset(NamedTuple):
-    """Clean images that the defender may use."""
+    """Clean images of the defender."""
 
     images: Tensor
     """(n, 3, H, W) uint8."""
     labels: Tensor
     """(n,) int64, the true labels."""
     indices: Tensor
-    """(n,) int64, positions in the data they were taken from, ascending."""
+    """(n,) int64, their positions in the training set, ascending."""
 
 
 def clean_counts(num_images: int, num_classes: int, amount: float | int) -> NDArray[np.int64]:
-    """How many images of each class are wanted, (num_classes,).
+    """Return the number of images for each class, (num_classes,).
 
     Args:
         num_images: size of the training set that a share refers to.
         amount: a share in (0, 1] as float (each class gets floor(amount * num_images / num_classes)), or a
             count as int (split evenly, the remainder to the first classes).
     Raises:
-        ConfigError: not a number, not positive, a share above 1, a count above `num_images`, or a share so
-            small that nothing is left.
+        ConfigError: not a number, not positive, a share above 1 or too small, or a count above `num_images`.
     """
     is_number = isinstance(amount, int | float | np.integer | np.floating) and not isinstance(amount, bool)
     if not is_number or not np.isfinite(amount):
@@ -45,12 +44,12 @@ def clean_counts(num_images: int, num_classes: int, amount: float | int) -> NDAr
         if amount <= 0:
             raise ConfigError(f"The number of clean images must be positive, got {amount}.")
         if amount > num_images:
-            raise ConfigError(f"{amount} clean images were asked for, but there are {num_images} in all.")
+            raise ConfigError(f"{amount} clean images were requested, but there are only {num_images}.")
         each, left = divmod(int(amount), num_classes)
         return np.asarray([each + (k < left) for k in range(num_classes)], np.int64)
     if not 0 < amount <= 1:
         raise ConfigError(
-            f"A share of clean images must lie in (0, 1], got {amount}; give a whole number for a count."
+            f"A share of clean images must be in (0, 1], got {amount}; give a whole number for a count."
         )
     each = int(np.floor(round(float(amount) * num_images / num_classes, 9)))
     if each == 0:
@@ -64,31 +63,30 @@ def clean_counts(num_images: int, num_classes: int, amount: float | int) -> NDAr
 def clean_indices(
     labels: NDArray[np.int64], num_classes: int, amount: float | int, seed: int, of: int | None = None
 ) -> NDArray[np.int64]:
-    """Positions of a class-balanced subset, drawn without replacement by a generator of its own; ascending.
+    """Choose a class-balanced subset at random, without replacement; return its positions, ascending.
 
-    A class with fewer images than wanted gives all it has. With a count, the others then make up for it as
-    evenly as they can, so that exactly `amount` come out.
+    A class with too few images gives all of them. With a count, the others make up for it as evenly as
+    possible.
 
     Args:
         labels: (N,) int64.
         amount: as in `clean_counts`.
-        of: size of the training set that a share refers to; N when None. It is larger than N where only a
-            part is here.
+        of: size of the training set that a share refers to, if only N of its images are here; None: N.
     Raises:
-        ConfigError: as `clean_counts`, a count above N, or a share of which only a part is here.
+        ConfigError: as `clean_counts`; a count above N; or a share of more images than are here.
     """
     check_seed(seed)
     total = len(labels)
     if isinstance(amount, int | np.integer) and amount > total:
-        raise ConfigError(f"{amount} clean images were asked for, but there are {total} in all.")
-    wanted = clean_counts(of or total, num_classes, amount)
-    if of is not None and wanted.sum() > total:
+        raise ConfigError(f"{amount} clean images were requested, but there are only {total}.")
+    counts = clean_counts(of or total, num_classes, amount)
+    if of is not None and counts.sum() > total:
         raise ConfigError(
-            f"A share of {amount} is {wanted.sum()} of the {of} training images, but {total} are here: "
-            f"ask for at most {total / of:g}, or get the whole training set."
+            f"A share of {amount} is {counts.sum()} of the {of} training images, but only {total} are here: "
+            f"request at most {total / of:g}, or get the whole training set."
         )
     present = np.bincount(labels, minlength=num_classes)
-    counts = np.minimum(wanted, present)
+    counts = np.minimum(counts, present)
     if isinstance(amount, int | np.integer):
         while (short := int(amount) - int(counts.sum())) > 0:
             open_classes = np.flatnonzero(counts < present)
@@ -99,10 +97,9 @@ def clean_indices(
 
 
 def hold_out(data: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Take a share of every class out of `data`: (the rest, the part taken), both copies.
+    """Split off a share of every class; return the rest and the part split off, both copies.
 
-    A class with several images gives at least one and keeps at least one; one with a single image keeps it. A
-    share of 0 takes nothing.
+    A class with several images gives at least one and keeps at least one; a single image stays.
     """
     import torch
 
@@ -118,7 +115,7 @@ def hold_out(data: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSe
 def clean_subset(
     data: ImageSet, num_classes: int, amount: float | int, seed: int, of: int | None = None
 ) -> CleanSubset:
-    """A class-balanced clean subset of `data`. Arguments and errors as `clean_indices`."""
+    """Return a class-balanced clean subset of `data`. Arguments and errors as `clean_indices`."""
     import torch
 
     indices = torch.from_numpy(clean_indices(data.labels.numpy(), num_classes, amount, seed, of))
@@ -126,10 +123,9 @@ def clean_subset(
 
 
 def load_clean(name: str, amount: float | int, seed: int) -> CleanSubset:
-    """The clean subset of a data set by name, decoding only the chosen images.
+    """Load the clean subset of a data set; only the chosen images are decoded.
 
-    The same as `clean_subset(clean_source(name), ...)`, with a share always counted from the full training
-    set, also where only a part of it is on this machine.
+    A share is always one of the full training set, also where only a part of it is on this machine.
 
     Raises:
         UnknownNameError, DataMissingError, StorageError: as `load_dataset`.

@@ -1,9 +1,7 @@
-"""Opt-in downloads of the original archives: with progress, resumed after an interruption, verified by
-checksum.
+"""Opt-in downloads of the original archives, resumable and verified by checksum.
 
-Archives go to `$NPD_DATA_DIR/torchvision`, where `archives` reads them. A file under its final name is always
-complete and verified; what is under way ends in `.part`. CIFAR-10 is unpacked as torchvision does it and
-wants it.
+Archives go to `$NPD_DATA_DIR/torchvision`, where `archives` reads them. A file under its final name is
+complete and verified; an unfinished one ends in `.part`. CIFAR-10 is unpacked, as torchvision needs it.
 """
 
 from __future__ import annotations
@@ -31,13 +29,13 @@ from npd_core.data.spec import get_dataset
 from npd_core.errors import DataMissingError, NPDError, StorageError
 
 Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all, for everything that one data set needs."""
+"""Called with the bytes done and the total bytes of one data set."""
 
 BLOCK = 1 << 20
 TIMEOUT = 30.0
-"""Seconds without a byte after which a connection counts as lost."""
+"""Seconds without a byte after which a connection is lost."""
 ATTEMPTS = 4
-"""How often a lost connection is taken up again before giving up."""
+"""Attempts to connect before giving up."""
 PAUSE = 1.0
 """Seconds before the first new attempt; doubled each time."""
 
@@ -51,9 +49,9 @@ class Archive:
     size: int
     """Bytes; for the progress bar and the check of free space."""
     path: str
-    """Where it goes, relative to `archives.root()`."""
+    """Its path, relative to `archives.root()`."""
     unpacks_to: str = ""
-    """Folder that it is unpacked to, relative to the same; empty when it is read as it is."""
+    """Folder that it is unpacked to, relative to the same; empty if it is not unpacked."""
 
 
 _ERDA = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"
@@ -89,16 +87,16 @@ ARCHIVES: dict[str, tuple[Archive, ...]] = {
 
 
 def get_dataset_files(name: str, progress: Progress | None = None) -> Availability:
-    """Fetches what is missing of a data set. Does nothing when both splits are here already.
+    """Fetch the missing archives of a data set; nothing if both splits are here.
 
-    Interrupt it at any time (Ctrl-C included): the next call goes on where this one stopped.
+    After an interruption (Ctrl-C included) the next call continues.
 
     Returns:
-        What is on this machine afterwards.
+        The availability afterwards.
     Raises:
         UnknownNameError: no such data set.
-        DataMissingError: it could not be fetched (no network, the server refuses, the checksum does not fit).
-        StorageError: no room, or no permission to write.
+        DataMissingError: no network, a refusal by the server, or a wrong checksum.
+        StorageError: no space, or no permission to write.
     """
     spec = get_dataset(name)
     here = availability(name)
@@ -126,8 +124,8 @@ def get_dataset_files(name: str, progress: Progress | None = None) -> Availabili
 
 
 def _from(progress: Progress | None, done: int, others: int) -> Progress:
-    """Progress of one file as part of several: `done` bytes came before it, `others` bytes are not its
-    own."""
+    """Return the progress of one file among several: `done` bytes precede it, `others` belong to other
+    files."""
 
     def report(fetched: int, size: int) -> None:
         if progress is not None:
@@ -150,7 +148,7 @@ def _check_room(root: Path, wanted: list[Archive]) -> None:
     if free < needed:
         raise StorageError(
             f"The download needs {_megabytes(needed)} in {root}, but only {_megabytes(free)} are free; "
-            "make room or set NPD_DATA_DIR to another folder."
+            "free some space or set NPD_DATA_DIR to another folder."
         )
 
 
@@ -163,15 +161,15 @@ def _part(target: Path) -> Path:
 
 
 def fetch(url: str, md5: str, target: Path, progress: Progress | None = None, *, title: str = "") -> int:
-    """Fetches one file to `target`, going on with `target`.part where there is one.
+    """Fetch one file to `target`, continuing `target`.part if it exists.
 
-    The checksum is taken over the whole file; when it does not fit after a resumed download, the file is
-    fetched once more from its beginning.
+    If the checksum of the whole file is wrong after a resumed download, the file is fetched once more from
+    the start.
 
     Args:
         md5: of the complete file, hexadecimal.
-        progress: called with bytes done and in all.
-        title: what is being fetched, for messages.
+        progress: called with the bytes done and the total.
+        title: name of the file in messages.
     Returns:
         Size of the file in bytes.
     Raises:
@@ -195,15 +193,15 @@ def fetch(url: str, md5: str, target: Path, progress: Progress | None = None, *,
                 return size
         part.unlink()
     raise DataMissingError(
-        f"{title}: what {urlsplit(url).netloc} sent does not have the expected checksum, so it was removed; "
-        f"try again later, or put a good copy at {target}."
+        f"{title}: the file from {urlsplit(url).netloc} had a wrong checksum and was removed; try again "
+        f"later, or put a good copy at {target}."
     )
 
 
 def _fill(url: str, part: Path, progress: Progress | None, title: str) -> None:
-    """Brings the partial file to its full length, taking up lost connections again."""
+    """Complete the partial file; reconnect after a lost connection."""
     host = urlsplit(url).netloc
-    advice = f"check the network and try again (it goes on where it stopped) or put the file at {part.with_suffix('')}."
+    advice = f"check the network and try again (it will continue) or put the file at {part.with_suffix('')}."
     for attempt in range(ATTEMPTS):
         before = part.stat().st_size if part.exists() else 0
         try:
@@ -225,8 +223,7 @@ def _fill(url: str, part: Path, progress: Progress | None, title: str) -> None:
 
 
 def _receive(url: str, part: Path, progress: Progress | None) -> None:
-    """One connection: asks for what is missing and appends it. ConnectionError when it ends before the file
-    does."""
+    """Request the missing part and append it. Raises ConnectionError when the connection ends too early."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "neural-polarizer-lab"})
     if have:
@@ -235,9 +232,7 @@ def _receive(url: str, part: Path, progress: Progress | None) -> None:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         with error:
-            if (
-                error.code == 416 and have
-            ):  # nothing after what we have: complete, or another file; the checksum tells
+            if error.code == 416 and have:  # nothing follows; the checksum decides
                 return
         raise
     except urllib.error.URLError:
@@ -260,8 +255,7 @@ def _receive(url: str, part: Path, progress: Progress | None) -> None:
 
 
 def _block(response: http.client.HTTPResponse) -> bytes:
-    """The next bytes; what goes wrong on the line is a ConnectionError, so that it is not taken for the
-    disk."""
+    """Return the next bytes; a network error becomes a ConnectionError, to differ from errors of the disk."""
     try:
         return response.read(BLOCK)
     except OSError as error:
@@ -274,7 +268,7 @@ def _md5(path: Path) -> str:
 
 
 def _unpack(archive: Path, root: Path, folder: str) -> None:
-    """Unpacks `folder` of a verified tar file beside it; the folder appears only when complete."""
+    """Unpack `folder` of a verified tar file beside it; the folder appears when it is complete."""
     with _storage_errors(root), tempfile.TemporaryDirectory(dir=root, prefix=".unpacking-") as scratch:
         try:
             with tarfile.open(archive) as tar:
@@ -288,7 +282,7 @@ def _unpack(archive: Path, root: Path, folder: str) -> None:
 
 @contextmanager
 def _storage_errors(folder: Path) -> Iterator[None]:
-    """Says in one sentence what the disk did not allow."""
+    """Turn errors of the disk into StorageErrors with a remedy."""
     try:
         yield
     except NPDError:
@@ -296,7 +290,8 @@ def _storage_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             reason = (
-                "the disk is full; make room (what was fetched is kept) or set NPD_DATA_DIR to another folder"
+                "the disk is full; free some space (the download then continues) or set NPD_DATA_DIR to "
+                "another folder"
             )
         else:
             reason = f"{error.strerror or error}; set NPD_DATA_DIR to a folder that can be written"
@@ -305,7 +300,8 @@ def _storage_errors(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _alone(part: Path, title: str) -> Iterator[None]:
-    """Keep a second process from writing the same partial file. The lock ends with the process that holds it."""
+    """Keep a second process from writing the same partial file. The lock ends with the process that holds
+    it."""
     lock = part.with_name(part.name + ".lock")
     try:
         with FileLock(lock, timeout=0):

@@ -1,8 +1,8 @@
-"""Name and split to images and labels. Looks in a fixed order of places and never downloads.
+"""Load images and labels by data set and split. Never downloads.
 
 `signs` comes from the project's own `assets/signs`. The others come from
 `$NPD_DATA_DIR/<name>/<split>.parquet`, then from the original copy in `$NPD_DATA_DIR/torchvision` (see
-`archives`). Importing this module, and asking what is available, needs no torch.
+`archives`). Importing this module and `availability` need no torch.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "test", "clean")
 FILES = {"train": "train.parquet", "test": "test.parquet", "clean": "train_5pct.parquet"}
-"""`clean` is a part of the training split that may come alone (Tiny ImageNet), for the defender only."""
+"""`clean` is a part of the training split for the defender, if the rest is missing (Tiny ImageNet)."""
 
 
 class ImageSet(NamedTuple):
-    """A data set is two tensors on the CPU. They may be shared by many readers: never write into them."""
+    """Images and labels on the CPU. They may be shared by many readers: never write into them."""
 
     images: Tensor
     """(N, 3, H, W) uint8."""
@@ -45,8 +45,8 @@ class ImageSet(NamedTuple):
         return int(self.labels.shape[0])
 
     def batches(self, batch_size: int, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
-        """In order, the last batch possibly smaller: x (B, 3, H, W) float32 in [0, 1], y (B,) int64, on
-        `device`."""
+        """Yield batches in order: x (B, 3, H, W) float32 in [0, 1], y (B,) int64, on `device`; the last may
+        be smaller."""
         import torch
 
         for x, y in zip(self.images.split(batch_size), self.labels.split(batch_size), strict=True):
@@ -54,7 +54,7 @@ class ImageSet(NamedTuple):
             yield moved.to(torch.float32).div_(255), y.to(device, non_blocking=True)
 
     def subset(self, indices: Tensor | NDArray[np.int64] | list[int]) -> ImageSet:
-        """The images at these positions, in this order, as copies."""
+        """Return copies of the images at these positions, in this order."""
         import torch
 
         chosen = torch.as_tensor(indices, dtype=torch.int64)
@@ -63,16 +63,15 @@ class ImageSet(NamedTuple):
 
 @dataclass(frozen=True)
 class Availability:
-    """What of a data set is on this machine."""
+    """The part of a data set that is on this machine."""
 
     name: str
     available: bool
-    """Whether it can be used: a test split, and training images to take clean ones from."""
+    """Whether it can be used: there is a test split, and a training or clean split."""
     splits: dict[str, str] = field(default_factory=dict)
     """Split to the file or folder that holds it."""
     reason: str = ""
-    """Empty when available; otherwise one sentence: what is missing, the folder looked in, the way to get
-    it."""
+    """What is missing, in which folder, and how to get it; empty when available."""
 
 
 class _Source(NamedTuple):
@@ -123,12 +122,11 @@ def _found(name: str, split: str) -> tuple[DatasetSpec, _Source]:
 
 
 def load_dataset(name: str, split: str) -> ImageSet:
-    """All images of a split, decoded. The last few are remembered, so the tensors are shared: treat them as
-    read-only.
+    """Load all images of a split. The last few results are cached and shared: treat them as read-only.
 
     Args:
         name: one of `DATASETS`.
-        split: "train", "test", or "clean" (the part of the training split that came alone).
+        split: "train", "test" or "clean", see FILES.
     Raises:
         UnknownNameError: no such data set or split.
         DataMissingError: not on this machine; names the folder and the way to get it.
@@ -142,7 +140,7 @@ def load_dataset(name: str, split: str) -> ImageSet:
 
 
 def _stamp(path: Path) -> tuple[str, int, int]:
-    """Changes when the file does, so that nobody is given what was there before."""
+    """Return a cache key that changes when the file does."""
     stat = path.stat()
     return str(path.resolve()), stat.st_mtime_ns, stat.st_size
 
@@ -153,7 +151,7 @@ def _arrays(spec: DatasetSpec, split: str, source: _Source) -> archives.Arrays:
 
 
 _READING = threading.Lock()
-"""Two readers of the same file decode it once: the second waits and shares the result."""
+"""Two readers of the same file decode it once: the second one waits for the result."""
 
 
 @lru_cache(maxsize=6)
@@ -168,7 +166,7 @@ def _read(name: str, split: str, source: _Source, stamp: tuple[str, int, int]) -
 def _checked(labels: NDArray[np.int64], spec: DatasetSpec, source: _Source) -> NDArray[np.int64]:
     if len(labels) == 0 or labels.min() < 0 or labels.max() >= spec.num_classes:
         raise StorageError(
-            f"{source.path} is incomplete or holds another data set; remove it and run `npd data get {spec.id}`."
+            f"{source.path} is incomplete or another data set; remove it and run `npd data get {spec.id}`."
         )
     return labels
 
@@ -194,7 +192,7 @@ def load_rows(name: str, split: str, indices: NDArray[np.int64]) -> ImageSet:
 
 
 def clean_split(name: str) -> str:
-    """Which split the defender's clean images come from: "train", or "clean" when only that part is here."""
+    """Return the split of the defender's clean images: "train", or "clean" if only that part is here."""
     spec = get_dataset(name)
     for split in ("train", "clean"):
         if _source(spec, split) is not None:
@@ -203,14 +201,12 @@ def clean_split(name: str) -> str:
 
 
 def clean_source(name: str) -> ImageSet:
-    """The split that the defender's clean images come from, whole. `clean.load_clean` decodes only the chosen
-    ones."""
+    """Load the split of the defender's clean images. `clean.load_clean` decodes the chosen ones only."""
     return load_dataset(name, clean_split(name))
 
 
 def class_names(name: str) -> tuple[str, ...]:
-    """Class names by label. Tiny ImageNet's are in its files; without them the names are "class 0", "class
-    1", ..."""
+    """Return the class names by label; "class 0", "class 1", ... if Tiny ImageNet's files are missing."""
     spec = get_dataset(name)
     if spec.classes:
         return spec.classes
@@ -225,7 +221,7 @@ def class_names(name: str) -> tuple[str, ...]:
 
 
 def availability(name: str) -> Availability:
-    """Looks, without reading an image, at what of a data set is here. UnknownNameError for an unknown one."""
+    """Look up which splits are here, without reading an image. Raises UnknownNameError."""
     spec = get_dataset(name)
     splits = {split: str(source.path) for split in SPLITS if (source := _source(spec, split)) is not None}
     missing = [] if splits.keys() & {"train", "clean"} else ["train"]

@@ -1,4 +1,4 @@
-"""Images in parquet files of the Hugging Face layout: read them fast and with limits, write them.
+"""Read and write images in parquet files of the Hugging Face layout, with limits.
 
 Column `image` is a struct of `bytes` (an encoded image) and `path`; column `label` is int64; the schema
 metadata `huggingface` is JSON that lists the class names. Works on numpy arrays and imports no torch.
@@ -23,9 +23,9 @@ from PIL import Image
 from npd_core.errors import DataMissingError, StorageError
 
 MAX_PIXELS = 4096 * 4096
-"""Largest image that is decoded; a bigger one is taken for an attack on memory and refused."""
+"""Largest image that is decoded, to limit memory."""
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "GIF")
-"""Codings that are decoded. Others are refused: some are programs for an interpreter, such as EPS."""
+"""Formats that are decoded. Others are refused: some run an interpreter, such as EPS."""
 ROWS_PER_GROUP = 2048
 CHUNK = 512
 """Images decoded by one task of the thread pool."""
@@ -34,7 +34,7 @@ CHUNK = 512
 def _open(path: Path) -> pq.ParquetFile:
     if not path.is_file():
         raise DataMissingError(
-            f"{path} is not there; put the file back or fetch the data set with `npd data get`."
+            f"{path} is missing; restore the file or fetch the data set with `npd data get`."
         )
     try:
         file = pq.ParquetFile(path, pre_buffer=False)
@@ -66,7 +66,7 @@ def _column(path: Path, file: pq.ParquetFile, name: str) -> pa.ChunkedArray:
 
 
 def class_names(path: Path) -> tuple[str, ...]:
-    """Class names written in the file's metadata, by label; empty when it has none."""
+    """Return the class names in the file's metadata, by label; empty when it has none."""
     metadata = _open(path).schema_arrow.metadata or {}
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
@@ -90,12 +90,12 @@ def unpacked(path: Path) -> int:
 
 
 def count_rows(path: Path) -> int:
-    """Number of images, from the file's footer alone."""
+    """Return the number of images, from the file's footer alone."""
     return int(_open(path).metadata.num_rows)
 
 
 def read_labels(path: Path, num_classes: int) -> NDArray[np.int64]:
-    """Labels (N,) int64 in [0, num_classes), without touching the images.
+    """Read the labels, (N,) int64 in [0, num_classes), without reading the images.
 
     Raises:
         DataMissingError: no such file.
@@ -179,12 +179,12 @@ def decode_images(
     name: str = "images",
     rows: Sequence[int] | NDArray[np.int64] | None = None,
 ) -> NDArray[np.uint8]:
-    """Encoded images to one array, on several threads (PIL decodes without holding the interpreter).
+    """Decode images into one array, on several threads (PIL releases the interpreter lock).
 
     Args:
         coded: JPEG, PNG, WebP, ... one per image.
         size: height and width; other sizes are resized with an antialiased bilinear filter.
-        name, rows: what to call image i in a message: row `rows[i]` of `name`.
+        name, rows: image i is row `rows[i]` of `name` in messages.
     Returns:
         (N, 3, size, size) uint8 in RGB.
     """
@@ -210,7 +210,9 @@ def _decode(coded: bytes | None, size: int, where: str) -> NDArray[np.uint8]:
         with Image.open(io.BytesIO(coded), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 found = f"{image.width} x {image.height}"
-                raise StorageError(f"{where}: an image of {found} pixels is refused as too large.")
+                raise StorageError(
+                    f"{where}: an image of {found} pixels is too large; the limit is {MAX_PIXELS} pixels."
+                )
             rgb = image if image.mode == "RGB" else image.convert("RGB")
             if rgb.size != (size, size):
                 rgb = rgb.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
@@ -228,7 +230,7 @@ def _decode(coded: bytes | None, size: int, where: str) -> NDArray[np.uint8]:
 
 
 def write_images(path: Path, rows: Iterable[tuple[str, bytes, int]], classes: Sequence[str]) -> Path:
-    """Writes (path, encoded bytes, label) rows as one parquet file; replaces an older one only when complete.
+    """Write (path, encoded bytes, label) rows as one parquet file; an older file stays until it is complete.
 
     Raises:
         StorageError: the file cannot be written.

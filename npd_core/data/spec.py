@@ -1,4 +1,4 @@
-"""The four data sets as plain facts. Imports no torch."""
+"""Facts about the data sets. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ Colour = tuple[float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
-    """What a data set is, whether or not its bytes are on this machine."""
+    """Facts about a data set, whether or not its files are on this machine."""
 
     id: str
     title: str
-    """Name for people."""
+    """Display name."""
     classes: tuple[str, ...]
-    """Class names by label; empty where only the files know them (`class_names` of `load` asks those)."""
+    """Class names by label; empty if they are in the files, see `load.class_names`."""
     num_classes: int
     size: int
-    """Height and width in pixels; images of another size are resized to it."""
+    """Height and width in pixels; images of another size are resized."""
     mean: Colour
-    """Per channel, of pixels in [0, 1]: the normalisation of the networks, applied inside the model."""
+    """Per channel, of pixels in [0, 1]: the normalisation inside the models."""
     std: Colour
     train_images: int
     test_images: int
     flip: bool
-    """Whether a mirrored image keeps its meaning, so that training may flip."""
+    """Whether training may mirror images: a mirrored traffic sign is another one."""
     source: str
-    """How to get it, in one sentence."""
+    """How to get it."""
 
 
 SIGNS_CLASSES = (
@@ -169,7 +169,7 @@ UPLOAD_SPEC = "data.json"
 
 
 def spec_text(spec: DatasetSpec) -> str:
-    """The facts as JSON text, the content of UPLOAD_SPEC."""
+    """Return the facts as JSON text, the content of UPLOAD_SPEC."""
     return json.dumps(asdict(spec), indent=2, ensure_ascii=False) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""The architectures, by name."""
+"""The architectures by name."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ TORCHVISION = "torchvision:"
 
 
 def torchvision_names() -> list[str]:
-    """The classifiers that torchvision knows."""
+    """Return the names of torchvision's classifiers."""
     import torchvision
 
     return list(torchvision.models.list_models(module=torchvision.models))
 
 
 def torchvision_classifier(name: str, num_classes: int) -> nn.Module:
-    """One of torchvision's classifiers, freshly initialised. Raises UnknownNameError."""
+    """Build a classifier of torchvision with random weights. Raises UnknownNameError."""
     import torchvision
 
     if name not in torchvision_names():
@@ -43,8 +43,13 @@ def build_model(
     mean: Sequence[float] = (0.0,) * 3,
     std: Sequence[float] = (1.0,) * 3,
 ) -> Normalized:
-    """A freshly initialised classifier of [0, 1] pixels. Raises UnknownNameError for an architecture that is
-    neither in MODELS nor, behind TORCHVISION, one of torchvision's."""
+    """Build a classifier of [0, 1] pixels with random weights.
+
+    Args:
+        arch: a name in MODELS, or that of a classifier of torchvision behind TORCHVISION.
+    Raises:
+        UnknownNameError: no such architecture.
+    """
     if arch.startswith(TORCHVISION):
         return Normalized(torchvision_classifier(arch.removeprefix(TORCHVISION), num_classes), mean, std)
     if arch not in MODELS:
@@ -53,9 +58,11 @@ def build_model(
 
 
 def load_weights(net: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put `state` into `net`, every weight of it and nothing else, whatever file it comes from: a plain
-    dictionary does not know the version of each module, which some (mnasnet) ask for. Raises RuntimeError
-    where it does not fit."""
+    """Load `state` into `net`. Raises RuntimeError when it does not fit exactly.
+
+    Unlike `load_state_dict`, it keeps the version of each module, which mnasnet needs and a plain dictionary
+    lacks.
+    """
     known = net.state_dict()
     lacking = known.keys() - state.keys()
     if lacking:

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 
 class Normalized(nn.Module):
-    """`net` behind n(x) = (x - mean) / std, so that triggers, budgets and clamping all live in pixel space.
+    """A classifier with its normalisation, so that triggers and budgets are in pixel space.
 
     Args:
         net: classifier of normalised images.
-        mean, std: one number a channel, or one for all, in [0, 1] pixel units.
+        mean, std: one number per channel, or one for all, in [0, 1] pixel units.
     """
 
     mean: Tensor
@@ -23,13 +23,13 @@ class Normalized(nn.Module):
         super().__init__()
         self.net = net
         self.channels_last = True
-        """Whether `net` takes images in this memory format; otherwise they are made contiguous."""
+        """Whether `net` accepts images in this memory format; otherwise they are made contiguous."""
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """Memory format that images are best given in."""
+        """The fastest memory format for images."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def normalise(self, x: Tensor) -> Tensor:

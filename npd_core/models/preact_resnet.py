@@ -1,5 +1,4 @@
-"""PreAct-ResNet18 by width, for 32x32 and 64x64 images. He et al., "Identity Mappings in Deep Residual
-Networks", ECCV 2016."""
+"""PreAct-ResNet18 by width. He et al., "Identity Mappings in Deep Residual Networks", ECCV 2016."""
 
 from __future__ import annotations
 
@@ -8,12 +7,11 @@ from torch import Tensor, nn
 
 
 class PreActBlock(nn.Module):
-    """h = relu(bn1(x)); out = conv2(relu(bn2(conv1(h)))) + shortcut, where the shortcut is x, or a 1x1
-    convolution of h.
+    """h = relu(bn1(x)); out = conv2(relu(bn2(conv1(h)))) + shortcut, which is x or a 1x1 convolution of h.
 
-    A 1x1 convolution with stride s reads every s-th pixel; here those are taken first and its stride is 1.
-    The numbers are the same, and the strided weight gradient, which overruns its buffer in oneDNN's AVX2
-    kernel (torch 2.15, channels last, fewer than 8 channels), is never asked for.
+    The shortcut reads every s-th pixel before a convolution of stride 1, which equals stride s. This avoids a
+    strided weight gradient that overruns its buffer in oneDNN (AVX2, torch 2.15, channels last, fewer than 8
+    channels).
     """
 
     def __init__(self, channels_in: int, channels: int, stride: int):
@@ -43,17 +41,10 @@ class PreActResNet18(nn.Module):
     """
 
     segments: tuple[str, ...] = (
-        "conv1",
-        "layer1.0",
-        "layer1.1",
-        "layer2.0",
-        "layer2.1",
-        "layer3.0",
-        "layer3.1",
-        "layer4.0",
+        "conv1", "layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0", "layer3.1", "layer4.0",
         "layer4.1",
-    )
-    """Modules that, run one after the other, make the features; `head` makes the logits of them."""
+    )  # fmt: skip
+    """Modules that make the features, in this order; `head` makes the logits."""
     blocks: tuple[str, ...] = segments[1:]
     """Modules whose input is the residual stream."""
 

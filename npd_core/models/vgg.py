@@ -1,21 +1,19 @@
-"""VGG19-BN by width, for 32x32 and 64x64 images. Simonyan and Zisserman, "Very Deep Convolutional Networks
-for Large-Scale Image Recognition", ICLR 2015; BatchNorm behind every convolution."""
+"""VGG19 with BatchNorm by width. Simonyan and Zisserman, "Very Deep Convolutional Networks", ICLR 2015."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 STAGES = ((1, 2), (2, 2), (4, 4), (8, 4), (8, 4))
-"""Per stage: channels as a multiple of the width, and how many convolutions; a 2x2 maximum ends each
-stage."""
+"""Per stage: channels as a multiple of the width, number of convolutions. Max pooling ends each stage."""
 
 
 class VGG19BN(nn.Module):
     """Five stages of 2, 2, 4, 4, 4 convolutions with 1, 2, 4, 8, 8 times `width` channels, global average
     pool, linear.
 
-    The features are numbered as torchvision numbers them: convolution, BatchNorm, ReLU, and the pooling that
-    ends a stage, 0 to 52. `features.46` is the third convolution of the last stage.
+    The features are numbered as in torchvision: convolution, BatchNorm, ReLU and the pooling of a stage, 0 to
+    52. `features.46` is the third convolution of the last stage.
 
     Args:
         num_classes: K.
@@ -23,7 +21,7 @@ class VGG19BN(nn.Module):
     """
 
     segments: tuple[str, ...] = tuple(f"features.{i}" for i in range(3 * 16 + 5))
-    """Modules that, run one after the other, make the features; `head` makes the logits of them."""
+    """Modules that make the features, in this order; `head` makes the logits."""
     blocks: tuple[str, ...] = ()
     """No shortcut, hence no residual stream."""
 
@@ -34,8 +32,7 @@ class VGG19BN(nn.Module):
         for multiple, convolutions in STAGES:
             out = width * multiple
             for _ in range(convolutions):
-                # No ReLU in place: what it is given may be a cached feature or an input that somebody
-                # explains.
+                # No ReLU in place: its input may be a cached feature or be explained by Captum.
                 layers += [nn.Conv2d(channels, out, 3, 1, 1), nn.BatchNorm2d(out), nn.ReLU()]
                 channels = out
             layers.append(nn.MaxPool2d(2))

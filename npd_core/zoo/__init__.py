@@ -42,7 +42,7 @@ class Zoo:
         return paths.uploaded(model) or self.path / model
 
     def ids(self) -> list[str]:
-        """Return the sorted ids of all models with a card, readable or not. Hidden folders are being written."""
+        """Return the sorted ids of models with a card, readable or not. Hidden folders are unfinished."""
         names = (path.parent.name for path in self.path.glob(f"*/{CARD}"))
         return sorted(name for name in names if not name.startswith("."))
 

@@ -1,4 +1,4 @@
-"""`card.json`: what is known about a model of the zoo. Imports no torch."""
+"""`card.json`: facts about a model of the zoo. Imports no torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Card:
     attack_params: Mapping[str, Any]
     poison_ratio: float
     target: str
-    """What the attacker wants, in words: "class 0 (airplane)"."""
+    """The target in words: "class 0 (airplane)"."""
     arch: str
     width: int
     num_classes: int
@@ -44,14 +44,13 @@ class Card:
     recipe: Mapping[str, Any]
     seed: int
     acc: float
-    """Clean test accuracy, a fraction."""
+    """ACC, a fraction."""
     asr: float | None
-    """Attack success rate, a fraction; None for a clean network, which has no trigger to measure it with."""
+    """ASR, a fraction; None for a clean model."""
     ra: float | None
-    """Poisoned test images that are still given their true label, a fraction; None for a clean network."""
+    """RA, a fraction; None for a clean model."""
     cross_acc: float | None = None
-    """Test images with a disturbance that must change no label (WaNet: a noisy warp, Input-aware: the trigger
-    of another image) given their true label, a fraction; None for an attack without one."""
+    """Accuracy on cross-trigger test images, a fraction; None for an attack without any."""
     seconds: float
     """Time to train."""
     versions: Mapping[str, str]
@@ -62,7 +61,7 @@ class Card:
 
     @cached_property
     def bytes(self) -> int:
-        """Size of the model's files on disk; a file that is missing counts nothing."""
+        """Size of the model's files on disk, without missing ones."""
         sizes = ((self.folder / name).stat().st_size for name in self.files if (self.folder / name).is_file())
         return sum(sizes)
 
@@ -87,12 +86,12 @@ class Card:
 
 
 def model_id(dataset: str, attack: str, arch: str, width: int) -> str:
-    """`signs-badnets_a2o-preact_resnet18-w16`."""
+    """Return an id such as `signs-badnets_a2o-preact_resnet18-w16`."""
     return f"{dataset}-{attack}-{arch}-w{width}"
 
 
 def read_card(path: Path) -> Card:
-    """Read and check one card. Raises CheckpointError when it is damaged or not a card."""
+    """Read and check a card. Raises CheckpointError when it is damaged or not a card."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         names = {f.name for f in fields(Card)} - {"folder"}
@@ -101,17 +100,17 @@ def read_card(path: Path) -> Card:
         }
         card = Card(**known, folder=path.parent)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        remedy = "Restore it from git, or remove its folder and make the model anew."
+        remedy = "Restore it from git, or remove its folder and train the model again."
         raise CheckpointError(f"{path}: not a readable model card ({error}). {remedy}") from error
     if card.id != path.parent.name:
         raise CheckpointError(
-            f"{path}: the card says {card.id!r}, its folder {path.parent.name!r}. Rename the folder."
+            f"{path}: the card of {card.id!r} is in the folder {path.parent.name!r}. Rename the folder."
         )
     return card
 
 
 def verify_files(card: Card) -> None:
-    """Raises CheckpointError when a file of the model is missing or differs from what its card says."""
+    """Raise CheckpointError when a file of the model is missing or has another hash than on its card."""
     for name, expected in card.files.items():
         path = card.folder / name
         if not path.is_file():
@@ -119,5 +118,6 @@ def verify_files(card: Card) -> None:
         found = sha256(path)
         if found != expected:
             raise CheckpointError(
-                f"{card.id}/{name}: sha256 {found[:8]}, expected {expected[:8]}. Restore it or run: {card.command}"
+                f"{card.id}/{name}: sha256 {found[:8]}, expected {expected[:8]}. Restore it or run: "
+                f"{card.command}"
             )

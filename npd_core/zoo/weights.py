@@ -20,7 +20,7 @@ from npd_core.models import Normalized, build_model, load_weights
 from npd_core.zoo.card import CARD, TRIGGER, TRIGGERED, WEIGHTS, Card, verify_files
 
 SCALE = ":scale"
-"""Behind the name of a weight that is stored in eight bits: one factor an output channel."""
+"""Suffix of the factors, one per output channel, of a weight stored in eight bits."""
 
 
 class Backdoored(NamedTuple):
@@ -48,7 +48,7 @@ def read_model(card: Card) -> Backdoored:
 
 
 def _attack_of(card: Card) -> Attack:
-    """The attack that the card names, its trigger made of the model's own file. Raises CheckpointError."""
+    """Build the attack on the card, with the trigger from the model's folder. Raises CheckpointError."""
     if TRIGGERED in card.files:
         images = read_images(card.folder / TRIGGERED, card.num_classes, card.image_size)
         rule = AllToOne(int(card.attack_params["target"]))
@@ -63,8 +63,7 @@ def _attack_of(card: Card) -> Attack:
 
 
 def half_precision(net: Normalized) -> dict[str, torch.Tensor]:
-    """The state as it is stored: float16, but for BatchNorm's statistics and counters, which keep their
-    type."""
+    """Return the state in float16; BatchNorm's statistics and counters keep their type."""
     stored = {}
     for name, value in net.state_dict().items():
         keep = not value.is_floating_point() or "running_" in name or name in ("mean", "std")
@@ -73,8 +72,10 @@ def half_precision(net: Normalized) -> dict[str, torch.Tensor]:
 
 
 def eight_bits(net: Normalized) -> dict[str, torch.Tensor]:
-    """The state in half of that space: weights of two dimensions and more as int8, with a float32 factor an
-    output channel under their name and SCALE; the rest as in `half_precision`."""
+    """Return the state with weights of two and more dimensions as int8, the rest as in `half_precision`.
+
+    A float32 factor per output channel is stored under the name of the weight and SCALE.
+    """
     stored, full = half_precision(net), net.state_dict()
     for name in [name for name, value in stored.items() if value.dtype == torch.float16 and value.dim() > 1]:
         weight = full[name].detach().cpu()
@@ -84,7 +85,7 @@ def eight_bits(net: Normalized) -> dict[str, torch.Tensor]:
 
 
 def restored(stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The state dict in float32 that `half_precision` or `eight_bits` stored."""
+    """Return the state dict in float32 from the result of `half_precision` or `eight_bits`."""
     state = {}
     for name, value in stored.items():
         if name + SCALE in stored:

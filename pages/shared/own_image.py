@@ -13,7 +13,7 @@ import numpy as np
 import streamlit as st
 
 from npd_core.attack_info import ATTACK_INFO
-from npd_core.data.images import decode_overlay, decode_picture, from_query, overlay, to_query
+from npd_core.data.images import decode_image, decode_overlay, from_query, overlay, to_query
 from npd_core.data.spec import get_dataset
 from npd_core.figures.predictions import data_url
 from npd_core.runs.store import Run
@@ -125,7 +125,7 @@ def photo(card: Card, source: str) -> np.ndarray | None:
     data = _upload() if source == UPLOAD else _camera()
     if data is not None:
         with selectors.working(stop=False):
-            return decode_picture(data, card.image_size)
+            return decode_image(data, card.image_size)
     return None
 
 

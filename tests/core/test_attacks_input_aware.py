@@ -1,5 +1,5 @@
-"""Input-aware: small masks that differ, patches that belong to one image, and a pattern network that learns in the
-training loop while the mask network does not."""
+"""Input-aware: small masks that differ, patches that belong to one image, and a pattern network that learns
+in the training loop while the mask network does not."""
 
 from dataclasses import replace
 

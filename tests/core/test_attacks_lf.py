@@ -22,8 +22,8 @@ def images(count=64, size=16):
 
 
 def energy_within(pattern, periods):
-    """Share of the mean-removed energy at frequencies of at most `periods` an image. The picture is mirrored at its
-    edges first: repeated as it is, it would jump there, and a jump has high frequencies of its own."""
+    """Share of the mean-removed energy at frequencies of at most `periods` an image. The picture is mirrored
+    at its edges first: repeated as it is, it would jump there, and a jump has high frequencies of its own."""
     mirrored = torch.cat((pattern, pattern.flip(1)), dim=1)
     mirrored = torch.cat((mirrored, mirrored.flip(2)), dim=2)
     power = torch.fft.fft2(mirrored - mirrored.mean(dim=(1, 2), keepdim=True)).abs().square().sum(0)

@@ -1,4 +1,5 @@
-"""Trojan: the apple, the neurons of the real head, a search whose optimum is known, and a sum that does not wrap."""
+"""Trojan: the apple, the neurons of the real head, a search whose optimum is known, and a sum that does not
+wrap."""
 
 from dataclasses import replace
 

@@ -24,7 +24,8 @@ MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves `server.files`, with ranges; `server.cut` ends the first answers early, `server.status` refuses."""
+    """Serves `server.files`, with ranges; `server.cut` ends the first answers early, `server.status`
+    refuses."""
 
     def do_GET(self):
         server = self.server

@@ -1,4 +1,4 @@
-"""Pictures that a visitor brings, and triggers as stamps."""
+"""Images of a visitor, overlays, and triggers as stamps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from npd_core.attacks import get_attack, stamp
 from npd_core.data import images
-from npd_core.data.images import decode_overlay, decode_picture, from_query, overlay, to_query
+from npd_core.data.images import decode_image, decode_overlay, from_query, overlay, to_query
 from npd_core.errors import StorageError
 
 RED, BLUE = (200, 30, 30), (20, 40, 210)
@@ -51,7 +51,7 @@ def near(found: tuple[int, ...], wanted: tuple[int, ...], by: int = 12) -> bool:
 def test_the_middle_square_at_the_size_of_the_model(size):
     image = Image.new("RGB", (300, 100), (0, 0, 0))
     image.paste(RED, (100, 0, 200, 100))  # exactly the middle square
-    picture = decode_picture(coded(image), size)
+    picture = decode_image(coded(image), size)
     assert picture.shape == (3, size, size)
     assert picture.dtype == np.uint8
     assert all(
@@ -66,20 +66,20 @@ def test_the_middle_square_at_the_size_of_the_model(size):
 def test_every_colour_mode_becomes_three_channels(mode, kind):
     settings = {"lossless": True} if kind == "WEBP" else {}
     image = halves().quantize(8) if mode == "P" else halves().convert(mode, dither=Image.Dither.NONE)
-    picture = decode_picture(coded(image, kind, **settings), 32)
+    picture = decode_image(coded(image, kind, **settings), 32)
     expected = image.convert("RGB").getpixel((22, 5))  # (2, 4) in the middle square, 40 pixels wide
     assert near(colours(picture, (4, 2))[0], expected), mode
 
 
 def test_sixteen_bits_keep_their_brightness():
     grey = Image.fromarray(np.full((40, 40), 0x4040, np.uint16))
-    assert near(colours(decode_picture(coded(grey), 32), (16, 16))[0], (64, 64, 64), 1)
+    assert near(colours(decode_image(coded(grey), 32), (16, 16))[0], (64, 64, 64), 1)
 
 
 def test_a_photo_taken_on_its_side_is_upright():
     exif = Image.Exif()
     exif[0x0112] = 6  # turn a quarter clockwise to see it upright
-    picture = decode_picture(coded(halves(64, 64), "JPEG", exif=exif, quality=95), 32)
+    picture = decode_image(coded(halves(64, 64), "JPEG", exif=exif, quality=95), 32)
     top, bottom = colours(picture, (3, 16), (28, 16))
     assert near(top, RED)
     assert near(bottom, BLUE)
@@ -88,14 +88,14 @@ def test_a_photo_taken_on_its_side_is_upright():
 def test_a_turned_picture_with_holes_is_upright_too():
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture = decode_picture(coded(halves(64, 64).convert("RGBA"), "PNG", exif=exif), 32)
+    picture = decode_image(coded(halves(64, 64).convert("RGBA"), "PNG", exif=exif), 32)
     assert near(colours(picture, (3, 16))[0], RED)
 
 
 def test_see_through_parts_become_white():
     image = Image.new("RGBA", (40, 40), (*RED, 0))
     image.paste((*BLUE, 255), (20, 0, 40, 40))
-    left, right = colours(decode_picture(coded(image), 32), (16, 3), (16, 28))
+    left, right = colours(decode_image(coded(image), 32), (16, 3), (16, 28))
     assert left == (255, 255, 255)
     assert near(right, BLUE, 1)
 
@@ -103,15 +103,15 @@ def test_see_through_parts_become_white():
 def test_of_an_animation_the_first_picture():
     frames = [Image.new("RGB", (40, 40), colour) for colour in (RED, BLUE)]
     data = coded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert near(colours(decode_picture(data, 32), (16, 16))[0], RED)
+    assert near(colours(decode_image(data, 32), (16, 16))[0], RED)
 
 
 def test_a_big_photo_is_decoded_and_a_big_drawing_refused(monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 600 * 600)
     big = Image.new("RGB", (2400, 1800), RED)
-    assert near(colours(decode_picture(coded(big, "JPEG"), 32), (16, 16))[0], RED)
+    assert near(colours(decode_image(coded(big, "JPEG"), 32), (16, 16))[0], RED)
     with pytest.raises(StorageError, match="2400 x 1800"):
-        decode_picture(coded(big), 32)
+        decode_image(coded(big), 32)
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded():
@@ -119,7 +119,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded():
     bomb[16:24] = (60000).to_bytes(4, "big") * 2  # width and height in the header
     bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4, "big")
     with pytest.raises(StorageError):
-        decode_picture(bytes(bomb), 32)
+        decode_image(bytes(bomb), 32)
 
 
 @pytest.mark.parametrize(
@@ -135,17 +135,17 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded():
 )
 def test_what_is_no_image_is_refused_in_one_line(data):
     with pytest.raises(StorageError) as caught:
-        decode_picture(data, 32)
+        decode_image(data, 32)
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_over_the_limit_is_not_looked_at(monkeypatch):
     monkeypatch.setattr(images, "MAX_BYTES", 1000)
     with pytest.raises(StorageError, match="MB"):
-        decode_picture(bytes(1001), 32)
+        decode_image(bytes(1001), 32)
 
 
-# ------------------------------------------------------------------------------------------------------------ overlays
+# overlays
 
 
 def test_an_overlay_survives_the_way_through_the_browser():
@@ -190,7 +190,7 @@ def test_laying_over_is_the_weighted_mean():
     assert np.array_equal(overlay(np.stack([picture, picture]), rgba)[1], overlay(picture, rgba))
 
 
-# -------------------------------------------------------------------------------------------------------------- stamps
+# stamps
 
 
 def test_the_stamp_of_badnets_is_its_white_square():
@@ -226,7 +226,7 @@ def test_a_photo_is_turned_as_pillow_would_turn_it(turn):
     exif[0x112] = turn
     image.save(file, "PNG", exif=exif)
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(file.getvalue())))
-    assert np.array_equal(decode_picture(file.getvalue(), 24), np.asarray(expected).transpose(2, 0, 1))
+    assert np.array_equal(decode_image(file.getvalue(), 24), np.asarray(expected).transpose(2, 0, 1))
 
 
 def test_an_exif_block_that_cannot_be_read_costs_nothing(monkeypatch):
@@ -237,4 +237,4 @@ def test_an_exif_block_that_cannot_be_read_costs_nothing(monkeypatch):
         raise TypeError("fill character must be a unicode character")
 
     monkeypatch.setattr(Image.Image, "getexif", broken)
-    assert decode_picture(file.getvalue(), 8).shape == (3, 8, 8)
+    assert decode_image(file.getvalue(), 8).shape == (3, 8, 8)
