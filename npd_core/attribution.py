@@ -1,9 +1,9 @@
-"""Where a network looks: Captum's methods behind one function, and what the polarizer takes out of each channel.
+"""Attribution maps by Captum behind one function, and what the polarizer takes out of each channel.
 
-Captum works through hooks, and some of its methods draw from the global random state. Neither may reach others, for
-networks are shared between visitors. So every call works on a stand-in, a copy of the modules around the very same
-weights, thrown away with all its hooks even after an exception; draws come from a fixed seed, and the global state is
-put back.
+Captum sets hooks, and some of its methods use the global random state, but networks are shared between
+visitors. So every call works on a stand-in, a copy of the modules around the same weights, which is dropped
+with all its hooks even after an exception; random numbers come from a fixed seed, and the global state is
+restored.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import copy
 import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -35,12 +35,12 @@ DRAWS = 24
 BATCH = 128
 """Images in one forward pass of a method that needs many."""
 GREY = 0.5
-"""Value of each pixel of the reference image where a method needs one: mid grey, so that black and white both count."""
+"""Pixel value of the reference image: mid grey, so that black and white both count."""
 
 
 @dataclass(frozen=True, slots=True)
 class MethodInfo:
-    """What a person should know of a method before reading its map."""
+    """Facts that help to read the map of a method."""
 
     title: str
     sentence: str
@@ -53,51 +53,51 @@ class MethodInfo:
 METHODS: dict[str, MethodInfo] = {
     "integrated_gradients": MethodInfo(
         "Integrated Gradients",
-        "Adds up the gradient on the way from a grey image to this one; the map sums to the change of the logit.",
-        "A backdoored network puts most of the sum on the few pixels of the trigger; a polarized one should not.",
+        "Adds up the gradient between a grey image and this one; the map sums to the change of the logit.",
+        "In a backdoored network most of the sum lies on the trigger; in a polarized one it should not.",
         "Sundararajan et al. 2017",
     ),
     "saliency": MethodInfo(
         "Saliency",
-        "The gradient of the logit at each pixel: which small change of the picture would move the score.",
-        "It is noisy by nature. Look at where the strong spots gather, not at single pixels.",
+        "The gradient of the logit at each pixel: which small changes of the image would change the score.",
+        "The map is noisy. Look at where strong spots cluster, not at single pixels.",
         "Simonyan et al. 2014",
     ),
     "gradient_shap": MethodInfo(
         "GradientShap",
-        "Mean gradient at random points on the way from a black, grey or white picture to this one, times the way.",
-        "Close to Integrated Gradients, less tied to one reference: a trigger should stand out in both.",
+        "Mean gradient at random points between a black, grey or white image and this one, times the difference.",
+        "Similar to Integrated Gradients, but with several references: a trigger should stand out in both.",
         "Lundberg and Lee 2017",
     ),
     "layer_gradcam": MethodInfo(
         "Grad-CAM",
-        "Weighs the feature maps of the last stage by their mean gradient: a coarse map of what speaks for the class.",
-        "Under attack the warm region moves from the object to the trigger; polarized, it should move back.",
+        "Weighs the feature maps of the last stage by their mean gradient: a coarse map of the evidence.",
+        "The trigger moves the warm region from the object to itself; the polarizer should move it back.",
         "Selvaraju et al. 2017",
     ),
     "occlusion": MethodInfo(
         "Occlusion",
         "Covers one patch after another with grey and shows how much the logit falls. It uses no gradient.",
-        "Covering a patch trigger undoes the attack, so its place lights up; a blended trigger is spread all over.",
+        "Covering a patch trigger stops the attack, so its position stands out; a blended one is spread out.",
         "Zeiler and Fergus 2014",
     ),
 }
-"""Methods of `attribute`, in the order in which a person should meet them."""
+"""Methods of `attribute`, in the order of the menu."""
 
 
 class ChannelAttribution(NamedTuple):
-    """What the polarizer does to each channel of its layer. Floats of the logit; means over the images given.
+    """Effect of the polarizer on each channel of its layer, in units of the logit; means over the images.
 
-    With h the features that reach the polarizer, g(h) those that leave it, F the rest of the network up to the logit of
-    `target`, and A(a -> b) the integrated gradients of F on the straight way from features a to b, summed over the
+    With h the input of the polarizer, g(h) its output, F the rest of the network up to the logit of `target`,
+    and A(a -> b) the integrated gradients of F on the straight line from features a to b, summed over the
     positions of a channel:
 
         after       A(0 -> g(h))                        sums to F(g(h)) - F(0)
         suppressed  A(g(h) -> h)                        sums to F(h) - F(g(h)), the fall of the logit
         before      after + suppressed                  sums to F(h) - F(0)
 
-    so a channel that passes unchanged has `suppressed` exactly 0, and a negative one is a channel whose change raises
-    the logit. F(h) is the backdoored network's logit.
+    so `suppressed` is exactly 0 for an unchanged channel, and negative where the change raises the logit.
+    F(h) is the logit of the backdoored network.
     """
 
     before: Tensor  # (C,) float32
@@ -121,66 +121,61 @@ def attribute(
     baseline: float | Tensor = GREY,
     seed: int = 0,
 ) -> Tensor:
-    """Signed map of what speaks for (positive) and against (negative) the logit of `target`.
+    """Return a signed map of the evidence for (positive) and against (negative) the class `target`.
 
-    Give the same `target` for the backdoored and the polarized network and colour both maps on one `shared_scale`.
+    To compare the backdoored and the polarized network, use the same `target` and color both maps on one
+    `shared_scale`.
 
     Args:
-        net: images in [0, 1] -> logits (B, K); left exactly as it was, gradients and hooks included.
+        net: images in [0, 1] -> logits (B, K); not changed, gradients and hooks included.
         x: images, (B, 3, H, W) in [0, 1].
-        target: class whose logit is explained, one for all images or (B,) int64.
+        target: class to explain, one for all images or (B,) int64.
         method: one of METHODS.
-        layer: module whose output Grad-CAM weighs; None: `gradcam_layer(net)`. Other methods take none.
+        layer: module with the output that Grad-CAM weighs; None: `gradcam_layer(net)`. Other methods take
+            none.
         steps: points of the integral in Integrated Gradients.
         baseline: reference image of Integrated Gradients and Occlusion, a value or (1 or B, 3, H, W).
         seed: of the random points of GradientShap.
     Returns:
-        maps, (B, H, W) float32 on the device of `x`, the colours summed, in logits. Saliency: logits per unit
-        of pixel value. Occlusion: fall of the logit, mean over the windows that cover a pixel.
+        maps, (B, H, W) float32 on the device of `x`, summed over the colors, in logits. Saliency: logits per
+        unit of pixel value. Occlusion: fall of the logit, mean over the windows that cover a pixel.
     Raises:
         UnknownNameError: a method or layer that does not exist.
-        ConfigError: `layer` with a method that has no use for it, or images of another shape.
+        ConfigError: `layer` with a method that does not take it, or images of another shape.
     """
     if method not in METHODS:
         raise unknown_name("attribution method", method, METHODS)
     if x.ndim != 4:
         raise ConfigError(f"Images must be a batch of shape (B, 3, H, W), got shape {tuple(x.shape)}.")
     if layer is not None and method != "layer_gradcam":
-        raise ConfigError(f"Only layer_gradcam takes a layer, {method} explains pixels; leave the layer out.")
+        raise ConfigError(f"Only layer_gradcam takes a `layer`, {method} does not: leave it out.")
     x = x.detach().float().clone()
     labels = _targets(target, x)
     baseline = baseline if isinstance(baseline, Tensor) else torch.full_like(x[:1], baseline)
-    alone = stand_in(net)
+    copied = stand_in(net)
     with _quiet(), torch.enable_grad():
         if method == "integrated_gradients":
-            found = IntegratedGradients(alone).attribute(
-                x,
-                baselines=baseline.expand_as(x),
-                target=labels,
-                n_steps=steps,
-                internal_batch_size=max(BATCH, len(x)),
-            )
+            found = _integrated_gradients(copied, x, baseline.expand_as(x), labels, steps)
         elif method == "saliency":
-            found = Saliency(alone).attribute(x, target=labels, abs=False)
+            found = Saliency(copied).attribute(x, target=labels, abs=False)
         elif method == "gradient_shap":
-            found = _gradient_shap(alone, x, labels, seed)
+            found = _gradient_shap(copied, x, labels, seed)
         elif method == "layer_gradcam":
             name = gradcam_layer(net) if layer is None else layer
-            coarse = LayerGradCam(alone, _submodule(alone, name)).attribute(x, target=labels)
+            coarse = LayerGradCam(copied, _submodule(copied, name)).attribute(x, target=labels)
             found = LayerAttribution.interpolate(coarse, x.shape[-2:], interpolate_mode="bilinear")
         else:
-            found = _occlusion(alone, x, labels, baseline)
+            found = _occlusion(copied, x, labels, baseline)
     return found.detach().sum(dim=1).float()
 
 
 def shared_scale(*maps: Tensor | np.ndarray, quantile: float = 0.995) -> float:
-    """One colour scale for maps to be compared: colours run from -scale to scale. Always above 0.
+    """Return one color scale for several maps: colors run from -scale to scale. Always above 0.
 
-    The given quantile of all absolute values, so that a single pixel does not wash out the others.
+    It is the given quantile of all absolute values, so that a single pixel does not fade out the others.
     """
-    flat = torch.cat(
-        [torch.zeros(0), *(torch.as_tensor(m).detach().float().abs().flatten().cpu() for m in maps)]
-    )
+    values = [torch.as_tensor(m).detach().float().abs().flatten().cpu() for m in maps]
+    flat = torch.cat([torch.zeros(0), *values])
     if flat.numel() == 0:
         return 1.0
     scale = float(torch.quantile(flat, quantile))
@@ -195,53 +190,37 @@ def polarizer_attribution(
     *,
     steps: int = 16,
 ) -> ChannelAttribution:
-    """Which channels the polarizer suppressed for these images. ChannelAttribution says how it is defined.
+    """Return which channels the polarizer suppressed for these images, as ChannelAttribution defines it.
 
     Args:
-        net: the polarized network; left exactly as it was.
+        net: the polarized network; not changed.
         x: images, (B, 3, H, W) in [0, 1].
-        target: class whose logit is followed, one for all or (B,); None: the backdoored network's own prediction.
+        target: class with the logit to follow, one for all or (B,); None: the backdoored network's own
+            prediction.
         steps: points of each of the two integrals.
     """
     x = x.detach().float().clone()
-    alone = stand_in(net)
-    polarizer = alone.get_submodule(_name_of(net, net.polarizer))
-    seen: dict[str, Tensor] = {}
+    copied = stand_in(net)
+    polarizer = copied.get_submodule(_name_of(net, net.polarizer))
+    before, after, logits_after = _around(copied, polarizer, x)
+    features = after
+    polarizer.register_forward_hook(lambda *_: features)
 
-    def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        seen["before"], seen["after"] = inputs[0].detach(), output.detach()
-
-    handle = polarizer.register_forward_hook(keep)
-    with torch.no_grad():
-        logits_after = alone(x)
-    handle.remove()
-    before, after = seen["before"].float().contiguous(), seen["after"].float().contiguous()
-    given: dict[str, Tensor] = {}
-    polarizer.register_forward_hook(lambda *_: given["features"])
-
-    def tail(features: Tensor, images: Tensor) -> Tensor:
-        given["features"] = features
-        return alone(images)
+    def tail(given: Tensor, images: Tensor) -> Tensor:
+        nonlocal features
+        features = given
+        return copied(images)
 
     with torch.no_grad():
         logits_before = tail(before, x)
     labels = logits_before.argmax(dim=1) if target is None else _targets(target, x)
-    with _quiet(), torch.enable_grad():
-        captum = IntegratedGradients(tail)
 
-        def along(start: Tensor, end: Tensor) -> Tensor:
-            found = captum.attribute(
-                end,
-                baselines=start,
-                target=labels,
-                additional_forward_args=(x,),
-                n_steps=steps,
-                internal_batch_size=max(BATCH, len(x)),
-            )
-            return found.detach().sum(dim=(2, 3)).mean(dim=0).float()
+    def along(start: Tensor, end: Tensor) -> Tensor:
+        with _quiet(), torch.enable_grad():
+            found = _integrated_gradients(tail, end, start, labels, steps, x)
+        return found.detach().sum(dim=(2, 3)).mean(dim=0).float()
 
-        passed = along(torch.zeros_like(after), after)
-        suppressed = along(after, before)
+    passed, suppressed = along(torch.zeros_like(after), after), along(after, before)
     rows = torch.arange(len(x), device=x.device)
     return ChannelAttribution(
         passed + suppressed,
@@ -255,23 +234,49 @@ def polarizer_attribution(
     )
 
 
-def gradcam_layer(net: nn.Module) -> str:
-    """Module path of the last block of the last stage (`...layer4.1`), else of the last convolution wider than 1x1.
+@torch.no_grad()
+def _around(net: nn.Module, module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return input and output of `module`, float32, and the logits of `net`."""
+    found: list[Tensor] = []
 
-    Raises UnknownNameError when the network has neither.
-    """
-    names = [name for name, _ in net.named_modules() if re.search(r"(^|\.)layer\d+\.\d+$", name)]
-    if not names:
-        names = [
-            name for name, m in net.named_modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1
-        ]
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        found.extend((inputs[0].detach().float().contiguous(), output.detach().float().contiguous()))
+
+    handle = module.register_forward_hook(keep)
+    logits = net(x)
+    handle.remove()
+    before, after = found
+    return before, after, logits
+
+
+def _integrated_gradients(
+    forward: Callable[..., Tensor], x: Tensor, baseline: Tensor, labels: Tensor, steps: int, *more: Tensor
+) -> Tensor:
+    """Return Captum's integrated gradients; `more` are further arguments of `forward`."""
+    found: Tensor = IntegratedGradients(forward).attribute(
+        x,
+        baselines=baseline,
+        target=labels,
+        additional_forward_args=more or None,
+        n_steps=steps,
+        internal_batch_size=max(BATCH, len(x)),
+    )
+    return found
+
+
+def gradcam_layer(net: nn.Module) -> str:
+    """Return the path of the last block of the last stage (`...layer4.1`), else of the last convolution with
+    a kernel larger than 1x1. Raises UnknownNameError when the network has neither."""
+    modules = dict(net.named_modules())
+    blocks = [name for name in modules if re.search(r"(^|\.)layer\d+\.\d+$", name)]
+    names = blocks or [k for k, m in modules.items() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1]
     if not names:
         raise unknown_name("Grad-CAM layer", "last stage", [])
     return names[-1]
 
 
 def stand_in(net: nn.Module) -> nn.Module:
-    """A copy of the modules of `net` around the same weights and buffers: hooks set on it stay its own."""
+    """Return a copy of the modules of `net` with the same weights and buffers, for hooks of its own."""
     shared = {id(tensor): tensor for tensor in chain(net.parameters(), net.buffers())}
     return copy.deepcopy(net, dict(shared)).eval()
 
@@ -284,7 +289,7 @@ _random = threading.Lock()
 
 
 def _gradient_shap(net: nn.Module, x: Tensor, labels: Tensor, seed: int) -> Tensor:
-    """Captum draws from the global state of numpy and torch: one call at a time, from `seed`, the state put back."""
+    """Captum uses the global random state: one call at a time, from `seed`, and the state restored."""
     references = torch.cat([torch.full_like(x[:1], value) for value in (0.0, GREY, 1.0)])
     with _random, torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         kept = np.random.get_state()  # noqa: NPY002
@@ -297,7 +302,8 @@ def _gradient_shap(net: nn.Module, x: Tensor, labels: Tensor, seed: int) -> Tens
 
 
 def _occlusion(net: nn.Module, x: Tensor, labels: Tensor, baseline: Tensor) -> Tensor:
-    """Windows a fifth of the picture wide, moved by half their width. A window covers all colours and counts once."""
+    """Windows are a fifth of the image wide and move by half their width. A window covers all colors and
+    counts once."""
     size = max(1, round(x.shape[-1] / 5))
     stride = max(1, size // 2)
 
@@ -322,7 +328,7 @@ def _targets(target: Tensor | int, x: Tensor) -> Tensor:
         return labels.repeat(len(x))
     if labels.shape != x.shape[:1]:
         raise ConfigError(
-            f"One target class for each of {len(x)} images is needed, got shape {tuple(labels.shape)}."
+            f"`target` must be one class, or one for each of {len(x)} images, got {tuple(labels.shape)}."
         )
     return labels
 
@@ -337,7 +343,7 @@ def _submodule(net: nn.Module, name: str) -> nn.Module:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Captum warns when an input was without gradient and it had to ask for one: that is how it is called here."""
+    """Silence Captum's warning about inputs that do not require a gradient, which is intended here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module=r"captum\..*")
         warnings.filterwarnings("ignore", message=r".*required_grads.*|.*non-full backward hook.*")

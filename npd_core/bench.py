@@ -1,4 +1,4 @@
-"""How fast it is: training, inference and evaluation, with the environment that the figures depend on."""
+"""Measure the speed of training, inference and evaluation."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from npd_core.zoo.weights import Backdoored
 def forward_equivalents(
     backdoored: Backdoored, layer: str, cfg: NPDConfig, clean: ImageSet, device: torch.device
 ) -> tuple[float, float]:
-    """Arithmetic of one training step, in forward passes of its batch through the backdoored network.
+    """Return the cost of one training step, in forward passes of its batch through the backdoored network.
 
-    Every convolution and matrix product that runs is counted, backward ones included, by watching the operators; the
-    early stop is off, so this is the full cost of S inner steps.
+    Every convolution and matrix product is counted, those of backward passes included. The early stop is off,
+    so this is the full cost of S inner steps.
 
     Returns:
-        a step of the first epoch, and one of a later epoch. They differ where the inner level attacks f_w: its answers
-        are found once and looked up from then on.
+        a step of the first epoch, and one of a later epoch. They differ where the inner level attacks f_w, as
+        its results are cached.
     """
     net = PolarizedNet(backdoored.net, layer, backdoored.card.image_size)
     trainer = Trainer(net, clean, replace(cfg, early_stop=None, precision="fp32"), device)
@@ -62,16 +62,16 @@ def bench_model(
     device: str = "auto",
     attack_on: str | None = None,
 ) -> dict[str, Any]:
-    """Figures of one model at one layer, with the preset of its data set: see `run_bench`."""
+    """Measure one model at one layer, with the preset of its data set: see `run_bench`."""
     where = resolve_device(device)
     backdoored = Zoo().load(model)
     card = backdoored.card
     backdoored.net.to(where)
     layer = layer or card.layer
-    wanted = preset(card.dataset, size=card.image_size)
+    config = preset(card.dataset, size=card.image_size)
     if attack_on is not None:
-        wanted = replace(wanted, attack_on=attack_on)
-    cfg = replace(wanted, epochs=3, warmup_epochs=0)
+        config = replace(config, attack_on=attack_on)
+    cfg = replace(config, epochs=3, warmup_epochs=0)
     subset = load_clean(card.dataset, clean, cfg.seed)
     data = ImageSet(subset.images, subset.labels)
     first, later = forward_equivalents(backdoored, layer, cfg, data, where)
@@ -89,7 +89,7 @@ def bench_model(
         "clean_images": len(data.labels),
         "batch_size": cfg.batch_size,
         "inner_steps": cfg.inner_steps,
-        "forward_equivalents_per_step": round((first + (wanted.epochs - 1) * later) / wanted.epochs, 3),
+        "forward_equivalents_per_step": round((first + (config.epochs - 1) * later) / config.epochs, 3),
         "forward_equivalents_first_epoch": round(first, 3),
         "attack_on": cfg.attack_on,
         "train_images_per_second": round(len(data.labels) / seconds, 1),
@@ -108,14 +108,16 @@ def run_bench(
     """Measure models one by one.
 
     Args:
-        models: zoo ids; empty: every model whose data set is here.
-        layers: insertion points; empty: the default of the architecture.
-        attack_on: network that the inner level attacks, `polarized` as in Algorithm 1 or `base`; None: the preset's.
+        models: zoo ids; empty: every model with its data set on this machine.
+        layers: insertion layers; empty: the default of the architecture.
+        attack_on: network that the inner level attacks, `polarized` as in Algorithm 1 or `base`; None: the
+            preset's.
     Yields:
-        per model and layer: `forward_equivalents_per_step` (early stop off; the mean over the preset's epochs),
+        per model and layer: `forward_equivalents_per_step` (early stop off; the mean over the preset's
+            epochs),
         `forward_equivalents_first_epoch` (a step of the first epoch alone), `train_images_per_second`,
-        `seconds_per_epoch` (the faster of two epochs, after one to warm up), `eval_images_per_second` (clean and
-        poisoned test images).
+        `seconds_per_epoch` (the faster of two epochs, after one to warm up), `eval_images_per_second` (clean
+        and triggered test images).
     """
     from npd_core.data.load import availability
 
@@ -126,5 +128,5 @@ def run_bench(
 
 
 def bench_report(rows: Sequence[dict[str, Any]], device: str = "auto") -> dict[str, Any]:
-    """What `npd bench --json` prints."""
+    """Return what `npd bench --json` prints."""
     return {"results": list(rows), "environment": environment(resolve_device(device))}

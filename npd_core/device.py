@@ -1,4 +1,4 @@
-"""Which device, and which precision it gains from."""
+"""Choose the device and the precision."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from npd_core.errors import ConfigError
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """`auto` is the first CUDA device when there is one, otherwise the CPU. Raises ConfigError when `name` is not
-    here."""
+    """Return the device called `name`; `auto` is the first CUDA device if there is one, otherwise the CPU.
+    Raises ConfigError when this machine does not have it."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -25,11 +25,11 @@ def resolve_device(name: str = "auto") -> torch.device:
     except RuntimeError:
         raise ConfigError(f"Unknown device {name!r}: use auto, cpu or cuda.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"Device {name!r} is not on this machine: use auto or cpu.")
+        raise ConfigError(f"This machine has no device {name!r}: use auto or cpu.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         last = f"cuda:{torch.cuda.device_count() - 1}"
         raise ConfigError(
-            f"Device {name!r} is not on this machine, whose last one is {last}: use auto or one of those."
+            f"This machine has no device {name!r}, its last one is {last}: use auto or one up to that."
         )
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"Device {name!r} is not supported: use auto, cpu or cuda.")
@@ -38,7 +38,7 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 @lru_cache(maxsize=1)
 def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices in hardware (AMX or AVX512-BF16)."""
+    """Return whether this CPU multiplies bfloat16 matrices in hardware (AMX or AVX512-BF16)."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -47,7 +47,7 @@ def cpu_has_bf16() -> bool:
 
 
 def use_bf16(device: torch.device, precision: str = "auto") -> bool:
-    """Whether to autocast to bfloat16: as told, or where the hardware gains from it."""
+    """Return whether to autocast to bfloat16; with `auto`, where the hardware is faster with it."""
     if precision != "auto":
         return precision == "bf16"
     return (
@@ -56,14 +56,14 @@ def use_bf16(device: torch.device, precision: str = "auto") -> bool:
 
 
 def autocast(device: torch.device, precision: str = "auto") -> AbstractContextManager[Any]:
-    """Context in which a forward pass runs in the precision asked for; the backward pass follows it."""
+    """Return a context in which a forward pass runs in this precision; the backward pass follows it."""
     if use_bf16(device, precision):
         return torch.autocast(device.type, torch.bfloat16)
     return contextlib.nullcontext()
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What a number depends on besides the code: versions, device, threads."""
+    """Describe what a result depends on besides the code: versions, device, threads."""
     import torchvision
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()

@@ -1,4 +1,4 @@
-"""Measures ACC, ASR and RA of a network, never trains."""
+"""Measure ACC, ASR and RA of a network."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from npd_core.metrics import Metrics
 
 
 class TestSets(NamedTuple):
-    """What the three metrics are measured on, computed once."""
+    """Test images for the three metrics."""
 
     clean: ImageSet
     poisoned: PoisonedTest
 
 
 def test_sets(dataset: str, attack: Attack, limit: int | None = None) -> TestSets:
-    """The test split of `dataset`, clean and poisoned.
+    """Return the test split of `dataset`, clean and triggered.
 
     Args:
-        limit: at most this many images, drawn once and for all over the split; None: all.
+        limit: at most this many images, always the same random ones; None: all.
     """
     clean = load_dataset(dataset, "test")
     if limit is not None and limit < len(clean.labels):
@@ -34,7 +34,7 @@ def test_sets(dataset: str, attack: Attack, limit: int | None = None) -> TestSet
 
 
 def some(total: int, count: int) -> Tensor:
-    """The same `count` of `total` indices every time, ascending; a regular draw could miss whole classes."""
+    """Return `count` random indices below `total`, always the same, ascending; every n-th could miss classes."""
     return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:count].sort().values
 
 
@@ -42,12 +42,12 @@ def some(total: int, count: int) -> Tensor:
 def predict(
     net: nn.Module, images: Tensor, device: torch.device, precision: str = "fp32", batch_size: int = 500
 ) -> Tensor:
-    """Logits, (N, K) float32 on `device`.
+    """Return logits, (N, K) float32 on `device`.
 
     Args:
         net: classifier of [0, 1] pixels, on `device`, in eval mode.
-        images: (N, 3, H, W), uint8 or float in [0, 1].
-        batch_size: images of 32 x 32 pixels at once; of larger ones as many fewer.
+        images: (N, C, H, W), uint8 or float in [0, 1].
+        batch_size: images of 32 x 32 pixels in one batch; fewer larger ones.
     """
     logits = []
     memory_format = getattr(net, "memory_format", torch.contiguous_format)
@@ -61,14 +61,15 @@ def predict(
 
 
 def predict_proba(net: nn.Module, images: Tensor) -> Tensor:
-    """Class probabilities, (N, K) float32 on the CPU; images as for `predict`."""
+    """Return class probabilities, (N, K) float32 on the CPU; images as for `predict`."""
     return predict(net, images, next(net.parameters()).device).softmax(1).cpu()
 
 
 def evaluate(
     net: nn.Module, sets: TestSets, device: torch.device | None = None, precision: str = "fp32"
 ) -> Metrics:
-    """ACC, ASR and RA in one pass over the clean and the poisoned images; the counts are read back once.
+    """Measure ACC, ASR and RA in one pass over the clean and the triggered images; the counts are read back
+    once.
 
     Args:
         device: where to measure; the network is moved there. None: where it is.
@@ -79,8 +80,8 @@ def evaluate(
     training = net.training
     net.eval()
     on_clean = predict(net, sets.clean.images, device, precision).argmax(1)
-    right = on_clean.eq(sets.clean.labels.to(device)).sum()
-    counts = [right, right.new_zeros(()), right.new_zeros(())]
+    correct = on_clean.eq(sets.clean.labels.to(device)).sum()
+    counts = [correct, correct.new_zeros(()), correct.new_zeros(())]
     if len(sets.poisoned.labels):
         on_poisoned = predict(net, sets.poisoned.images, device, precision).argmax(1)
         counts[1] = on_poisoned.eq(sets.poisoned.targets.to(device)).sum()
@@ -92,18 +93,19 @@ def evaluate(
 
 
 def named(metrics: Metrics, sets: TestSets) -> dict[str, float | None]:
-    """The metrics by name; ASR and RA are None where there were no images with a trigger to measure them on."""
+    """Return the metrics by name; ASR and RA are None where there are no triggered images."""
     values: dict[str, float | None] = dict(metrics._asdict())
     return values if len(sets.poisoned.labels) else values | {"asr": None, "ra": None}
 
 
 def cross_accuracy(net: nn.Module, clean: ImageSet, attack: Attack, device: torch.device) -> float | None:
-    """Share of the images that keep their true class under `Attack.cross`; None for an attack without one.
+    """Return the share of images predicted as their true class under `Attack.cross`; None for an attack
+    without it.
 
     Args:
         net: on `device`, in eval mode.
     """
     if attack.cross is None:
         return None
-    said = predict(net, attack.apply_cross(clean.images), device).argmax(1)
-    return float(said.eq(clean.labels.to(device)).float().mean())
+    predicted = predict(net, attack.apply_cross(clean.images), device).argmax(1)
+    return float(predicted.eq(clean.labels.to(device)).float().mean())

@@ -8,8 +8,9 @@ import os
 from npd_core.errors import ConfigError
 
 VARIABLE = "NPD_PLUGINS"
-"""Environment variable with the names of modules, separated by commas. Each is imported by the command line, the app
-and the processes that train, and calls `npd_core.defenses.register` or `npd_core.attacks.register`."""
+"""Environment variable with the names of modules, separated by commas. Each is imported by the command line,
+the app and the processes that train, and calls `npd_core.defenses.register` or
+`npd_core.attacks.register`."""
 
 
 def load_plugins() -> None:
@@ -19,5 +20,5 @@ def load_plugins() -> None:
             importlib.import_module(name)
         except ImportError as error:
             raise ConfigError(
-                f"{VARIABLE} names {name!r}, which cannot be imported ({error}): add its folder to PYTHONPATH."
+                f"{VARIABLE} names {name!r}, which cannot be imported ({error}): set PYTHONPATH to its folder."
             ) from error

@@ -1,4 +1,5 @@
-"""The table of all defenses: NPD and its variants, then the baselines. No torch: a defense is loaded when it runs.
+"""The table of all defenses: NPD and its variants, then the baselines. No torch: a defense is loaded when it
+runs.
 
 A defense from outside the project is a generator of events and a config, registered under a name:
 
@@ -13,8 +14,8 @@ A defense from outside the project is a generator of events and a config, regist
 
     register("shrink", ShrinkConfig, shrink, "Shrink the last layer")
 
-From then on `run_defense` and `npd defend --defense shrink` know it. `npd` and the app import the modules that the
-environment variable NPD_PLUGINS names.
+From then on `run_defense` and `npd defend --defense shrink` know it. `npd` and the app import the modules
+that the environment variable NPD_PLUGINS names.
 """
 
 from __future__ import annotations
@@ -136,8 +137,9 @@ def register(
     Args:
         name: what requests and the command line call it: lower-case letters, digits and underscores.
         config: a frozen dataclass derived from DefenseConfig.
-        function: `(net, clean, cfg, device) -> Iterator[Event]` as in `Defense.run`; it changes `net`, a Normalized
-            network. As text `module:function` it is imported when it runs, so that the command line starts fast.
+        function: `(net, clean, cfg, device) -> Iterator[Event]` as in `Defense.run`; it changes `net`, a
+            Normalized network. As text `module:function` it is imported when it runs, so that the command
+            line starts fast.
         title: for people.
         source: where it was published.
     Raises:

@@ -1,6 +1,6 @@
-"""Adversarial neuron pruning: channels whose slight change makes the network err are those of the backdoor. Masks
-learned under adversarial noise on the weights find them. Wu and Wang, "Adversarial Neuron Pruning Purifies Backdoored
-Deep Models", NeurIPS 2021."""
+"""Adversarial neuron pruning: the channels of the backdoor are those where a small change makes the network
+err. Masks trained under adversarial noise on the weights find them. Wu and Wang, "Adversarial Neuron Pruning
+Purifies Backdoored Deep Models", NeurIPS 2021."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ EPOCH = 100
 """Updates of the masks that are reported as one epoch."""
 
 Oracle = Callable[[Normalized], Metrics]
-"""Measures a network on TEST images, poisoned ones too."""
+"""Measures a network on TEST images, clean and triggered."""
 
 
 class Neurons:
     """The BatchNorm channels of a network in one row, each a neuron with a scale gamma and a shift beta.
 
     Args:
-        net: its scales and shifts are remembered as they are now.
+        net: its current scales and shifts are the original ones.
     """
 
     def __init__(self, net: Normalized):
@@ -55,8 +55,8 @@ class Neurons:
         return len(self.scale)
 
     def logits(self, x: Tensor, mask: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The network with scale gamma (m + d_w) and shift beta (1 + d_b). The network itself stays as it is, its
-        running statistics too.
+        """Run the network with scale gamma (m + d_w) and shift beta (1 + d_b). The network itself does not
+        change, nor do its running statistics.
 
         Args:
             x: (B, 3, H, W) in [0, 1].
@@ -67,7 +67,7 @@ class Neurons:
         """
         scale = self.scale * (mask if noise is None else mask + noise[0])
         shift = self.shift if noise is None else self.shift * (1 + noise[1])
-        replaced = dict(self.statistics)  # in train mode it is these that move
+        replaced = dict(self.statistics)  # updated in train mode, instead of those of the network
         for name, weight, bias in zip(
             self.norms, scale.split(self.sizes), shift.split(self.sizes), strict=True
         ):
@@ -77,14 +77,15 @@ class Neurons:
 
     @torch.no_grad()
     def prune(self, mask: Tensor, threshold: float | None) -> None:
-        """Set gamma to zero where the mask is at most `threshold` (None: nowhere), and to what it was elsewhere. The
-        shift beta stays."""
+        """Set gamma to zero where the mask is at most `threshold` (None: nowhere), and to its original value
+        elsewhere. The shift beta stays."""
         scale = self.scale if threshold is None else self.scale.masked_fill(mask <= threshold, 0.0)
         for norm, weight in zip(self.norms.values(), scale.split(self.sizes), strict=True):
             norm.weight.copy_(weight)
 
     def pruned(self, mask: Tensor, threshold: float | None) -> dict[str, list[int]]:
-        """Channels that `prune` sets to zero by the path of their layer, layers without any left out."""
+        """Return the channels that `prune` sets to zero by the path of their layer; layers without any are
+        left out."""
         if threshold is None:
             return {}
         low = [part.nonzero().flatten().tolist() for part in (mask <= threshold).split(self.sizes)]
@@ -96,11 +97,12 @@ LossFn = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def worst_noise(loss: LossFn, mask: Tensor, noise: Tensor, *, eps: float, steps: int) -> Tensor:
-    """Sign ascent of the loss by steps of eps / `steps`. The result is not projected, so it can reach 2 eps.
+    """Run sign ascent on the loss by steps of eps / `steps`. The result is not projected, so it can reach 2
+    eps.
 
     Args:
-        mask: taken as fixed.
-        noise: where to start, (2, C).
+        mask: constant.
+        noise: start, (2, C).
     """
     mask = mask.detach()
     for _ in range(steps):
@@ -111,8 +113,8 @@ def worst_noise(loss: LossFn, mask: Tensor, noise: Tensor, *, eps: float, steps:
 
 
 def largest_passing(levels: list[float], passes: Callable[[float], bool]) -> float | None:
-    """The largest of the ascending `levels` that passes, by bisection: once one fails, all higher ones are taken to
-    fail. None when none passes."""
+    """Return the largest of the ascending `levels` that passes, by bisection: once one fails, all higher ones
+    are assumed to fail. None when none passes."""
     good, bad = -1, len(levels)
     while bad - good > 1:
         middle = (good + bad) // 2
@@ -124,7 +126,7 @@ def largest_passing(levels: list[float], passes: Callable[[float], bool]) -> flo
 
 
 class _Selection:
-    """The threshold, chosen as the config says."""
+    """The choice of the threshold as the config says."""
 
     def __init__(
         self, neurons: Neurons, held: ImageSet, cfg: ANPConfig, device: torch.device, oracle: Oracle | None
@@ -141,27 +143,28 @@ class _Selection:
         return self.by_oracle(mask) if self.cfg.select == "oracle" else self.by_holdout(mask)
 
     def by_holdout(self, mask: Tensor) -> float | None:
-        """The largest mask value up to which all channels can go at the tolerated cost on held-out clean images."""
-        least = (1 - self.cfg.tolerance) * self.base - 1e-9
+        """Return the largest mask value up to which all channels can be pruned at the tolerated cost on
+        held-out clean images."""
+        minimum = (1 - self.cfg.tolerance) * self.base - 1e-9
 
         def passes(threshold: float) -> bool:
             self.neurons.prune(mask, threshold)
-            return self.accuracy() >= least
+            return self.accuracy() >= minimum
 
         return largest_passing(mask[mask <= self.cfg.highest].unique().tolist(), passes)
 
     def by_oracle(self, mask: Tensor) -> float | None:
-        """The threshold of the lowest ASR on test images among those whose loss of ACC there is tolerated."""
+        """Return the threshold of the lowest ASR on test images among those that cost a tolerated ACC."""
         assert self.oracle is not None
         self.neurons.prune(mask, None)
-        least = (1 - self.cfg.tolerance) * self.oracle(self.neurons.net).acc - 1e-9
+        minimum = (1 - self.cfg.tolerance) * self.oracle(self.neurons.net).acc - 1e-9
         best: tuple[float, float, float] | None = None
         for number in range(math.floor(self.cfg.highest / self.cfg.oracle_step + 1e-9) + 1):
             threshold = number * self.cfg.oracle_step
             self.neurons.prune(mask, threshold)
             measured = self.oracle(self.neurons.net)
             found = (measured.asr, -measured.acc, threshold)
-            if measured.acc >= least and (best is None or found < best):
+            if measured.acc >= minimum and (best is None or found < best):
                 best = found
         return None if best is None else best[2]
 
@@ -169,27 +172,28 @@ class _Selection:
 def prune_sensitive(
     net: Normalized, clean: ImageSet, cfg: ANPConfig, device: torch.device, *, oracle: Oracle | None = None
 ) -> Generator[Event, None, None]:
-    """Learn a mask for every BatchNorm channel under adversarial noise, then set the scale of those with small masks
-    to zero in the network as it was. While the masks are learned BatchNorm runs on the statistics of the batch.
+    """Train a mask for every BatchNorm channel under adversarial noise, then set the scale of those with
+    small masks to zero in the original network. Meanwhile BatchNorm uses the statistics of the batch.
 
-    After every epoch of EPOCH updates the network is pruned by the masks so far, except under `oracle`, which chooses
-    once, at the end.
+    After every epoch of EPOCH updates the network is pruned by the masks so far, except under `oracle`, which
+    chooses once, at the end.
 
     Args:
         net: changed in place; in eval mode and frozen afterwards.
-        clean: D_bn. Under `holdout` a part of it chooses the threshold and the rest trains the masks.
-        oracle: asked only when `cfg.select` is `oracle`.
+        clean: D_bn. Under `holdout` a part of it decides the threshold and the rest trains the masks.
+        oracle: used only when `cfg.select` is `oracle`.
     Yields:
-        losses `bn` without noise, `noisy` with it, and `total`. `Finished.details` holds `select`, `threshold` (None:
-        nothing could be pruned), `pruned` (layer to channel indices), `channels` (how many there are in all), and
-        `masks`, how many of them fall into each tenth of [0, 1].
+        losses `bn` without noise, `noisy` with it, and `total`. `Finished.details` holds `select`,
+        `threshold` (None: nothing could be pruned), `pruned` (layer to channel indices), `channels` (how many
+        there are in all), and `masks`, a histogram of them over ten bins of [0, 1].
     Raises:
-        ConfigError: `cfg.select` is `oracle` and none was given; fewer than 2 images; a network without BatchNorm.
+        ConfigError: `cfg.select` is `oracle` and none was given; fewer than 2 images; a network without
+            BatchNorm.
     """
     if cfg.select == "oracle" and oracle is None:
         raise ConfigError(
-            "Choosing the threshold by an oracle needs test images: pass what measures them as `oracle`, or set "
-            "`select` to holdout or fixed."
+            "Choosing the threshold by an oracle needs test images: pass a function that measures on them as "
+            "`oracle`, or set `select` to holdout or fixed."
         )
     rest, held = hold_out(clean, cfg.holdout if cfg.select == "holdout" else 0.0, cfg.seed)
     batches = augmented(rest, cfg, device)
@@ -231,7 +235,8 @@ def prune_sensitive(
 def mask_step(
     neurons: Neurons, batches: Batches, mask: Tensor, optimizer: torch.optim.Optimizer, cfg: ANPConfig
 ) -> dict[str, Tensor]:
-    """One update of the masks, on a batch drawn with replacement: noise against the network, masks against the noise.
+    """Update the masks on a batch drawn with replacement: noise against the network, then masks against the
+    noise.
 
     Args:
         mask: leaf, (C,); afterwards clipped to [0, 1].

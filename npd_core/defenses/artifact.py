@@ -1,4 +1,4 @@
-"""A repaired network on disk, and back from there."""
+"""A repaired network on disk: saved and loaded."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ DESCRIPTION = "repaired.json"
 
 
 def round_as_stored(net: Normalized) -> None:
-    """Give `net` the values that it would have after it was saved and loaded, so that what is measured is what is
-    kept."""
+    """Give `net` the values that it will have once saved and loaded, so that the stored network is the
+    measured one."""
     load_weights(net, half_precision(net))
 
 
@@ -30,7 +30,8 @@ def save_repaired(net: Normalized, folder: Path, meta: Mapping[str, Any]) -> Non
     """Write `model.safetensors`, as the zoo stores its models, and `repaired.json`.
 
     Args:
-        meta: what makes the folder self-describing: `model` (zoo id), `model_sha256`, `defense`, config, versions.
+        meta: what makes the folder self-describing: `model` (zoo id), `model_sha256`, `defense`, config,
+            versions.
     Raises:
         StorageError: the folder cannot be written; files of an earlier save stay whole.
     """
@@ -39,23 +40,23 @@ def save_repaired(net: Normalized, folder: Path, meta: Mapping[str, Any]) -> Non
 
 
 def is_repaired(folder: Path) -> bool:
-    """Whether a folder holds a repaired network, rather than a polarizer."""
+    """Return whether a folder holds a repaired network, rather than a polarizer."""
     return (folder / DESCRIPTION).is_file()
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """`repaired.json` as a dictionary. Raises CheckpointError when it is missing or damaged."""
+    """Return `repaired.json`. Raises CheckpointError when it is missing or damaged."""
     return read_json(folder / DESCRIPTION, "repaired network", "run the defense again")
 
 
 def load_repaired(folder: Path, card: Card) -> Normalized:
-    """The repaired network, in eval mode, frozen, float32, on the CPU.
+    """Load the repaired network, in eval mode, frozen, float32, on the CPU.
 
     Args:
         card: of the model that was repaired.
     Raises:
-        CheckpointError: files missing or changed, made of another model or of other weights of this one, or weights
-            that do not fit its architecture.
+        CheckpointError: files missing or changed, made of another model or of other weights of this one, or
+            weights that do not fit its architecture.
     """
     description = read_description(folder)
     weights = folder / WEIGHTS

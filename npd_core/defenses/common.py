@@ -1,4 +1,5 @@
-"""What several baselines share: a network under repair, fine-tuning, and access to the layers of a network."""
+"""What several baselines share: a network under repair, fine-tuning, and access to the layers of a
+network."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ from npd_core.training.steps import LossMeans, Stopwatch, clear_gradients, desce
 
 
 def augmented(data: ImageSet, cfg: DefenseConfig, device: torch.device) -> Batches:
-    """Return the clean images as batches, cropped and mirrored as `cfg.pad` and `cfg.flip` say. Raises ConfigError."""
+    """Return clean images as batches, cropped and mirrored as the config says. Raises ConfigError."""
     return Batches(data, cfg.batch_size, device, cfg.seed, pad=cfg.pad, flip=cfg.flip)
 
 
@@ -73,7 +74,7 @@ class Repair:
 
 
 def accuracy(net: nn.Module, data: ImageSet, device: torch.device, precision: str = "auto") -> float:
-    """Return the share of images classified correctly, in [0, 1]. The network is on `device` and in eval mode."""
+    """Return the share of images classified correctly. The network is on `device` and in eval mode."""
     correct = predict(net, data.images, device, precision).argmax(1).eq(data.labels.to(device))
     return float(correct.float().mean())
 
@@ -138,7 +139,8 @@ class Step(NamedTuple):
 
 
 StepFn = Callable[[Tensor, Tensor], Step]
-"""Images (B, 3, H, W) in [0, 1] and labels (B,) -> a Step. It runs under autocast, the network in train mode."""
+"""Images (B, 3, H, W) in [0, 1] and labels (B,) -> a Step. It runs under autocast, the network in train
+mode."""
 
 
 def cross_entropy_step(net: nn.Module) -> StepFn:

@@ -1,6 +1,6 @@
-"""Entropy pruning: in one batch with poisoned images, the values of a backdoor neuron fall into two heaps, so their
-entropy is low. One forward pass, no training. Zheng et al., "Pre-activation Distributions Expose Backdoor Neurons",
-NeurIPS 2022."""
+"""Entropy pruning: in a batch with poisoned images, the activations of a backdoor neuron form two clusters,
+so their entropy is low. One forward pass, no training. Zheng et al., "Pre-activation Distributions Expose
+Backdoor Neurons", NeurIPS 2022."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from npd_core.errors import ConfigError
 from npd_core.events import Event, Started
 from npd_core.models.normalized import Normalized
 
-STREAM = 0x6570  # "ep": another order than the one in which an attacker of the same seed chose what to poison
+STREAM = 0x6570  # "ep": not the order in which an attacker with the same seed chose the images to poison
 
 
 def channel_entropy(values: Tensor, bin_width: float) -> Tensor:
-    """Entropy of every channel's histogram, in nats; NaN for a channel whose values are all the same.
+    """Return the entropy of every channel's histogram, in nats; NaN for a constant channel.
 
-    Each channel is standardised over the images; the bins of all channels start at the smallest value of the layer.
+    Each channel is standardised over the images; the bins of all channels start at the smallest value of the
+    layer.
 
     Args:
         values: one number for each image and channel, (B, C).
@@ -38,17 +39,18 @@ def channel_entropy(values: Tensor, bin_width: float) -> Tensor:
     z = torch.where(constant, 0.0, (values - mean) / deviation)
     bins = math.ceil(2 * math.sqrt(len(values)) / bin_width) + 1  # |z| is below sqrt(B)
     lowest = torch.where(constant, torch.inf, z).amin()
-    place = ((z - lowest) / bin_width).nan_to_num(0.0, 0.0, 0.0).long().clamp_(0, bins - 1)
+    index = ((z - lowest) / bin_width).nan_to_num(0.0, 0.0, 0.0).long().clamp_(0, bins - 1)
     counts = torch.zeros(values.shape[1], bins, device=values.device)
-    counts.scatter_add_(1, place.T, torch.ones_like(z).T)
+    counts.scatter_add_(1, index.T, torch.ones_like(z).T)
     share = counts / len(values)
     return torch.where(constant, torch.nan, -torch.xlogy(share, share).sum(1))
 
 
 def outliers(entropy: Tensor, u: float) -> Tensor:
-    """Channels whose entropy lies more than `u` standard deviations below the mean of the layer, (C,) bool.
+    """Return which channels have an entropy more than `u` standard deviations below the mean of the layer,
+    (C,) bool.
 
-    Channels of which it is NaN are left out of the mean and the deviation, and are never outliers.
+    Channels with NaN are left out of the mean and the deviation, and are never outliers.
     """
     valid = ~entropy.isnan()
     count = valid.sum().clamp(min=1)
@@ -60,21 +62,23 @@ def outliers(entropy: Tensor, u: float) -> Tensor:
 def entropy_prune(
     net: Normalized, clean: ImageSet, cfg: EPConfig, device: torch.device, *, mixture: ImageSet | None = None
 ) -> Generator[Event, None, None]:
-    """Set scale and shift to zero for the BatchNorm channels whose input has an outlying low entropy.
+    """Set scale and shift of the BatchNorm channels to zero if the entropy of their input is an outlier.
 
     Args:
         net: changed in place; in eval mode and frozen afterwards.
-        clean: D_bn; looked at only when `cfg.batch` is `clean`.
-        mixture: images of the poisoned training set, of which one batch is drawn when `cfg.batch` is `mixture`.
+        clean: D_bn; used only when `cfg.batch` is `clean`.
+        mixture: images of the poisoned training set, of which one batch is drawn when `cfg.batch` is
+            `mixture`.
     Yields:
-        Started, then Finished, whose details hold `pruned` (layer to channel indices, layers without any left out),
-        `channels` (how many there are in all), and `batch`.
+        Started, then Finished with the details `pruned` (layer to channel indices, layers without any left
+        out), `channels` (how many there are in all), and `batch`.
     Raises:
         ConfigError: `cfg.batch` is `mixture` and none was given; fewer than 2 images.
     """
     if cfg.batch == "mixture" and mixture is None:
         raise ConfigError(
-            "Entropy pruning needs images of the poisoned training set: pass `mixture`, or set `batch` to clean."
+            "Entropy pruning needs images of the poisoned training set: pass them as `mixture`, or set "
+            "`batch` to clean."
         )
     data = clean if mixture is None or cfg.batch == "clean" else mixture
     batches = augmented(data, cfg, device)

@@ -1,5 +1,5 @@
-"""Fine-pruning: neurons that clean images leave dormant are cut off from the logits, then all weights are fine-tuned.
-Liu et al., "Fine-Pruning", RAID 2018."""
+"""Fine-pruning: neurons that are dormant on clean images are cut off from the logits, then all weights are
+fine-tuned. Liu et al., "Fine-Pruning", RAID 2018."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from npd_core.models.normalized import Normalized
 
 @torch.inference_mode()
 def head_inputs(net: Normalized, data: ImageSet, device: torch.device, precision: str = "auto") -> Tensor:
-    """What the last linear layer is given for every image, (N, C) float32 on `device`; computed once."""
+    """Return the input of the last linear layer for every image, (N, C) float32 on `device`."""
     parts = []
     with captured([last_linear(net)], inputs=True) as features, autocast(device, precision):
         for x, _ in data.batches(500, device):
@@ -31,7 +31,7 @@ def head_inputs(net: Normalized, data: ImageSet, device: torch.device, precision
 
 @torch.inference_mode()
 def sweep(h: Tensor, y: Tensor, weight: Tensor, bias: Tensor, order: Tensor, step: int) -> Tensor:
-    """How many images are classified correctly with the first 0, step, 2 step, ... neurons of `order` cut off.
+    """Count the images classified correctly with the first 0, step, 2 step, ... neurons of `order` cut off.
 
     Only the head changes from one mask to the next, so each costs one matrix product.
 
@@ -52,26 +52,27 @@ def sweep(h: Tensor, y: Tensor, weight: Tensor, bias: Tensor, order: Tensor, ste
     return torch.stack(right)
 
 
-def last_passing(right: list[int], tolerance: float) -> int:
-    """Position of the last mask before the first whose accuracy has fallen by the share `tolerance` of `right[0]`."""
-    for position, count in enumerate(right):
-        if count <= (1 - tolerance) * right[0]:
-            return max(0, position - 1)
-    return len(right) - 1
+def last_passing(correct: list[int], tolerance: float) -> int:
+    """Return the index of the last mask before the accuracy has fallen by the share `tolerance` of
+    `correct[0]`."""
+    for index, count in enumerate(correct):
+        if count <= (1 - tolerance) * correct[0]:
+            return max(0, index - 1)
+    return len(correct) - 1
 
 
 def fine_prune(
     net: Normalized, clean: ImageSet, cfg: FPConfig, device: torch.device
 ) -> Generator[Event, None, None]:
-    """Prune inputs of the last linear layer, those of least mean activation first, while the accuracy on held-out
-    clean images bears it; then fine-tune all weights, the pruned ones staying zero.
+    """Prune inputs of the last linear layer, those of the lowest mean activation first, as long as the
+    accuracy on held-out clean images allows it; then fine-tune all weights, the pruned ones staying zero.
 
     Args:
         net: changed in place; in eval mode and frozen afterwards.
-        clean: D_bn. A part of it chooses the number of neurons; all of it serves for fine-tuning.
+        clean: D_bn. A part of it decides the number of neurons; all of it is used for fine-tuning.
     Yields:
-        one epoch for each of `cfg.epochs`; `Finished.details` holds `pruned` (indices), `neurons` (how many there
-        were), and `sweep`, the held-out accuracy by the number of pruned neurons.
+        one epoch for each of `cfg.epochs`; `Finished.details` holds `pruned` (indices), `neurons` (how many
+        there were), and `sweep`, the held-out accuracy by the number of pruned neurons.
     Raises:
         ConfigError: fewer than 2 clean images, or a network without a linear layer.
     """
@@ -102,5 +103,5 @@ def fine_prune(
         if reason:
             yield repair.failed(reason)
             return
-        curve = [[position * step, count / held.size] for position, count in enumerate(right)]
+        curve = [[index * step, count / held.size] for index, count in enumerate(right)]
         yield repair.finished(pruned=sorted(pruned.tolist()), neurons=neurons, sweep=curve)

@@ -1,5 +1,6 @@
-"""I-BAU: all weights are trained against the universal perturbation that hurts them most, by the gradient of the whole
-min-max problem. Zeng et al., "Adversarial Unlearning of Backdoors via Implicit Hypergradient", ICLR 2022."""
+"""I-BAU: all weights are trained against the universal perturbation that harms them most, by the gradient of
+the whole min-max problem. Zeng et al., "Adversarial Unlearning of Backdoors via Implicit Hypergradient", ICLR
+2022."""
 
 from __future__ import annotations
 
@@ -32,11 +33,12 @@ def hypergradient(
     steps: int,
     tolerance: float = 0.0,
 ) -> list[Tensor]:
-    """Gradient of H(delta*(theta), theta) with respect to theta, where delta* is the fixed point of the inner map Phi.
+    """Return the gradient of H(delta*(theta), theta) with respect to theta, where delta* is the fixed point
+    of Phi.
 
     grad_theta H + (dPhi/dtheta)^T v, with v = (I - dPhi/ddelta)^-T grad_delta H found by iterating
-    v <- (dPhi/ddelta)^T v + grad_delta H from v = 0. No Jacobian is ever formed: an iteration is one backward pass
-    through the graph of Phi.
+    v <- (dPhi/ddelta)^T v + grad_delta H from v = 0. No Jacobian is ever formed: an iteration is one backward
+    pass through the graph of Phi.
 
     Args:
         outer: H(delta, theta), a scalar with a graph to `delta` and `theta`.
@@ -44,7 +46,7 @@ def hypergradient(
         delta: leaf at which both were computed.
         theta: leaves.
         steps: iterations K; 0: the gradient of H at a fixed delta.
-        tolerance: v stays as it is once an iteration has changed it by less, in the 2-norm.
+        tolerance: v stays as it is once an iteration would change it by less, in the 2-norm.
     Returns:
         one gradient for each of `theta`.
     """
@@ -62,7 +64,8 @@ def hypergradient(
 
 
 def inner_objective(logits: Tensor, y: Tensor, delta: Tensor, weight: float) -> Tensor:
-    """h = -CE(f(x + delta), y) + weight ||delta||^2, small where delta fools the network. (B, K), (B,) -> scalar."""
+    """Return h = -CE(f(x + delta), y) + weight ||delta||^2, small where delta fools the network. (B, K), (B,)
+    -> scalar."""
     return weight * delta.square().sum() - F.cross_entropy(logits, y)
 
 
@@ -70,7 +73,8 @@ class Minimax:
     """Both levels of the problem for one network.
 
     Args:
-        net: on the device, in eval mode, so that Phi is the same map every time; its parameters require gradients.
+        net: on the device, in eval mode, so that Phi is the same map every time; its parameters require
+            gradients.
     """
 
     def __init__(self, net: Normalized, cfg: IBAUConfig, device: torch.device):
@@ -87,14 +91,14 @@ class Minimax:
         return z.float()
 
     def ascend(self, x: Tensor, y: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of SGD on the inner objective: the new delta, (3, H, W) without a graph, and the objective."""
+        """Take one SGD step on the inner objective. Returns the new delta, (3, H, W), and the objective."""
         delta = delta.detach().requires_grad_()
         loss = inner_objective(self.logits(x, delta), y, delta, self.cfg.delta_weight)
         (gradient,) = torch.autograd.grad(loss, delta)
         return delta.detach() - self.cfg.delta_lr * gradient, loss.detach()
 
     def inner_map(self, x: Tensor, y: Tensor, delta: Tensor) -> Tensor:
-        """Phi(delta, theta) = delta - inner_step grad_delta h, with a graph for a second backward pass."""
+        """Return Phi(delta, theta) = delta - inner_step grad_delta h, with a graph to both."""
         loss = inner_objective(self.logits(x, delta), y, delta, self.cfg.delta_weight)
         (gradient,) = torch.autograd.grad(loss, delta, create_graph=True)
         return delta - self.cfg.inner_step * gradient
@@ -102,7 +106,7 @@ class Minimax:
     def gradient(
         self, x: Tensor, y: Tensor, patched: Tensor, first: tuple[Tensor, Tensor], delta: Tensor
     ) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Hypergradient for one batch, with the loss and the logits it came from.
+        """Return the hypergradient for one batch, with the loss and the logits.
 
         Args:
             x, y: images (B, 3, H, W) in [0, 1] and labels (B,).
@@ -121,8 +125,8 @@ class Minimax:
 
 
 def draw_patched(count: int, share: float, generator: torch.Generator) -> Tensor:
-    """Which images of a batch carry the perturbation, (count,) of zeros and ones: the share rounded down, but at
-    least one unless the share is 0."""
+    """Draw which images of a batch carry the perturbation, (count,) of zeros and ones: the share rounded
+    down, but at least one unless the share is 0."""
     chosen = min(count, max(1, math.floor(share * count))) if share > 0 else 0
     patched = torch.zeros(count)
     patched[torch.randperm(count, generator=generator)[:chosen]] = 1.0
@@ -132,7 +136,8 @@ def draw_patched(count: int, share: float, generator: torch.Generator) -> Tensor
 def perturb(
     problem: Minimax, fixed: Sequence[Batch], epoch: int, means: LossMeans
 ) -> Generator[Event, None, tuple[Tensor, Tensor]]:
-    """Make the universal perturbation of a round, in one pass over the batches, against the predicted classes.
+    """Make the universal perturbation of a round, in one pass over the batches, against the predicted
+    classes.
 
     Returns:
         delta, (3, H, W), and how many images the network classified correctly without it.
@@ -176,16 +181,16 @@ def unlearn(
 def unlearn_implicitly(
     net: Normalized, clean: ImageSet, cfg: IBAUConfig, device: torch.device
 ) -> Generator[Event, None, None]:
-    """Alternate between one pass over the clean images that makes a universal perturbation, and one that trains all
-    weights against it. BatchNorm runs on its stored statistics throughout.
+    """Alternate between one pass over the clean images that makes a universal perturbation, and one that
+    trains all weights against it. BatchNorm runs on its stored statistics throughout.
 
     Args:
         net: changed in place; in eval mode and frozen afterwards.
         clean: D_bn, augmented once, in batches that stay the same.
     Yields:
-        one epoch a round; the first half of its steps has the loss `inner`, of the perturbation, the second half
-        `total`, of the weights. `Finished.details` holds `delta_norms`, the l2 norm of each round's perturbation in
-        the space where it is added.
+        one epoch a round; the first half of its steps has the loss `inner`, of the perturbation, the second
+        half `total`, of the weights. `Finished.details` holds `delta_norms`, the l2 norm of each round's
+        perturbation in the space where it is added.
     Raises:
         ConfigError: fewer than 2 clean images.
     """

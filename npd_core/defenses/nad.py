@@ -1,4 +1,7 @@
-"""Neural attention distillation: a fine-tuned copy teaches the network where to look. Li et al., ICLR 2021."""
+"""Attention distillation (NAD): the network learns the attention maps of a fine-tuned copy.
+
+Li et al., ICLR 2021.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ EPS = 1e-6
 
 
 def attention(features: Tensor, p: float = 2.0) -> Tensor:
-    """Where the features are large: A(F) = sum_c |F_c|^p, scaled to unit length over the places of each image.
+    """Return the attention map A(F) = sum_c |F_c|^p, scaled to unit length over the positions of each image.
 
     Args:
         features: (B, C, H, W).
@@ -36,7 +39,8 @@ def attention(features: Tensor, p: float = 2.0) -> Tensor:
 def attention_loss(
     student: Sequence[Tensor], teacher: Sequence[Tensor], betas: Sequence[float], p: float
 ) -> Tensor:
-    """Sum over the levels of beta_l MSE(A(F_l^S), A(F_l^T)), the mean taken over images and places.
+    """Return the sum over the levels of beta_l MSE(A(F_l^S), A(F_l^T)), the mean taken over images and
+    positions.
 
     Args:
         student, teacher: features at each level, (B, C_l, H_l, W_l).
@@ -50,10 +54,10 @@ def attention_loss(
 
 @torch.no_grad()
 def levels(net: Normalized, size: tuple[int, int], count: int) -> list[str]:
-    """Plain paths of the last `count` modules whose outputs are distilled, the deepest last.
+    """Return the paths of the last `count` modules that are distilled, the deepest last.
 
-    They are the pooling layers where the network has any, otherwise the last block of each residual stage; those that
-    give a single pixel are passed over, for there every attention map is 1.
+    They are the pooling layers where the network has any, otherwise the last block of each residual stage.
+    Modules with an output of a single pixel are skipped, as every attention map is 1 there.
 
     Args:
         net: in eval mode.
@@ -72,7 +76,8 @@ def levels(net: Normalized, size: tuple[int, int], count: int) -> list[str]:
     if len(wide) < count:
         found = ", ".join(wide) or "none"
         raise ConfigError(
-            f"Attention distillation needs {count} stages with more than one pixel, found {found}: use larger images."
+            f"Attention distillation needs {count} stages with more than one pixel, but found {found}: "
+            "use larger images."
         )
     return wide[-count:]
 
@@ -106,15 +111,14 @@ def distill(
 def distill_attention(
     net: Normalized, clean: ImageSet, cfg: NADConfig, device: torch.device
 ) -> Generator[Event, None, None]:
-    """Fine-tune a copy, the teacher; then train `net` to classify as the labels say and to look where the teacher
-    does.
+    """Fine-tune a copy, the teacher; then train `net` on the labels and on the attention maps of the teacher.
 
     Args:
         net: changed in place; in eval mode and frozen afterwards.
         clean: D_bn.
     Yields:
-        one warm-up epoch for each of the teacher's, one epoch for each of the student's, with the loss `attention`
-        beside `bn`; `Finished.details` holds `levels`, the paths of the modules distilled.
+        the teacher's epochs as warm-up, then the student's, with the loss `attention` beside `bn`;
+        `Finished.details` holds `levels`, the paths of the distilled modules.
     Raises:
         ConfigError: fewer than 2 clean images, or a network without enough levels.
     """

@@ -1,6 +1,6 @@
-"""Neural cleanse: the smallest patch that turns every image into a class is unusually small for the attacker's class.
-Such patches are searched, outliers among them are stamped on clean images, and the network unlearns them. Wang et al.,
-"Neural Cleanse", S&P 2019."""
+"""Neural cleanse: the smallest patch that turns every image into a class is unusually small for the target
+class. Such patches are searched for every class, outliers are stamped on clean images, and the network
+unlearns them. Wang et al., "Neural Cleanse", S&P 2019."""
 
 from __future__ import annotations
 
@@ -36,13 +36,14 @@ class Patch(NamedTuple):
     """q, (..., 3, H, W) in [0, 1]."""
 
     def stamp(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> the same shape, or (G, B, 3, H, W) for G patches of shape (G, 1, ., H, W)."""
+        """Stamp x (B, 3, H, W) in [0, 1]: the same shape, or (G, B, 3, H, W) with G patches (G, 1, ., H, W)."""
         return torch.lerp(x, self.pattern, self.mask)
 
 
 @dataclass
 class CostSchedule:
-    """The weight of the mask's norm, moved so that the mask gets as small as success allows; epoch by epoch."""
+    """The weight of the mask's norm, adapted after every epoch so that the mask gets as small as success
+    allows."""
 
     cfg: NCConfig
     cost: float = 0.0
@@ -63,12 +64,12 @@ class CostSchedule:
 
     @property
     def done(self) -> bool:
-        """Whether the search has come to rest."""
+        """Whether the search has converged."""
         return self.moved_up and self.moved_down and self.stale >= self.cfg.early_stop
 
     def update(self, share: float, norm: float) -> bool:
-        """Note an epoch in which `share` of the images reached the class, and the norm of its mask. Returns whether
-        this mask is the best so far."""
+        """Record an epoch by the share of images that reached the class and the norm of the mask. Returns
+        whether this mask is the best so far."""
         success = share >= self.cfg.success
         better = success and norm < self.best
         if better:
@@ -106,21 +107,19 @@ class Candidate:
         self.schedule = CostSchedule(cfg)
         self.epochs = 0
         self.norm = math.inf
-        """Norm of the patch kept: the best, or that of the first epoch while none was successful."""
+        """Norm of the kept patch: the best, or that of the first epoch while none was successful."""
         self.patch: Patch | None = None
 
     def note(self, share: float, norm: float) -> None:
-        """End an epoch: keep the patch when it is the best, or the first."""
+        """End an epoch: keep the patch if it is the best, or the first."""
         if self.schedule.update(share, norm) or self.epochs == 0:
-            self.norm, self.patch = (
-                norm,
-                Patch(squashed(self.raw_mask.detach()), squashed(self.raw_pattern.detach())),
-            )
+            mask, pattern = squashed(self.raw_mask.detach()), squashed(self.raw_pattern.detach())
+            self.norm, self.patch = norm, Patch(mask, pattern)
         self.epochs += 1
 
 
 def squashed(raw: Tensor) -> Tensor:
-    """tanh(raw) / 2 + 0.5, which lies in [0, 1]."""
+    """Return tanh(raw) / 2 + 0.5, which lies in [0, 1]."""
     return raw.tanh() / 2 + 0.5
 
 
@@ -130,13 +129,13 @@ def squashed(raw: Tensor) -> Tensor:
 def search_epoch(
     net: Normalized, running: Sequence[Candidate], batches: Batches, cfg: NCConfig, number: int
 ) -> Generator[Event, None, dict[str, float]]:
-    """One pass over the clean images for several classes side by side: every image goes through the network once for
-    each, in one batch. The classes do not touch each other, and the images are drawn by the epoch alone, so the result
-    is that of one class at a time.
+    """Search for several classes side by side in one pass over the clean images: every image goes through the
+    network once for each class, in one batch. The classes do not influence each other, and the order of the
+    images depends on the epoch alone, so the result is that of one class at a time.
 
     Args:
         net: in eval mode and frozen.
-        running: classes that have come equally far.
+        running: classes with the same number of epochs behind them.
         number: of the epoch, in the events.
     Returns:
         the means of the losses.
@@ -179,12 +178,12 @@ LOSSES = ("target", "norm", "total")
 def search(
     repair: Repair, candidates: Sequence[Candidate], batches: Batches, cfg: NCConfig, *, span: int, first: int
 ) -> Iterator[Event]:
-    """Take the search of every class `span` epochs further, or to its rest. A class at rest leaves its batch.
+    """Continue the search of every class for `span` epochs, or until it has converged and leaves its batch.
 
     Args:
-        candidates: classes that have come equally far, or to their rest.
-        first: number of the first epoch in the events; every group of classes has its full span of numbers, whether
-            or not it rests before.
+        candidates: classes with the same number of epochs behind them, or converged ones.
+        first: number of the first epoch in the events; every group of classes has its full span of numbers,
+            even if it converges before.
     """
     for group in range(0, len(candidates), cfg.classes_at_once):
         running = list(candidates[group : group + cfg.classes_at_once])
@@ -202,20 +201,20 @@ def search(
 
 
 class Outliers(NamedTuple):
-    """What the norms of all classes say."""
+    """Statistics of the norms of all classes."""
 
     median: float
     mad: float
-    """1.4826 times the median absolute deviation: the standard deviation, were the norms normal."""
+    """1.4826 times the median absolute deviation, which estimates the standard deviation of normal values."""
     anomaly: list[float]
     """Distance from the median in MAD, one a class."""
     flagged: list[bool]
 
 
 def outliers(norms: Sequence[float], threshold: float) -> Outliers:
-    """Flag the classes whose norm lies more than `threshold` MAD below the median.
+    """Flag the classes with a norm more than `threshold` MAD below the median.
 
-    Where more than half of the norms are the same the MAD is zero; it is then taken for a millionth of the median.
+    The MAD is at least a millionth of the median: it is zero where more than half of the norms are equal.
     """
     values = torch.tensor(norms, dtype=torch.float64)
     median = values.quantile(0.5)
@@ -227,11 +226,11 @@ def outliers(norms: Sequence[float], threshold: float) -> Outliers:
 
 
 def unlearning_set(clean: ImageSet, patches: Sequence[Patch], share: float, seed: int) -> ImageSet:
-    """The clean images with a share of every class replaced by stamped copies, one for each patch, true labels kept.
+    """Return the clean images with a share of every class replaced by stamped copies, one for each patch,
+    with true labels. Stamped images are rounded to 8 bits like all stored images.
 
     Args:
-        patches: one (mask, pattern) each, on the CPU; the stamped images are rounded to 8 bits, as all
-            images of a set are stored.
+        patches: on the CPU.
     """
     rest, taken = hold_out(clean, share, seed)
     x = taken.images.float() / 255
@@ -243,20 +242,21 @@ def unlearning_set(clean: ImageSet, patches: Sequence[Patch], share: float, seed
 def neural_cleanse(
     net: Normalized, clean: ImageSet, cfg: NCConfig, device: torch.device
 ) -> Generator[Event, None, None]:
-    """Search a patch for every class, flag the classes with an outlying small one, and fine-tune all weights on clean
-    images of which some are stamped with it. When no class is flagged the network stays as it is.
+    """Search a patch for every class, flag the classes with an unusually small one, and fine-tune all weights
+    on clean images, some of them stamped with it. When no class is flagged the network stays as it is.
 
     Args:
         net: changed in place; in eval mode and frozen afterwards.
         clean: D_bn, all of it for the search.
     Yields:
-        the search as warm-up, whose epochs may end early: classes come in groups of `cfg.classes_at_once`, each group
-        with numbers of its own; then `cfg.epochs` of fine-tuning, none when no class is flagged. `steps_per_epoch`
-        counts one patch; a second one makes an epoch of fine-tuning longer. `Finished.details` holds, by class,
-        `norms` and `anomaly` (distance from the median in MAD), further `median`, `mad`, `flagged`, and `screened_out`,
-        the classes that did not go on after the screening.
+        the search as warm-up, which may end early: classes come in groups of `cfg.classes_at_once`, each
+        group with epoch numbers of its own; then `cfg.epochs` of fine-tuning, none when no class is flagged.
+        `steps_per_epoch` counts one patch; a second one makes an epoch of fine-tuning longer.
+        `Finished.details` holds, by class, `norms` and `anomaly` (distance from the median in MAD), further
+        `median`, `mad`, `flagged`, and `screened_out`, the classes dropped after the screening.
     Raises:
-        ConfigError: fewer than 2 clean images, a class that the network does not have, or fewer than 3 classes.
+        ConfigError: fewer than 2 clean images, a class that the network does not have, or fewer than 3
+            classes.
     """
     classes = _classes(net, cfg)
     batches = augmented(clean, cfg, device)

@@ -1,1 +1,1 @@
-"""The method: a 1x1 convolution and a BatchNorm, inserted into a frozen network and trained by Algorithm 1."""
+"""The method: a 1x1 convolution and a BatchNorm in a frozen network, trained by Algorithm 1."""

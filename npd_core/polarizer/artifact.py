@@ -28,7 +28,8 @@ def save_polarizer(net: PolarizedNet, folder: Path, meta: Mapping[str, Any]) -> 
     """Write `polarizer.safetensors` and `polarizer.json`.
 
     Args:
-        meta: what makes the file self-describing: `model` (zoo id), `model_sha256`, config, clean indices, versions.
+        meta: what makes the file self-describing: `model` (zoo id), `model_sha256`, config, clean indices,
+            versions.
     Raises:
         StorageError: the folder cannot be written; files of an earlier save stay whole.
     """
@@ -39,8 +40,9 @@ def save_polarizer(net: PolarizedNet, folder: Path, meta: Mapping[str, Any]) -> 
 
 
 def read_json(path: Path, kind: str, again: str) -> dict[str, Any]:
-    """The description beside saved weights, as a dictionary. Raises CheckpointError when it is missing, damaged, or of
-    another format than FORMAT; `kind` says what it should describe, `again` what makes it anew."""
+    """Return the JSON description beside saved weights. Raises CheckpointError when it is missing, damaged,
+    or not of format FORMAT; the message says what `kind` of thing it should describe, and the remedy
+    `again`."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -54,7 +56,7 @@ def read_json(path: Path, kind: str, again: str) -> dict[str, Any]:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """`polarizer.json` as a dictionary. Raises CheckpointError when it is missing or damaged."""
+    """Return `polarizer.json`. Raises CheckpointError when it is missing or damaged."""
     values = read_json(folder / DESCRIPTION, "polarizer", "train the polarizer again")
     if "layer" not in values:
         raise CheckpointError(
@@ -64,7 +66,8 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def load_polarizer(folder: Path, backdoored: Normalized, card: Card | None = None) -> PolarizedNet:
-    """f_hat_theta rebuilt: a copy of `backdoored` with the saved polarizer in its place; logits are bit-identical.
+    """Rebuild f_hat_theta: a copy of `backdoored` with the saved polarizer inserted; logits are
+    bit-identical.
 
     Args:
         card: of `backdoored`; when given, a polarizer that was trained for other weights is refused.
@@ -88,17 +91,17 @@ def load_polarizer(folder: Path, backdoored: Normalized, card: Card | None = Non
     return net.eval()
 
 
-def _check_model(place: Path, description: Mapping[str, Any], card: Card | None) -> None:
+def _check_model(source: Path, description: Mapping[str, Any], card: Card | None) -> None:
     """Refuse a polarizer that was trained for another network than that of `card`. Raises CheckpointError."""
     if card is None:
         return
     expected = card.files.get("model.safetensors")
     if description.get("model", card.id) != card.id:
         other = description["model"]
-        raise CheckpointError(f"{place} was trained for {other}, not for {card.id}: choose that model.")
+        raise CheckpointError(f"{source} was trained for {other}, not for {card.id}: choose that model.")
     if description.get("model_sha256", expected) != expected:
         raise CheckpointError(
-            f"{place} was trained for other weights of {card.id}: train the polarizer again."
+            f"{source} was trained for other weights of {card.id}: train the polarizer again."
         )
 
 
@@ -117,8 +120,9 @@ def forget_snapshots(folder: Path) -> None:
 def save_snapshot(net: PolarizedNet, folder: Path, epoch: int, card: Card) -> None:
     """Write the polarizer as it stands after `epoch` epochs, see `npd_core.polarizer.snapshots`.
 
-    The header tells layer, model, sha256 of its weights, and sha256 of the state, so that a file can be checked while
-    the run still goes on. Numbers are float32: the last snapshot is the final polarizer to the bit.
+    The header holds layer, model, sha256 of its weights, and sha256 of the state, so that a file can be
+    checked while the run goes on. Numbers are float32: the last snapshot equals the final polarizer bit by
+    bit.
 
     Raises:
         StorageError: it cannot be written.
@@ -132,15 +136,15 @@ def save_snapshot(net: PolarizedNet, folder: Path, epoch: int, card: Card) -> No
 
 
 def read_snapshot(folder: Path, epoch: int, card: Card | None = None) -> tuple[str, dict[str, Tensor]]:
-    """Insertion layer and state of the polarizer after `epoch` epochs, checked as `load_polarizer` checks.
+    """Return insertion layer and state of the polarizer after `epoch` epochs, checked like `load_polarizer`.
 
     Raises:
-        CheckpointError: there is none of this epoch, it was changed, or it was made for another network.
+        CheckpointError: no such file, or one that was changed or made for another network.
     """
     path = snapshot_file(folder, epoch)
     if not path.is_file():
         there = ", ".join(map(str, snapshot_epochs(folder))) or "none"
-        raise CheckpointError(f"{folder.name} kept no polarizer of epoch {epoch}, only of: {there}.")
+        raise CheckpointError(f"{folder.name} has no polarizer of epoch {epoch}, only of: {there}.")
     try:
         with safetensors.safe_open(path, "pt") as file:
             notes = file.metadata() or {}
@@ -154,7 +158,7 @@ def read_snapshot(folder: Path, epoch: int, card: Card | None = None) -> tuple[s
 
 
 def load_snapshot(folder: Path, epoch: int, backdoored: Normalized, card: Card | None = None) -> PolarizedNet:
-    """f_hat_theta as it was after `epoch` epochs of a run. Arguments and errors as for `load_polarizer`."""
+    """Rebuild f_hat_theta after `epoch` epochs of a run. Arguments and errors as for `load_polarizer`."""
     layer, state = read_snapshot(folder, epoch, card)
     net = PolarizedNet(backdoored, layer, card.image_size if card else 32)
     put_state(net, state, snapshot_file(folder, epoch))
@@ -162,8 +166,8 @@ def load_snapshot(folder: Path, epoch: int, backdoored: Normalized, card: Card |
 
 
 def put_state(net: PolarizedNet, state: Mapping[str, Tensor], source: Path) -> None:
-    """Give the polarizer of `net` the state that was read from `source`. Raises CheckpointError when it does not
-    fit."""
+    """Load the state that was read from `source` into the polarizer of `net`. Raises CheckpointError when it
+    does not fit."""
     try:
         net.polarizer.load_state_dict(state)
     except RuntimeError as error:
@@ -172,5 +176,5 @@ def put_state(net: PolarizedNet, state: Mapping[str, Tensor], source: Path) -> N
 
 
 def _digest(state: Mapping[str, Tensor]) -> str:
-    """sha256 of names, shapes and bytes of a state."""
+    """Return the sha256 of names, shapes and bytes of a state."""
     return hashlib.sha256(save(dict(state))).hexdigest()

@@ -24,8 +24,8 @@ def remove_polarizer(net: PolarizedNet) -> Normalized:
 class FoldedConv(nn.Module):
     """A convolution with the polarizer before it folded in: weights W A, and the offset b as a map.
 
-    A zero-padded convolution sees no offset beyond the border, so b cannot become an ordinary bias. It is stored as
-    conv(b broadcast over the image), exact for that one input size.
+    A zero-padded convolution sees no offset beyond the border, so b cannot become an ordinary bias. It is
+    stored as conv(b broadcast over the image), exact for that one input size.
     """
 
     bias_map: Tensor
@@ -47,9 +47,9 @@ class FoldedConv(nn.Module):
 def fold(net: PolarizedNet) -> Normalized:
     """Return the network for export, with plain layers only.
 
-    A polarizer before a convolution becomes a FoldedConv; behind one, new weights and a bias; on the residual stream,
-    one biased 1x1 convolution in front of the block, and so beside a grouped convolution, which no full matrix fits
-    into. The logits equal those of `net` up to rounding, for images of the same size.
+    A polarizer before a convolution becomes a FoldedConv; behind one, new weights and a bias; on the residual
+    stream, one biased 1x1 convolution in front of the block, and so beside a grouped convolution, which no
+    full matrix fits into. The logits equal those of `net` up to rounding, for images of the same size.
     """
     plain = copy.deepcopy(net.net)
     path, kind = f"net.{net.info.layer.module}", net.info.layer.kind

@@ -22,8 +22,9 @@ ImageSize = int | tuple[int, int, int]
 
 @dataclass(frozen=True, order=True)
 class InsertionLayer:
-    """Where a polarizer is inserted. As text it is the module path of a convolution, which means in front of it;
-    `after:` means behind it; `stream:` means the residual stream in front of a block, shortcut included."""
+    """Where a polarizer is inserted. As text it is the module path of a convolution, which means in front of
+    it; `after:` means behind it; `stream:` means the residual stream in front of a block, shortcut
+    included."""
 
     module: str
     kind: str = "before"
@@ -58,14 +59,15 @@ class LayerInfo:
 
 
 def insertion_layers(net: nn.Module, size: ImageSize = 32) -> list[LayerInfo]:
-    """List every insertion layer of a network: before and after each nn.Conv2d, and before each residual block.
+    """List every insertion layer of a network: before and after each nn.Conv2d, and before each residual
+    block.
 
-    They are found by running the network once on a blank image, so the order is that of the forward pass. (On the CPU:
-    BatchNorm on the meta device imports torch's compiler, which takes seconds.)
+    They are found by running the network once on a blank image, so the order is that of the forward pass. (On
+    the CPU: BatchNorm on the meta device imports torch's compiler, which takes seconds.)
 
     Args:
-        net: classifier, images (B, C, H, W) -> logits (B, K). Module paths inside a Normalized one are those of the
-            network that it holds.
+        net: classifier, images (B, C, H, W) -> logits (B, K). Module paths inside a Normalized one are those
+            of the network that it holds.
     Raises:
         ConfigError: the network returns something else than logits.
     """
@@ -103,8 +105,9 @@ def find_layer(net: nn.Module, layer: str, size: ImageSize = 32) -> LayerInfo:
 
 
 def default_insertion_layer(net: nn.Module, size: ImageSize = 32) -> str:
-    """Suggest an insertion layer for an unknown network: before the last but one convolution with a kernel larger than
-    1x1, never before the first convolution. For both architectures of the paper this is its own choice (Sec. 4.1).
+    """Suggest an insertion layer for an unknown network: before the last but one convolution with a kernel
+    larger than 1x1, never before the first convolution. For both architectures of the paper this is its own
+    choice (Sec. 4.1).
 
     Raises:
         ConfigError: the network has no nn.Conv2d, or returns something else than logits.
@@ -154,11 +157,12 @@ class Inserted(nn.Module):
 
 
 class PolarizedNet(nn.Module):
-    """f_hat_theta: a frozen copy of a backdoored network with one neural polarizer in it. Only the polarizer can train.
+    """f_hat_theta: a frozen copy of a backdoored network with one neural polarizer in it. Only the polarizer
+    can train.
 
     Args:
-        backdoored: f_w, any classifier that maps images (B, C, H, W) in [0, 1] to logits (B, K); a Normalized one brings
-            its mean and std. It is copied and never changed.
+        backdoored: f_w, any classifier that maps images (B, C, H, W) in [0, 1] to logits (B, K); a Normalized
+            one brings its mean and std. It is copied and never changed.
         layer: name of an insertion layer.
         size: of the images.
     Raises:
@@ -196,8 +200,8 @@ class PolarizedNet(nn.Module):
         return self.net.memory_format
 
     def prefix(self, x: Tensor) -> Tensor:
-        """Run the frozen part in front: (B, C, H, W) in [0, 1] -> input of the segment with the polarizer. A network
-        without `segments` is one segment."""
+        """Run the frozen part in front: (B, C, H, W) in [0, 1] -> input of the segment with the polarizer. A
+        network without `segments` is one segment."""
         h = self.net.normalise(x)
         for name in self._segments[: self._split]:
             h = self.net.net.get_submodule(name)(h)

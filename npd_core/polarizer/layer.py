@@ -1,4 +1,5 @@
-"""The neural polarizer g_theta: a 1x1 convolution and a BatchNorm that start as the identity. Sec. 3.2 of the paper."""
+"""The neural polarizer g_theta: a 1x1 convolution and a BatchNorm that start as the identity. Sec. 3.2 of the
+paper."""
 
 from __future__ import annotations
 
@@ -11,11 +12,11 @@ from torch import Tensor, nn
 class NeuralPolarizer(nn.Module):
     """g(h) = BN(Conv1x1(h)), the shape of h kept. Trainable: C^2 + 2C numbers.
 
-    In eval mode it starts as h / sqrt(1 + 1e-5): the identity, to a relative error of 5e-6. In train mode it whitens
-    every channel, which is no identity at all.
+    In eval mode it starts as h / sqrt(1 + 1e-5): the identity, up to a relative error of 5e-6. In train mode
+    it standardizes every channel, which is not the identity.
 
     Args:
-        channels: C of the features it is given.
+        channels: C of its input.
     """
 
     def __init__(self, channels: int):
@@ -27,24 +28,23 @@ class NeuralPolarizer(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
-        filtered: Tensor = self.bn(self.conv(features))
-        return filtered
+        out: Tensor = self.bn(self.conv(features))
+        return out
 
     @torch.no_grad()
     def fold_statistics(self, features: Iterable[Tensor]) -> None:
-        """Measure each channel over all of `features`, then set gamma = sqrt(var + eps), beta = mu: an exact
-        identity again,
-        now with running statistics of the true scale.
+        """Measure mean mu and variance of each channel over all of `features`, then set gamma = sqrt(var +
+        eps) and beta = mu: an exact identity, with running statistics of the true scale.
 
         Args:
-            features: batches of what the convolution will be given, each (B, C, h, w).
+            features: batches of the input, each (B, C, h, w).
         """
         count, total, square = 0, 0.0, 0.0
         for batch in features:
-            filtered = self.conv(batch.float()).double()
-            count += filtered.numel() // filtered.shape[1]
-            total = total + filtered.sum(dim=(0, 2, 3))
-            square = square + filtered.square().sum(dim=(0, 2, 3))
+            h = self.conv(batch.float()).double()
+            count += h.numel() // h.shape[1]
+            total = total + h.sum(dim=(0, 2, 3))
+            square = square + h.square().sum(dim=(0, 2, 3))
         mean = torch.as_tensor(total / count)
         variance = torch.as_tensor(square / count - mean**2).clamp(min=0)
         self.bn.running_mean.copy_(mean)  # type: ignore[union-attr]
@@ -54,7 +54,7 @@ class NeuralPolarizer(nn.Module):
 
     @torch.no_grad()
     def folded(self) -> tuple[Tensor, Tensor]:
-        """The same map in eval mode as one matrix and one offset: g(h) = A h + b at every position.
+        """Return the map in eval mode as one matrix and one offset: g(h) = A h + b at every position.
 
         Returns:
             A (C, C) and b (C,), A = diag(gamma / sqrt(var + eps)) W, b = beta - gamma mu / sqrt(var + eps).

@@ -1,6 +1,7 @@
 """The outer level: the loss terms of Eq. 2, 3 and 5, each per image and averaged over the batch.
 
-`kept`, (B,) bool, leaves images out of a mean: those that already have the attacker's class. None: all are kept.
+`kept`, (B,) bool, leaves images out of a mean: those that already have their target class. None: all are
+kept.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from npd_core.polarizer.perturbation import runner_up
 
 
 def loss_bn(logits: Tensor, y: Tensor) -> Tensor:
-    """L_bn = CE(f_hat(x), y) on clean images (Eq. 5). (B, K), (B,) -> scalar."""
+    """Return L_bn = CE(f_hat(x), y) on clean images (Eq. 5). (B, K), (B,) -> scalar."""
     return F.cross_entropy(logits, y)
 
 
 def minus_log_not(logits: Tensor, k: Tensor, form: str = "exact") -> Tensor:
-    """-log(1 - s_k), s = softmax(logits): what it costs that class k is likely.
+    """Return -log(1 - s_k) with s = softmax(logits): the penalty on the probability of class k.
 
     Args:
         logits: (B, K) float32.
         k: (B,) int64.
-        form: `exact` is logsumexp over all minus logsumexp over the others, finite with a gradient that never vanishes;
-            `mart` is -log(1.0001 - s_k + 1e-12), which caps the term at 9.21.
+        form: `exact` is logsumexp over all minus logsumexp over the other classes, which is finite and has a
+            gradient that never vanishes; `mart` is -log(1.0001 - s_k + 1e-12), which caps the term at 9.21.
     Returns:
         (B,), at least 0 for `exact`.
     """
@@ -38,30 +39,30 @@ def minus_log_not(logits: Tensor, k: Tensor, form: str = "exact") -> Tensor:
 
 
 def mean_of(values: Tensor, kept: Tensor | None) -> Tensor:
-    """Mean over the kept images, 0 when there is none; the others get no gradient. (B,) -> scalar."""
+    """Return the mean over the kept images, 0 when there is none. (B,) -> scalar."""
     return values.mean() if kept is None else (values * kept).sum() / kept.sum().clamp(min=1)
 
 
 def loss_asr(logits: Tensor, target: Tensor, form: str = "exact", kept: Tensor | None = None) -> Tensor:
-    """L_asr = -log(1 - s_target) on perturbed images (Eq. 2). (B, K), (B,) -> scalar."""
+    """Return L_asr = -log(1 - s_target) on perturbed images (Eq. 2). (B, K), (B,) -> scalar."""
     return mean_of(minus_log_not(logits, target, form), kept)
 
 
 def loss_bce1(logits: Tensor, y: Tensor, kept: Tensor | None = None) -> Tensor:
-    """First term of the boosted cross-entropy, -log s_y on perturbed images (Eq. 3). (B, K), (B,) -> scalar."""
-    return (
-        F.cross_entropy(logits, y)
-        if kept is None
-        else mean_of(F.cross_entropy(logits, y, reduction="none"), kept)
-    )
+    """Return the first term of the boosted cross-entropy, -log s_y on perturbed images (Eq. 3). (B, K), (B,)
+    -> scalar."""
+    if kept is None:
+        return F.cross_entropy(logits, y)
+    return mean_of(F.cross_entropy(logits, y, reduction="none"), kept)
 
 
 def loss_bce2(logits: Tensor, y: Tensor, form: str = "exact", kept: Tensor | None = None) -> Tensor:
-    """Second term, -log(1 - max over k != y of s_k) on perturbed images (Eq. 3). (B, K), (B,) -> scalar."""
+    """Return the second term, -log(1 - max over k != y of s_k) on perturbed images (Eq. 3). (B, K), (B,) ->
+    scalar."""
     return mean_of(minus_log_not(logits, runner_up(logits.detach(), y), form), kept)
 
 
 def total(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """Weighted sum of the terms (Eq. 5). A weight of 0 removes its term exactly."""
+    """Return the weighted sum of the terms (Eq. 5). A weight of 0 removes its term exactly."""
     parts = [weights[name] * term for name, term in terms.items() if weights[name] != 0]
     return torch.stack(parts).sum() if parts else torch.stack([0.0 * term for term in terms.values()]).sum()

@@ -1,4 +1,4 @@
-"""The inner level (Eq. 4): a small perturbation, of each image or of all, that changes what the network says."""
+"""The inner level (Eq. 4): a small perturbation, of each image or of all, that changes the prediction."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ class Ball(Protocol):
     def rho(self) -> float: ...
 
     def project(self, delta: Tensor) -> Tensor:
-        """The nearest (l2, linf) or the scaled (l1) delta inside the ball; (B, 3, H, W) -> the same shape."""
+        """Return the nearest (l2, linf) or the scaled (l1) delta inside the ball; (B, 3, H, W) -> the same
+        shape."""
 
 
 @dataclass(frozen=True)
 class L2Ball:
-    """The sum of squares over all colour values of one image is at most rho^2."""
+    """The sum of squares over all pixel values of one image is at most rho^2."""
 
     rho: float
 
@@ -39,8 +40,8 @@ class L2Ball:
 
 @dataclass(frozen=True)
 class L1Ball:
-    """The sum of absolute values is at most rho. Projection by scaling, which stays inside but is not the nearest
-    point."""
+    """The sum of absolute values is at most rho. The projection scales delta, which is not the nearest delta
+    inside."""
 
     rho: float
 
@@ -50,7 +51,7 @@ class L1Ball:
 
 @dataclass(frozen=True)
 class LinfBall:
-    """No colour value changes by more than rho."""
+    """No pixel value changes by more than rho."""
 
     rho: float
 
@@ -67,13 +68,14 @@ assert tuple(BALLS) == NORMS
 
 
 def runner_up(logits: Tensor, y: Tensor) -> Tensor:
-    """Surrogate target y' = argmax over k != y of the logits. (B, K), (B,) -> (B,) int64; never equal to y."""
+    """Return the surrogate target y' = argmax over k != y of the logits. (B, K), (B,) -> (B,) int64; never
+    equal to y."""
     return logits.scatter(1, y[:, None], float("-inf")).argmax(dim=1)
 
 
 def direction(gradient: Tensor, how: str, images: Tensor | None = None) -> Tensor:
-    """Steepest way down of one inner step: `sign`, `l2` (unit length per perturbation) or `raw` (gradient of the batch
-    mean).
+    """Return the direction of an inner step, which is subtracted: `sign`, `l2` (unit length per perturbation)
+    or `raw` (gradient of the batch mean).
 
     Args:
         gradient: of the loss summed over the batch, (n, 3, H, W).
@@ -89,7 +91,7 @@ def direction(gradient: Tensor, how: str, images: Tensor | None = None) -> Tenso
 
 
 class Perturbed(NamedTuple):
-    """Images of the inner level, and what the network says of them."""
+    """Perturbed images and their logits."""
 
     x: Tensor
     """(B, 3, H, W) in [0, 1], detached: clip(x + delta, 0, 1)."""
@@ -103,12 +105,12 @@ class Shared(NamedTuple):
     """Universal perturbations, one for all images with the same target."""
 
     delta: Tensor
-    """(n, 3, H, W): where the steps start from."""
+    """(n, 3, H, W): start of the steps."""
     member: Tensor
-    """(B, n) of 0 and 1 in the type of `delta`: row i names the perturbation of image i; all 0: it has none."""
+    """(B, n) of 0 and 1 in the type of `delta`: row i selects the perturbation of image i; all 0: none."""
 
     def of_images(self, delta: Tensor) -> Tensor:
-        """What each image is changed by: (n, 3, H, W) -> (B, 3, H, W)."""
+        """Return the perturbation of each image: (n, 3, H, W) -> (B, 3, H, W)."""
         return torch.einsum("bn,nchw->bchw", self.member, delta)
 
 
@@ -126,25 +128,26 @@ def pgd(
     kept: Tensor | None = None,
     shared: Shared | None = None,
 ) -> Perturbed:
-    """PGD (Madry et al., 2018): delta* = argmin of CE(f(clip(x + delta)), label) inside the ball (Eq. 4), or argmax.
+    """Run PGD (Madry et al., 2018): delta* = argmin of CE(f(clip(x + delta)), label) inside the ball (Eq. 4),
+    or argmax.
 
-    Each forward pass serves twice: as the success check of the step before it and as the start of the next one; the
-    last one is the pass on the perturbed images that the outer level needs. S steps cost S + 1 forward and S backward
-    passes, and fewer when the loop ends early.
+    Each forward pass is the success check of the step before it and the start of the next step. The last one
+    is the pass on the perturbed images that the outer level needs. So S steps cost S + 1 forward and S
+    backward passes, fewer when the loop ends early.
 
     Args:
         logits: the network.
         x: images, (B, 3, H, W) in [0, 1].
-        label: class to reach, or to leave, (B,) int64.
+        label: class to reach, or with `away` to leave, (B,) int64.
         steps: S, at least 1.
         step_size: length of one step, in pixel units.
         step: see `direction`.
-        early_stop: the loop ends when this share of the kept images has reached, or left, its label; costs one host
-            sync a step.
+        early_stop: the loop ends when more than this share of the kept images has reached, or left, its
+            label; costs one host sync a step.
         away: untargeted: leave `label` (argmax) instead of reaching it.
-        kept: (B,) bool; the other images have no say and stay as they are. None: all are kept.
-        shared: universal perturbations to go on from (Moosavi-Dezfooli et al., 2017; targeted: Lu et al., 2021);
-            each is projected as one image's would be. None: each image has its own, from 0.
+        kept: (B,) bool; the other images are ignored. None: all are kept.
+        shared: universal perturbations to continue from (Moosavi-Dezfooli et al., 2017; targeted: Lu et al.,
+            2021), each projected like that of one image. None: each image has its own, from 0.
     """
     delta = torch.zeros_like(x) if shared is None else shared.delta.detach()
     images = None if shared is None else shared.member.sum(0)
@@ -165,7 +168,8 @@ def pgd(
 
 
 def _reached(logits: Tensor, label: Tensor, away: bool, kept: Tensor | None) -> Tensor:
-    """Share of the kept images that the network calls by `label`, or with `away` by any other; 0 when none is kept."""
-    called = logits.argmax(1)
-    hits = called.ne(label) if away else called.eq(label)
+    """Return the share of kept images predicted as `label`, or with `away` as any other class; 0 when none is
+    kept."""
+    predicted = logits.argmax(1)
+    hits = predicted.ne(label) if away else predicted.eq(label)
     return hits.float().mean() if kept is None else (hits & kept).sum() / kept.sum().clamp(min=1)

@@ -58,8 +58,8 @@ class Outer(NamedTuple):
     perturbed: np.ndarray
     """(K,) logits."""
     losses: dict[str, float]
-    """`bn`, `asr`, `bce1`, `bce2` (Eq. 2, 3, 5) and `total`, their weighted sum; only `bn` and `total` where all other
-    weights are 0."""
+    """`bn`, `asr`, `bce1`, `bce2` (Eq. 2, 3, 5) and `total`, their weighted sum; only `bn` and `total` where
+    all other weights are 0."""
 
 
 class Trace(NamedTuple):
@@ -72,9 +72,11 @@ class Trace(NamedTuple):
     target: int
     """y', the surrogate target."""
     attacked: np.ndarray
-    """(K,) logits of the network that the inner level attacks (f_w or f_hat), on the clean image; they decide y'."""
+    """(K,) logits of the network that the inner level attacks (f_w or f_hat), on the clean image; they decide
+    y'."""
     inner: tuple[Inner, ...]
-    """From delta = 0 to the last delta: one more than steps were taken. Empty where the weights leave only L_bn."""
+    """From delta = 0 to the last delta: one more than steps were taken. Empty where the weights leave only
+    L_bn."""
     before: Outer
     weights: dict[str, float]
     lr: float
@@ -112,8 +114,8 @@ class _RecordingBall:
 
 
 def start(net: PolarizedNet, clean: ImageSet, cfg: NPDConfig) -> State:
-    """Put theta where training begins, before its warm-up: the identity, with the statistics of `clean` where the config
-    needs them. Returns a copy of theta. Raises ConfigError as the trainer does."""
+    """Put theta where training begins, before its warm-up: the identity, with the statistics of `clean` where
+    the config needs them. Returns a copy of theta. Raises ConfigError as the trainer does."""
     trainer = Trainer(net, clean, replace(cfg, cache=False), next(net.parameters()).device)
     trainer.start_statistics()
     return trainer.state()
@@ -122,9 +124,9 @@ def start(net: PolarizedNet, clean: ImageSet, cfg: NPDConfig) -> State:
 def trace(net: PolarizedNet, image: Tensor, label: int, cfg: NPDConfig) -> Trace:
     """Take the first step of `npd` from the theta of `net`, on a batch of one image, and record all of it.
 
-    The trainer's own functions take the step; gradients and logits along the inner loop are computed again. What has no
-    effect on a first step is left out: warm-up, momentum, and the pull of `decay_to_identity`. Everything
-    runs in fp32. Afterwards `net.polarizer` holds the new theta.
+    The trainer's own functions take the step; gradients and logits along the inner loop are computed again.
+    Warm-up, momentum and the pull of `decay_to_identity` are left out, as they do not affect a first step.
+    Everything runs in fp32. Afterwards `net.polarizer` holds the new theta.
 
     Args:
         image: (3, H, W) uint8, or float in [0, 1].
@@ -155,8 +157,8 @@ def trace(net: PolarizedNet, image: Tensor, label: int, cfg: NPDConfig) -> Trace
     after = _outer(trainer, h, h_adv, {**losses, "total": objective.total(losses, trainer.weights)})
     clear_gradients(trainer.params)
     return Trace(
-        net.layer, _plain(x), label, int(target), _plain(attacked), inner, before, dict(trainer.weights), cfg.lr,
-        parts, after,
+        net.layer, _plain(x), label, int(target), _plain(attacked), inner,
+        before, dict(trainer.weights), cfg.lr, parts, after,
     )  # fmt: skip
 
 
@@ -178,7 +180,8 @@ def _inner_steps(trainer: Trainer, ball: _RecordingBall, x: Tensor, target: Tens
         found.append(
             Inner(
                 _plain(delta), _norm(delta.detach(), norm), _plain(z), float(loss.detach()),
-                _plain(gradient) if k < steps else None, _norm(ball.unprojected[k], norm) if k < steps else None,
+                gradient=_plain(gradient) if k < steps else None,
+                unprojected=_norm(ball.unprojected[k], norm) if k < steps else None,
             )
         )  # fmt: skip
     return tuple(found)

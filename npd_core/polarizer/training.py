@@ -30,7 +30,8 @@ REMEDY = "lower the learning rate (`lr`), `rho` or the lambdas, or set `clip_gra
 
 State = dict[str, Tensor]
 TargetRule = Callable[[Tensor], Tensor]
-"""True labels (B,) int64 -> the attacker's target classes (B,) int64; equal where an image cannot be attacked."""
+"""True labels (B,) int64 -> the attacker's target classes (B,) int64; equal where an image cannot be
+attacked."""
 
 
 class InnerResult(NamedTuple):
@@ -99,7 +100,8 @@ class Trainer:
         """Indices of the clean images without such a result."""
 
     def _targets(self, variant: str, labels: Tensor) -> Tensor:
-        """Return the attacker's target classes of these images, ascending; where no target is known, one zero."""
+        """Return the attacker's target classes of these images, ascending; where no target is known, one
+        zero."""
         if self.variant.target != "known":
             return torch.zeros(1, dtype=torch.int64)
         if self.target_rule is None:
@@ -109,8 +111,8 @@ class Trainer:
         target = self.target_rule(labels)
         if not bool(target.ne(labels).any()):
             raise ConfigError(
-                f"`{variant}` needs clean images with another class than the attacker's target, and there are none: "
-                "use more images, or `npd`, which needs no target."
+                f"`{variant}` needs clean images with another class than the attacker's target, and there are "
+                "none: use more images, or `npd`, which needs no target."
             )
         return target[target != labels].unique()
 
@@ -135,8 +137,8 @@ class Trainer:
         self.earlier = [*self.earlier[-LOW_EPOCHS:], (epoch, self.kept)]
 
     def fall_back(self, minimum: float) -> None:
-        """After a failure, keep the last state with a clean accuracy of at least `minimum`. The accuracy counted during
-        an epoch may still be good when that at its end is not."""
+        """After a failure, keep the last state with a clean accuracy of at least `minimum`. The accuracy
+        counted during an epoch may still be good when that at its end is not."""
         for epoch, state in reversed(self.earlier):
             self.kept, self.kept_epoch = state, epoch
             self.polarizer.load_state_dict(state)
@@ -157,8 +159,8 @@ class Trainer:
             return self.net(x)
 
     def shared(self, count: int, target: Tensor | None, kept: Tensor | None) -> Shared | None:
-        """Return the universal perturbations, and which of the `count` images gets which: that of its target, none when
-        it is left out; without a target all get the same. None where each image has its own."""
+        """Return the universal perturbations, and which of the `count` images gets which: that of its target,
+        none when it is left out; without a target all get the same. None where each image has its own."""
         if not self.variant.universal:
             return None
         if target is None or kept is None:
@@ -178,12 +180,14 @@ class Trainer:
 
     def known_target(self, y: Tensor) -> Tensor | None:
         """Return the attacker's target classes, (B,) int64, for the variants that know them."""
-        known = self.variant.target == "known" and self.target_rule is not None
-        return self.target_rule(y) if known and self.target_rule is not None else None
+        if self.variant.target != "known" or self.target_rule is None:
+            return None
+        return self.target_rule(y)
 
     def attack_base(self, x: Tensor, h: Tensor, y: Tensor) -> InnerResult:
-        """Solve the inner level on f_w: y' is its runner-up and delta* its perturbation. Images do not influence each
-        other, so the early stop, which depends on the whole batch, does not apply. Arguments as for `losses`."""
+        """Solve the inner level on f_w: y' is its runner-up and delta* its perturbation. Images do not
+        influence each other, so the early stop, which depends on the whole batch, does not apply. Arguments
+        as for `losses`."""
         cfg, features = self.cfg, h
 
         def logits(x_adv: Tensor) -> Tensor:
@@ -204,7 +208,8 @@ class Trainer:
         return InnerResult(features.detach(), target)
 
     def inner_result(self, chosen: Tensor, x: Tensor, h: Tensor, y: Tensor) -> InnerResult:
-        """Return `attack_base` of the clean images with these indices, computed once where features are cached."""
+        """Return `attack_base` of the clean images with these indices, computed once where features are
+        cached."""
         if self.clean.cached is None:
             return self.attack_base(x, h, y)
         on_device = chosen.to(self.device)
@@ -272,14 +277,15 @@ class Trainer:
     def _perturbed_logits(
         self, x: Tensor, y: Tensor, target: Tensor | None, kept: Tensor | None, stop_early: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Solve the inner level. Return logits of the perturbed images, and the universal perturbations if any."""
+        """Solve the inner level. Return logits of the perturbed images, and the universal perturbations if
+        any."""
         cfg = self.cfg
         base = cfg.attack_on == "base"
         with self.net.removed() if base else nullcontext():
             perturbed = pgd(
                 self.logits, x, y if target is None else target, ball=self.ball, steps=cfg.inner_steps,
-                step_size=cfg.inner_lr, step=cfg.inner_step, early_stop=cfg.early_stop if stop_early else None,
-                away=target is None, kept=kept, shared=self.shared(len(y), target, kept),
+                step_size=cfg.inner_lr, step=cfg.inner_step, away=target is None, kept=kept,
+                early_stop=cfg.early_stop if stop_early else None, shared=self.shared(len(y), target, kept),
             )  # fmt: skip
         universal = perturbed.delta if self.variant.universal else None
         if not (self.batch_statistics or base):
@@ -289,8 +295,8 @@ class Trainer:
         return self.outer_logits(h_adv), universal
 
     def outer_logits(self, h: Tensor) -> Tensor:
-        """Return (B, K) logits for the outer level; with the batch's own BatchNorm statistics where the config trains
-        on them, the running ones untouched."""
+        """Return (B, K) logits for the outer level; with the batch's own BatchNorm statistics where the
+        config trains on them, the running ones untouched."""
         if not self.batch_statistics:
             return self.suffix(h).float()
         self.polarizer.train()
@@ -329,7 +335,7 @@ class Trainer:
         self.identity = [p.detach().clone() for p in self.params]
 
     def warm_up(self, epoch: int) -> Generator[Event, None, dict[str, float]]:
-        """Train one epoch of L_bn alone (line 4 of Algorithm 1); `epoch` is negative. Returns the mean losses."""
+        """Train a (negative) epoch of L_bn alone, line 4 of Algorithm 1. Returns the mean losses."""
         self.polarizer.train(self.cfg.bn_mode in ("warmup_frozen", "train_clean_stats"))
         optimizer = torch.optim.SGD(self.params, lr=WARMUP_LR)
         means = LossMeans()
@@ -343,7 +349,7 @@ class Trainer:
     def epoch(
         self, epoch: int, optimizer: Optimizer
     ) -> Generator[Event, None, tuple[dict[str, float], float]]:
-        """Train one epoch of the bi-level problem. Returns the mean losses and the clean accuracy counted on the way."""
+        """Train one epoch of the bi-level problem. Returns the mean losses and the clean accuracy."""
         means, correct = LossMeans(), torch.zeros((), device=self.device)
         for step, chosen in enumerate(self.clean.indices()):
             x, h, y = self.clean.x(chosen), self.clean.features(chosen), self.clean.y(chosen)
@@ -406,7 +412,8 @@ class Trainer:
             clear_gradients(self.params)
 
     def _select(self, epoch: int, guard: Guard) -> tuple[bool, float | None]:
-        """Keep the state of this epoch if it is good: whether it was kept, and its objective on held-out images."""
+        """Keep the state of this epoch if it is good: whether it was kept, and its objective on held-out
+        images."""
         value = self.held_out_objective() if self.held_out is not None and epoch >= 0 else None
         if guard.low or (value is not None and value >= self.best):
             return False, value
@@ -415,7 +422,8 @@ class Trainer:
         return True, value
 
     def _ended_low(self, guard: Guard) -> bool:
-        """Whether the last state, which no later batch has measured, has lost the clean accuracy; then fall back."""
+        """Whether the last state, which no later batch has measured, has lost the clean accuracy; then fall
+        back."""
         if not guard.low:
             if self.kept_epoch != self.cfg.epochs - 1:
                 return False
@@ -452,8 +460,8 @@ def _split(clean: ImageSet, cfg: NPDConfig) -> tuple[ImageSet, ImageSet | None]:
     rest, held = hold_out(clean, cfg.holdout, cfg.seed + 1)
     if held.size == 0 or rest.size < 2:
         raise ConfigError(
-            f"A `holdout` of {cfg.holdout:g} needs a class with at least 2 images and 2 images left for training, "
-            f"which the {clean.size} clean images do not have: use more images, or 0."
+            f"A `holdout` of {cfg.holdout:g} needs a class with at least 2 images and 2 images left for "
+            f"training, but there are {clean.size} clean images: use more images, or 0."
         )
     return rest, held
 
@@ -467,15 +475,16 @@ def train_polarizer(
     variant: str = "npd",
     target_rule: TargetRule | None = None,
 ) -> Generator[Event, None, None]:
-    """Run Algorithm 1. Changes only `net.polarizer`, which holds the kept state when the generator ends or is closed.
+    """Run Algorithm 1. Changes only `net.polarizer`, which holds the kept state when the generator ends or is
+    closed.
 
     Args:
         net: moved to `device`; in eval mode afterwards.
         clean: D_bn, the defender's clean images.
         device: where to train; None: where `net` is.
         variant: a name in VARIANTS, which says what replaces the unknown trigger.
-        target_rule: the attacker's target class of each label, for the variants that know it. Images that already have
-            their target are left out of the inner level, L_asr and L_bce, and stay in L_bn.
+        target_rule: the attacker's target class of each label, for the variants that know it. Images that
+            already have their target are left out of the inner level, L_asr and L_bce, and stay in L_bn.
     Raises:
         UnknownNameError: no such variant.
         ConfigError: fewer than 2 clean images, or no target where one has to be known.

@@ -1,1 +1,2 @@
-"""What every training loop needs: batches, learning-rate schedules, gradient steps, and a guard against collapse."""
+"""What every training loop needs: batches, learning-rate schedules, gradient steps, and a guard against
+collapse."""

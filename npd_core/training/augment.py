@@ -33,8 +33,8 @@ def augment(images: Tensor, pad: int, flip: bool, generator: torch.Generator) ->
 
 
 def cut_out(x: Tensor, side: int, generator: torch.Generator) -> Tensor:
-    """Black out a square of each image (Cutout, DeVries and Taylor 2017). Its center is uniform over the image, so
-    part of it may lie outside.
+    """Black out a square of each image (Cutout, DeVries and Taylor 2017). Its center is uniform over the
+    image, so part of it may lie outside.
 
     Args:
         x: (B, 3, H, W) in [0, 1].

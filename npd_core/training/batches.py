@@ -54,8 +54,8 @@ class Batches:
         """Draw a new order and return the indices of its batches, on the CPU.
 
         Args:
-            drop_last: leave out the images that fill no batch. Otherwise the last batch may be smaller; a single
-                left-over image joins the batch before.
+            drop_last: leave out the images that fill no batch. Otherwise the last batch may be smaller; a
+                single left-over image joins the batch before.
         """
         order = torch.randperm(len(self), generator=self.generator)
         if drop_last:
@@ -63,7 +63,8 @@ class Batches:
         return self._split(order)
 
     def x(self, chosen: Tensor) -> Tensor:
-        """Return the images with these indices as (B, 3, H, W) float32 in [0, 1], channels last, not augmented."""
+        """Return the images with these indices as (B, 3, H, W) float32 in [0, 1], channels last, not
+        augmented."""
         return as_input(self.images[chosen.to(self.device)])
 
     def y(self, chosen: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ class Batches:
         return self.labels[chosen.to(self.device)]
 
     def take(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Return images as `x` does, but augmented anew, and their labels."""
+        """Return images as `x` does, but newly augmented, and their labels."""
         images = self.images[chosen.to(self.device)]
         if self.pad or self.flip:
             images = augment(images, self.pad, self.flip, self.generator)

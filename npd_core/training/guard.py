@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 
 LOW_EPOCHS = 3
-"""Epochs in a row with less than half of the clean accuracy of the start after which a training has failed."""
+"""Epochs in a row with less than half of the clean accuracy of the start after which a training has
+failed."""
 NOT_FINITE = "The loss is no longer a number"
 COLLAPSED = f"Clean accuracy stayed below half of its start for {LOW_EPOCHS} epochs"
 ENDED_LOW = "Clean accuracy ended below half of its start"

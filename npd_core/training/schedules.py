@@ -13,8 +13,8 @@ def epoch_schedule(name: str, optimizer: Optimizer, epochs: int) -> Callable[[fl
     """Return what to call after every epoch, with the mean loss of that epoch.
 
     Args:
-        name: `cosine` to zero over `epochs`; `plateau`, a tenth whenever the loss has not fallen for 10 epochs; or
-            `constant`.
+        name: `cosine` to zero over `epochs`; `plateau`, a tenth whenever the loss has not fallen for 10
+            epochs; or `constant`.
     """
     if name == "plateau":
         return ReduceLROnPlateau(optimizer, factor=0.1, patience=10).step
@@ -33,7 +33,8 @@ def one_cycle(step: int, steps: int, peak_lr: float, warm_fraction: float) -> fl
 
 
 def step_schedule(optimizer: Optimizer, rate: Callable[[int], float], first: int = 0) -> LambdaLR:
-    """Set the learning rate of step `first` to `rate(first)`, and of the next one at every call of `.step()`."""
+    """Set the learning rate of step `first` to `rate(first)`, and of the next one at every call of
+    `.step()`."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] = 1.0  # which LambdaLR multiplies by the rate
     return LambdaLR(optimizer, rate, last_epoch=first - 1)

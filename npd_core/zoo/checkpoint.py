@@ -31,8 +31,9 @@ class Checkpoint(NamedTuple):
     def save(self, epochs: int, seconds: float) -> None:
         """Write the state after `epochs` epochs. Raises StorageError; the earlier state then stays."""
         state = {
-            "net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "epochs": epochs,
-            "seconds": seconds, "recipe": json.dumps(self.recipe.to_dict()), "poisoning": json.dumps(self.poisoning),
+            "net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "epochs": epochs, "seconds": seconds,
+            "recipe": json.dumps(self.recipe.to_dict()), "poisoning": json.dumps(self.poisoning),
         }  # fmt: skip
         if self.trigger is not None:
             state["trigger"] = self.trigger.state_dict()
@@ -43,7 +44,8 @@ class Checkpoint(NamedTuple):
                 raise OSError(str(error)) from error
 
     def resume(self) -> tuple[int, float] | None:
-        """Load the saved state. Return its epochs and seconds, or None where there is none. Raises CheckpointError."""
+        """Load the saved state. Return its epochs and seconds, or None where there is none. Raises
+        CheckpointError."""
         path = self.path
         if not path.exists():
             return None
@@ -72,7 +74,8 @@ class Checkpoint(NamedTuple):
 
 
 def describe_poisoning(data: PoisonedSet, ratio: float | None) -> dict[str, Any]:
-    """Identify the attacker's training set: its sha256, and the poison ratio where batches are poisoned in the loop."""
+    """Identify the attacker's training set: its sha256, and the poison ratio where batches are poisoned in
+    the loop."""
     digest = hashlib.sha256()
     for part in (data.images, data.labels):
         digest.update(part.cpu().contiguous().numpy().data)

@@ -1,4 +1,5 @@
-"""Train a classifier on poisoned images from scratch, as a generator of events. Resumable after every epoch."""
+"""Train a classifier on poisoned images from scratch, as a generator of events. Resumable after every
+epoch."""
 
 from __future__ import annotations
 
@@ -48,12 +49,13 @@ def train_classifier(
     """Train all of `net` on the attacker's set. Yields a StepEnd a batch and an EpochEnd an epoch.
 
     Args:
-        net: freshly built, or after the `done` first epochs of the recipe, at the end of a cycle; moved to `device`.
-        checkpoint: written after every epoch; an existing one of the same recipe is continued, with the same result
-            as a training that was never interrupted.
+        net: freshly built, or after the `done` first epochs of the recipe, at the end of a cycle; moved to
+            `device`.
+        checkpoint: written after every epoch; an existing one of the same recipe is continued, with the same
+            result as a training that was never interrupted.
         compiled: run the network through torch.compile, which pays off after about ten minutes of training.
-        in_loop: poisons each batch of `data`, which then holds clean images with true labels. Its trigger may be
-            trained too.
+        in_loop: poisons each batch of `data`, which then holds clean images with true labels. Its trigger may
+            be trained too.
     Raises:
         CheckpointError: the checkpoint is damaged, or belongs to another recipe or another training set.
         StorageError: the checkpoint cannot be written; that of the epoch before stays.

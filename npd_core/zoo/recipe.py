@@ -1,4 +1,5 @@
-"""How the models of the zoo are trained: settings as a frozen value, and the defaults of each data set. No torch."""
+"""How the models of the zoo are trained: settings as a frozen value, and the defaults of each data set. No
+torch."""
 
 from __future__ import annotations
 
@@ -26,23 +27,26 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     pad: int = 2
-    """Border of the random crop, in pixels; filled with 0. With 4, two patches in five would be cropped away."""
+    """Border of the random crop, in pixels; filled with 0. With 4, two patches in five would be cropped
+    away."""
     flip: bool = True
     overlay: float = 0.0
-    """Upper end of the weight, uniform from 0, with which another image of the batch is blended into each image; labels
-    are kept."""
+    """Upper end of the weight, uniform from 0, with which another image of the batch is blended into each
+    image; labels are kept."""
     cutout: int = 0
     """Side, in pixels, of a black square at a random position of each image; 0: none."""
     label_smoothing: float = 0.0
     trigger_falls: bool = True
-    """Whether the learning rate of a trainable trigger falls to zero with the classifier's, or stays constant."""
+    """Whether the learning rate of a trainable trigger falls to zero with the classifier's, or stays
+    constant."""
     trigger_weight: float = 1.0
     """Weight of the trigger's own loss (Input-aware: diversity), added to the classifier's."""
     growing: tuple[tuple[float, int], ...] = ()
-    """Smaller images in the first epochs, which cost less: (share of `epochs`, pixels) pairs, each until its share is
-    done."""
+    """Smaller images in the first epochs, which cost less: (share of `epochs`, pixels) pairs, each until its
+    share is done."""
     again: tuple[tuple[int, float], ...] = ()
-    """Further one-cycle schedules after the first, on images of full size: (epochs, peak learning rate) pairs."""
+    """Further one-cycle schedules after the first, on images of full size: (epochs, peak learning rate)
+    pairs."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -57,11 +61,11 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
-        """Return the recipe that `to_dict` wrote; a missing field has its default. Raises ConfigError, TypeError."""
-        known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
-        return cls(
-            **known | {name: tuple((one, other) for one, other in values.get(name, ())) for name in PAIRS}
-        )
+        """Return the recipe that `to_dict` wrote; a missing field has its default. Raises ConfigError,
+        TypeError."""
+        given = {field.name: values[field.name] for field in fields(cls) if field.name in values}
+        pairs = {name: tuple((one, other) for one, other in values.get(name, ())) for name in PAIRS}
+        return cls(**given | pairs)
 
     @property
     def total(self) -> int:
@@ -69,7 +73,8 @@ class Recipe:
         return self.epochs + sum(epochs for epochs, _ in self.again)
 
     def cycle(self, epoch: int) -> tuple[int, int, float]:
-        """Return first epoch, number of epochs and peak learning rate of the one-cycle schedule of an epoch."""
+        """Return first epoch, number of epochs and peak learning rate of the one-cycle schedule of an
+        epoch."""
         first, epochs, peak = 0, self.epochs, self.peak_lr
         for more, lower in self.again:
             if epoch < first + epochs:
@@ -89,16 +94,18 @@ BY_DATASET: dict[str, dict[str, Any]] = {
     "tiny_imagenet": {"epochs": 20},
 }
 OVERLAY = {"blended": 0.35}
-"""For attacks with a trigger over the whole image: the network learns to tolerate an overlay; docs/npd-in-practice.md
-says where this helps."""
+"""For attacks with a trigger over the whole image: the network learns to tolerate an overlay;
+docs/npd-in-practice.md says where this helps."""
 OVERLAY_BY_DATASET = {"signs": 0.5}
-"""The same by data set: more costs signs no clean accuracy, and leaves the polarizer more of the true class."""
+"""The same by data set: more costs signs no clean accuracy, and leaves the polarizer more of the true
+class."""
 
 SLOW_TO_TAKE: dict[tuple[str, str], dict[str, Any]] = {
     ("signs", "wanet"): {"epochs": 40, "batch_size": 64},
     ("signs", "input_aware"): {"epochs": 40, "batch_size": 64},
 }
-"""Backdoors that need more steps than the clean task: with fewer, the network learns the signs and not the trigger."""
+"""Backdoors that need more steps than the clean task: with fewer, the network learns the signs and not the
+trigger."""
 
 FIXED_SIZE = ("vgg19_bn",)
 """Architectures that halve the image too often to take a smaller one."""

@@ -60,7 +60,8 @@ class ModelName(NamedTuple):
 
 
 def parse_id(model: str) -> ModelName:
-    """Split an id such as `signs-badnets_a2o-preact_resnet18-w32`. The attack `clean` stands for a clean model.
+    """Split an id such as `signs-badnets_a2o-preact_resnet18-w32`. The attack `clean` stands for a clean
+    model.
 
     Raises:
         ConfigError: not of the form `<dataset>-<attack>-<arch>-w<width>`.
@@ -84,7 +85,8 @@ def parse_id(model: str) -> ModelName:
 
 
 def paper_models(width: int | None = None, attacks: Sequence[str] | None = None) -> list[ModelName]:
-    """List the models of the preset `paper` in the order of their training. Raises UnknownNameError, ConfigError."""
+    """List the models of the preset `paper` in the order of their training. Raises UnknownNameError,
+    ConfigError."""
     width, attacks = width or PAPER_WIDTH, attacks or tuple(ATTACKS)
     return [parse_id(model_id(data, attack, arch, width)) for data, arch in PAPER for attack in attacks]
 
@@ -100,8 +102,8 @@ def plan(
 ) -> tuple[Recipe, float]:
     """Return the recipe, with its seed, and the poison ratio that `train_model` would use.
 
-    For a model of the zoo they are those of its card unless given, and `longer` adds a cycle of that many epochs to the
-    recipe. A new model has the default recipe, the ratio 0.1 and the seed 0.
+    For a model of the zoo they are those of its card unless given, and `longer` adds a cycle of that many
+    epochs to the recipe. A new model has the default recipe, the ratio 0.1 and the seed 0.
 
     Raises:
         As `train_model`.
@@ -144,25 +146,29 @@ def train_model(
     device: str = "auto",
     zoo: Zoo = Zoo(),
 ) -> Iterator[Event]:
-    """Train `model`, measure it on the test split and write it into the zoo with its card. Resumable after every epoch.
+    """Train `model`, measure it on the test split and write it into the zoo with its card. Resumable after
+    every epoch.
 
-    A trigger that must be made comes first. If it is made against a clean model, `<dataset>-clean-<arch>-w<width>` is
-    trained before it with the same epochs and seed, unless the zoo has one, and stays in the zoo.
+    A trigger that must be made comes first. If it is made against a clean model,
+    `<dataset>-clean-<arch>-w<width>` is trained before it with the same epochs and seed, unless the zoo has
+    one, and stays in the zoo.
 
     Args:
         model: id; see `parse_id`.
         poison_ratio: share of the training images that the attacker stamps and relabels; 0 for a clean model.
         poison_ratio, epochs, seed: None: see `plan`.
-        longer: epochs by which to continue the training of a model of the zoo, and of its trigger if that is trained.
+        longer: epochs by which to continue the training of a model of the zoo, and of its trigger if that is
+            trained.
         zoo: where the model goes.
     Yields:
-        the events of each training, which begins with its Started; the only Finished is the last, with the card as its
-        result.
+        the events of each training, which begins with its Started; the only Finished is the last, with the
+        card as its result.
     Raises:
         UnknownNameError: a part of the id does not exist.
         ConfigError: an invalid id, ratio or number of epochs, or the zoo has the model at another ratio.
         DataMissingError: the training or the test split is not on this machine.
-        CheckpointError: a damaged card, or files of an interrupted training that are damaged or of another one.
+        CheckpointError: a damaged card, or files of an interrupted training that are damaged or of another
+            one.
         StorageError: a file could not be written; the state after the last epoch stays.
     """
     name = parse_id(model)
@@ -239,8 +245,8 @@ def _measure_and_save(
 def _compact(
     net: Normalized, sets: TestSets, device: torch.device
 ) -> tuple[dict[str, torch.Tensor], Metrics]:
-    """Return what to store and its metrics: eight bits a weight, unless this costs more ACC than LOSS compared with
-    float16. `net` then holds what is stored."""
+    """Return what to store and its metrics: eight bits a weight, unless this costs more ACC than LOSS
+    compared with float16. `net` then holds what is stored."""
     stored, measured = half_precision(net), evaluate(net, sets, device)
     smaller = eight_bits(net)
     net.load_state_dict(restored(smaller))
@@ -254,7 +260,8 @@ def _compact(
 def _attack_for(
     name: ModelName, data: ImageSet, epochs: int | None, seed: int, device: torch.device, zoo: Zoo
 ) -> Generator[Event, None, Attack]:
-    """Return the attack of the model to train; its trigger is made now, or was made by an interrupted training."""
+    """Return the attack of the model to train; its trigger is made now, or was made by an interrupted
+    training."""
     if name.attack == CLEAN:
         return get_attack(CLEAN, name.dataset)
     if name.attack not in MAKE:
@@ -281,9 +288,10 @@ def _attack_for(
 
 
 def own_params(name: ModelName) -> dict[str, int]:
-    """Return the parameters of an attack that depend on the model. The networks that make the trigger of Input-aware
-    are half as wide as the attacked one, as in the paper, but at most 16 channels: with 32 a model of width 64 would
-    take 14 MB."""
+    """Return the parameters of an attack that depend on the model. The networks that make the trigger of
+    Input-aware
+    are half as wide as the attacked one, as in the paper, but at most 16 channels: with 32 a model of width
+    64 would take 14 MB."""
     return {"width": min(16, max(4, name.width // 2))} if name.attack == "input_aware" else {}
 
 
@@ -315,7 +323,8 @@ class Verdict(NamedTuple):
 
 
 TOLERANCE = 0.005
-"""How far a metric may lie from its card: other hardware rounds differently, and the stored weights are rounded."""
+"""How far a metric may lie from its card: other hardware rounds differently, and the stored weights are
+rounded."""
 
 
 def verify_model(model: str, device: str = "auto", zoo: Zoo = Zoo()) -> Verdict:

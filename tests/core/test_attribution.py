@@ -124,7 +124,8 @@ def test_occlusion_of_a_linear_model_is_the_window_mean_of_weights_times_input(i
 
 
 def test_gradient_shap_of_a_linear_model_is_unbiased(images: Tensor) -> None:
-    """Mean over draws of w * (x - reference), references 0, 0.5, 1: w * (x - 0.5) up to which ones were drawn."""
+    """Mean over draws of w * (x - reference), references 0, 0.5, 1: w * (x - 0.5) up to which ones were
+    drawn."""
     net = Linear()
     found = attribute(net, images, 1, "gradient_shap")
     weights = net.weights[1].sum(0).detach()
@@ -147,7 +148,8 @@ def test_integrated_gradients_is_complete(small: Small, images: Tensor) -> None:
 
 
 def test_gradcam_of_mean_pooled_features_is_the_class_weight_times_the_map(images: Tensor) -> None:
-    """With logits = fc(mean(conv(x))), the gradient of a feature map is its weight over the number of positions."""
+    """With logits = fc(mean(conv(x))), the gradient of a feature map is its weight over the number of
+    positions."""
     conv, fc = nn.Conv2d(3, 5, 3, stride=2, padding=1), nn.Linear(5, 4)
     net = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), fc).eval()
     found = attribute(net, images, 2, "layer_gradcam", layer="0")

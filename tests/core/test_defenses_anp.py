@@ -1,4 +1,5 @@
-"""ANP: the perturbed network against one written out, masks against a slow recomputation, a planted neuron."""
+"""ANP: the perturbed network against one written out, masks against a slow recomputation, a planted
+neuron."""
 
 import copy
 import json
@@ -195,8 +196,8 @@ def test_bisection_finds_what_a_sweep_finds(limit):
 
 
 class Planted(nn.Module):
-    """Four classes by the brightest quarter, one neuron each, and a fifth neuron that clean images hardly move and
-    that has a large weight to class 0."""
+    """Four classes by the brightest quarter, one neuron each, and a fifth neuron that clean images hardly
+    move and that has a large weight to class 0."""
 
     def __init__(self):
         super().__init__()
@@ -261,7 +262,8 @@ def test_the_held_out_accuracy_bounds_the_threshold():
 
 
 def test_an_oracle_takes_the_lowest_asr_that_the_accuracy_allows():
-    """Measured values as a function of how many channels are pruned: the last of them costs too much accuracy."""
+    """Measured values as a function of how many channels are pruned: the last of them costs too much
+    accuracy."""
     net, data = planted()
 
     def oracle(candidate):

@@ -1,4 +1,5 @@
-"""A repaired network that was saved comes back as it was measured, and only for the model that it was made of."""
+"""A repaired network that was saved comes back as it was measured, and only for the model that it was made
+of."""
 
 import json
 from dataclasses import replace

@@ -41,7 +41,8 @@ from npd_core.training.guard import COLLAPSED, NOT_FINITE
 
 CPU = torch.device("cpu")
 WIDTH = 8
-"""With 4, oneDNN's channels-last backward pass of the strided 1x1 convolution writes past its buffer on AVX2."""
+"""With 4, oneDNN's channels-last backward pass of the strided 1x1 convolution writes past its buffer on
+AVX2."""
 PLAIN = FineTuneConfig(epochs=2, batch_size=8, pad=0, flip=False, precision="fp32")
 
 

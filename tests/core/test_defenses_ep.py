@@ -1,4 +1,5 @@
-"""Entropy pruning: entropies against a count by hand, a planted channel with two heaps, nothing but it pruned."""
+"""Entropy pruning: entropies against a count by hand, a planted channel with two heaps, nothing but it
+pruned."""
 
 import math
 from collections import Counter

@@ -1,4 +1,5 @@
-"""Fine-pruning: the sweep against whole forward passes, a planted dormant backdoor neuron, masks that stay."""
+"""Fine-pruning: the sweep against whole forward passes, a planted dormant backdoor neuron, masks that
+stay."""
 
 from dataclasses import replace
 
@@ -64,8 +65,8 @@ PLANTED = 11
 
 
 def planted():
-    """A head on 12 pixels. Pixels 0 and 1 tell the class; 2 to 10 say nothing; the last one is black in every clean
-    image and, once lit, turns everything into class 0."""
+    """A head on 12 pixels. Pixels 0 and 1 tell the class; 2 to 10 say nothing; the last one is black in every
+    clean image and, once lit, turns everything into class 0."""
     net = Normalized(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), (0.0,) * 3, (1.0,) * 3)
     weight = torch.zeros(2, 12)
     weight[0, 0] = weight[1, 1] = 1.0

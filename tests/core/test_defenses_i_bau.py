@@ -1,4 +1,5 @@
-"""I-BAU: the hypergradient against finite differences and dense Jacobians, the levels against slow recomputations."""
+"""I-BAU: the hypergradient against finite differences and dense Jacobians, the levels against slow
+recomputations."""
 
 from dataclasses import replace
 
@@ -20,7 +21,8 @@ from npd_core.training.guard import NOT_FINITE
 
 CPU = torch.device("cpu")
 WIDTH = 8
-"""With 4, oneDNN's channels-last backward pass of the strided 1x1 convolution writes past its buffer on AVX2."""
+"""With 4, oneDNN's channels-last backward pass of the strided 1x1 convolution writes past its buffer on
+AVX2."""
 FAST = IBAUConfig(rounds=2, batch_size=8, pad=1, flip=False, precision="fp32")
 
 
@@ -141,10 +143,11 @@ def test_no_iterations_give_the_gradient_of_plain_fine_tuning_on_patched_images(
 
 @pytest.mark.parametrize("space", ["normalised", "pixel"])
 def test_the_implicit_term_through_a_whole_network(space):
-    """K = 1: v = grad_delta H, and (dPhi/dtheta)^T v is the slope of v . Phi, here by finite differences in float64."""
+    """K = 1: v = grad_delta H, and (dPhi/dtheta)^T v is the slope of v . Phi, here by finite differences in
+    float64."""
     net = Normalized(
-        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(16, 3)), (0.5,) * 3,
-        (0.5,) * 3,
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(16, 3)),
+        (0.5,) * 3, (0.5,) * 3,
     )  # fmt: skip
     level = Minimax(net.double().eval(), replace(FAST, fixed_point_steps=1, space=space), CPU)
     x, y = torch.rand(4, 3, 4, 4).double() * 0.5 + 0.25, torch.tensor([0, 1, 2, 0])
@@ -290,7 +293,8 @@ def naive(net, data, cfg):
 
 
 def test_the_whole_run_equals_a_naive_one():
-    """Adam's epsilon is far below the gradients' noise, so parameters are compared by how far they moved in all."""
+    """Adam's epsilon is far below the gradients' noise, so parameters are compared by how far they moved in
+    all."""
     cfg = replace(FAST, delta_lr=0.5, lr=1e-3, fixed_point_steps=3)
     fast, slow, start = network(), network(), network()
     list(unlearn_implicitly(fast, images(), cfg, CPU))

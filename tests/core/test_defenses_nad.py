@@ -1,4 +1,5 @@
-"""Attention distillation: maps of unit length, nothing to learn from oneself, a teacher that stays as it is."""
+"""Attention distillation: maps of unit length, nothing to learn from oneself, a teacher that stays as it
+is."""
 
 import copy
 from dataclasses import replace

@@ -1,4 +1,5 @@
-"""Neural cleanse: the schedule of the cost, the search against a slow one, outliers, a planted 3x3 backdoor."""
+"""Neural cleanse: the schedule of the cost, the search against a slow one, outliers, a planted 3x3
+backdoor."""
 
 import json
 import math
@@ -34,8 +35,8 @@ FAST = NCConfig(
 
 
 class Planted(nn.Module):
-    """The class is the brightest of six cells of 3x6 pixels; a white 3x3 corner, which no clean image has, is a
-    shortcut to class TARGET."""
+    """The class is the brightest of six cells of 3x6 pixels; a white 3x3 corner, which no clean image has, is
+    a shortcut to class TARGET."""
 
     def __init__(self, shortcut):
         super().__init__()

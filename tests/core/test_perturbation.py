@@ -30,7 +30,8 @@ def test_pgd_reaches_the_optimum_of_a_linear_model_in_linf():
 
 
 def test_a_sign_step_longer_than_the_ball_ends_on_the_sphere_with_equal_changes():
-    """What the defaults do at 32x32: 0.1 sqrt(3072) = 5.5 > 3, so every colour value moves by 3 / sqrt(3072)."""
+    """What the defaults do at 32x32: 0.1 sqrt(3072) = 5.5 > 3, so every colour value moves by 3 /
+    sqrt(3072)."""
     x = torch.full((2, 3, 32, 32), 0.5)
     w = torch.randn(3072)
     found = pgd(linear(w), x, ONE, ball=L2Ball(3.0), steps=1, step_size=0.1)
@@ -63,7 +64,8 @@ def test_runner_up_is_the_best_wrong_class_even_when_all_others_are_very_unlikel
 
 
 def slow_pgd(net, x, target, rho, steps, step_size):
-    """One image at a time, in float64, by the text of the paper: step, project, clip before the forward pass."""
+    """One image at a time, in float64, by the text of the paper: step, project, clip before the forward
+    pass."""
     result = []
     for image, wanted in zip(x.double(), target, strict=True):
         delta = torch.zeros_like(image)
@@ -137,7 +139,8 @@ def all_share(count, like, start=None):
 
 
 def slow_universal(net, x, label, groups, start, rho, steps, step_size, how, sign):
-    """One image at a time in float64: the gradient of the mean loss over each group moves the group's perturbation."""
+    """One image at a time in float64: the gradient of the mean loss over each group moves the group's
+    perturbation."""
     result = []
     for members, delta in zip(groups, start, strict=True):
         for _ in range(steps):
@@ -159,7 +162,8 @@ def slow_universal(net, x, label, groups, start, rho, steps, step_size, how, sig
 @pytest.mark.parametrize("how", ["sign", "l2", "raw"])
 @pytest.mark.parametrize("away", [False, True])
 def test_universal_perturbations_equal_a_slow_recomputation(how, away):
-    """Three of them, warm-started: two images share the first, three the second, none the third; one is left out."""
+    """Three of them, warm-started: two images share the first, three the second, none the third; one is left
+    out."""
     net, groups = small_net(), [[0, 3], [1, 2, 5], []]
     x, label = torch.rand(6, 3, 8, 8).double(), torch.tensor([0, 1, 1, 0, 2, 1])
     member = torch.zeros(6, 3).double()

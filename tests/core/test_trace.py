@@ -1,4 +1,5 @@
-"""One step in slow motion is the step that the trainer takes, and what it tells is what a slow computation finds."""
+"""One step in slow motion is the step that the trainer takes, and what it tells is what a slow computation
+finds."""
 
 import math
 from dataclasses import replace

@@ -109,7 +109,8 @@ def test_the_prefix_cache_changes_nothing_in_a_network_with_inner_pooling():
 
 
 def naive_training(backdoored, data, cfg):
-    """Algorithm 1 with no trick: whole forward passes, one image at a time in the inner level, autograd's own SGD."""
+    """Algorithm 1 with no trick: whole forward passes, one image at a time in the inner level, autograd's own
+    SGD."""
     net = PolarizedNet(backdoored, LAYER, 16)
     batches = CleanBatches(net, data, cfg, torch.device("cpu"))
     params = list(net.polarizer.parameters())
@@ -432,7 +433,8 @@ def test_one_clean_image_is_too_few():
 
 
 def test_bf16_follows_fp32_within_a_tolerance():
-    """Half precision is for speed: after one epoch theta lies where float32 puts it, to a fifth of how far it moved."""
+    """Half precision is for speed: after one epoch theta lies where float32 puts it, to a fifth of how far it
+    moved."""
     results = []
     for precision in ("fp32", "bf16"):
         net = PolarizedNet(network(), LAYER, 16)
@@ -455,7 +457,8 @@ def next_class(y):
 
 
 def naive_variant(backdoored, data, cfg, variant, known):
-    """A variant of Algorithm 1 by its definition, in float64, one image at a time; returns theta, losses, deltas."""
+    """A variant of Algorithm 1 by its definition, in float64, one image at a time; returns theta, losses,
+    deltas."""
     targeted, universal = variant in ("npd_tu", "npd_tp"), variant in ("npd_tu", "npd_uu")
     batches = CleanBatches(PolarizedNet(backdoored, LAYER, 16), data, cfg, torch.device("cpu"))
     net = PolarizedNet(backdoored, LAYER, 16).double()
@@ -570,8 +573,17 @@ def test_images_of_the_target_class_count_in_l_bn_alone():
     assert all(torch.isfinite(g).all() and g.any() for g in gradients)
 
 
-@pytest.mark.parametrize("changes", [{"bn_mode": "train_clean_stats"}, {"attack_on": "base"}, {"bce1_label": "pred"},
-                                     {"inner_step": "raw"}, {"holdout": 0.25}], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bn_mode": "train_clean_stats"},
+        {"attack_on": "base"},
+        {"bce1_label": "pred"},
+        {"inner_step": "raw"},
+        {"holdout": 0.25},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "npd"])
 def test_the_options_of_npd_are_those_of_its_variants(variant, changes):
     net = PolarizedNet(network(), LAYER, 16)
@@ -659,7 +671,8 @@ def test_no_variant_makes_the_host_wait_inside_a_step(variant):
 
 
 class Planted(nn.Module):
-    """Knows three classes by their colour, and class 0 by a fine checkerboard too: the simplest backdoor there is."""
+    """Knows three classes by their colour, and class 0 by a fine checkerboard too: the simplest backdoor
+    there is."""
 
     def __init__(self):
         super().__init__()
