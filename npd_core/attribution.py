@@ -65,7 +65,7 @@ METHODS: dict[str, MethodInfo] = {
     ),
     "gradient_shap": MethodInfo(
         "GradientShap",
-        "Mean gradient at random points between a black, grey or white image and this one, times the difference.",
+        "Gradient at random points between black, grey or white and this image, times their difference.",
         "Similar to Integrated Gradients, but with several references: a trigger should stand out in both.",
         "Lundberg and Lee 2017",
     ),

@@ -34,7 +34,7 @@ def test_sets(dataset: str, attack: Attack, limit: int | None = None) -> TestSet
 
 
 def some(total: int, count: int) -> Tensor:
-    """Return `count` random indices below `total`, always the same, ascending; every n-th could miss classes."""
+    """Return the same random `count` indices below `total` every time, ascending."""
     return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:count].sort().values
 
 

@@ -20,5 +20,5 @@ def load_plugins() -> None:
             importlib.import_module(name)
         except ImportError as error:
             raise ConfigError(
-                f"{VARIABLE} names {name!r}, which cannot be imported ({error}): set PYTHONPATH to its folder."
+                f"{VARIABLE} names {name!r}, which cannot be imported ({error}): check PYTHONPATH."
             ) from error

@@ -36,7 +36,7 @@ class Patch(NamedTuple):
     """q, (..., 3, H, W) in [0, 1]."""
 
     def stamp(self, x: Tensor) -> Tensor:
-        """Stamp x (B, 3, H, W) in [0, 1]: the same shape, or (G, B, 3, H, W) with G patches (G, 1, ., H, W)."""
+        """Stamp x, (B, 3, H, W) in [0, 1]. Returns the same shape, or (G, B, 3, H, W) for G patches."""
         return torch.lerp(x, self.pattern, self.mask)
 
 

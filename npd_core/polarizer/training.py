@@ -111,8 +111,8 @@ class Trainer:
         target = self.target_rule(labels)
         if not bool(target.ne(labels).any()):
             raise ConfigError(
-                f"`{variant}` needs clean images with another class than the attacker's target, and there are "
-                "none: use more images, or `npd`, which needs no target."
+                f"`{variant}` needs clean images with another class than the attacker's target, and there "
+                "are none: use more images, or `npd`, which needs no target."
             )
         return target[target != labels].unique()
 
