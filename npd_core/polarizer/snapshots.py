@@ -1,7 +1,6 @@
 """Files with the polarizer after every epoch of a run. No torch here.
 
-    <run>/epochs/000.safetensors    start of the bi-level problem: after the warm-up, or the identity without
-    one
+    <run>/epochs/000.safetensors    start of the bi-level problem: after the warm-up, or the identity
                  001.safetensors    after its first epoch; numbered like the epochs of the curves
 
 They are written while the run goes on, for polarizers only. Each holds the state that was measured after its
