@@ -57,6 +57,11 @@ def unknown_name(kind: str, name: object, choices: Iterable[str]) -> UnknownName
     )
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, shortened, or the name of its class; for use in a message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(".")
+
+
 def check_seed(seed: object) -> None:
     """Raise ConfigError for a seed that some generator of random numbers would refuse."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:

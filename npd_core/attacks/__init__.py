@@ -103,7 +103,7 @@ def register(
 
     Args:
         name: lower-case letters, digits and underscores.
-        build: (DatasetSpec, assets, **params) -> Attack; `assets` is empty unless the attack brings some.
+        build: (DatasetSpec, assets, **params) -> Attack; `assets` is empty unless the attack has some.
         info: what people read about it.
         make: makes the trigger from training images, with the arguments of `make_lf`, for an attack that
             `build` cannot build without assets.

@@ -9,8 +9,9 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from npd_core.errors import DataMissingError, StorageError
+from npd_core.errors import DataMissingError, StorageError, first_line
 
 MAX_PIXELS = 4096 * 4096
 """Largest image that is decoded, to limit memory."""
@@ -40,7 +41,7 @@ def _open(path: Path) -> pq.ParquetFile:
         file = pq.ParquetFile(path, pre_buffer=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise StorageError(
-            f"{path} is not a readable parquet file; fetch it again. ({_line(error)})"
+            f"{path} is not a readable parquet file; fetch it again. ({first_line(error)})"
         ) from error
     columns = set(file.schema_arrow.names)
     missing = [name for name in ("image", "label") if name not in columns]
@@ -52,16 +53,13 @@ def _open(path: Path) -> pq.ParquetFile:
     return file
 
 
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-
-
-def _column(path: Path, file: pq.ParquetFile, name: str) -> pa.ChunkedArray:
+@contextmanager
+def _reading(path: Path, column: str) -> Iterator[None]:
     try:
-        return file.read(columns=[name]).column(name)
+        yield
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise StorageError(
-            f"{path} is damaged in its column {name!r}; fetch it again. ({_line(error)})"
+            f"{path} is damaged in its column {column!r}; fetch it again. ({first_line(error)})"
         ) from error
 
 
@@ -80,13 +78,8 @@ def unpacked(path: Path) -> int:
 
     That may be many times the size of the file, where many rows share one blob. Raises StorageError.
     """
-    file = _open(path)
-    try:
-        return sum(batch.nbytes for batch in file.iter_batches(batch_size=16, columns=["image"]))
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise StorageError(
-            f"{path} is damaged in its column 'image'; fetch it again. ({_line(error)})"
-        ) from error
+    with _reading(path, "image"):
+        return sum(batch.nbytes for batch in _open(path).iter_batches(batch_size=16, columns=["image"]))
 
 
 def count_rows(path: Path) -> int:
@@ -101,11 +94,12 @@ def read_labels(path: Path, num_classes: int) -> NDArray[np.int64]:
         DataMissingError: no such file.
         StorageError: damaged, without a `label` column, or with labels out of range.
     """
-    file = _open(path)
-    return _checked_labels(path, _column(path, file, "label"), num_classes)
+    return _labels(path, _open(path), num_classes)
 
 
-def _checked_labels(path: Path, column: pa.ChunkedArray, num_classes: int) -> NDArray[np.int64]:
+def _labels(path: Path, file: pq.ParquetFile, num_classes: int) -> NDArray[np.int64]:
+    with _reading(path, "label"):
+        column = file.read(columns=["label"]).column("label")
     try:
         labels = np.ascontiguousarray(column.cast(pa.int64()).to_numpy())
     except (pa.ArrowException, ValueError) as error:
@@ -138,7 +132,7 @@ def read_images(
         StorageError: damaged file, wrong columns, labels out of range, or an image that cannot be decoded.
     """
     file = _open(path)
-    labels = _checked_labels(path, _column(path, file, "label"), num_classes)
+    labels = _labels(path, file, num_classes)
     kind = file.schema_arrow.field("image").type
     if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
         raise StorageError(f"{path}: column 'image' holds {kind}, expected a struct with `bytes`.")
@@ -158,17 +152,13 @@ def _coded(path: Path, file: pq.ParquetFile, rows: NDArray[np.int64]) -> list[by
     in_order = rows[order]
     found: list[bytes | None] = [None] * len(rows)
     start = 0
-    try:
+    with _reading(path, "image"):
         for batch in file.iter_batches(batch_size=ROWS_PER_GROUP, columns=["image.bytes"]):
             first, last = np.searchsorted(in_order, (start, start + batch.num_rows))
             values = batch.column(0).field("bytes").take(pa.array(in_order[first:last] - start))
             for place, value in zip(order[first:last], values.to_pylist(), strict=True):
                 found[place] = value
             start += batch.num_rows
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise StorageError(
-            f"{path} is damaged in its column 'image'; fetch it again. ({_line(error)})"
-        ) from error
     return found
 
 
@@ -225,7 +215,7 @@ def _decode(coded: bytes | None, size: int, where: str) -> NDArray[np.uint8]:
         Image.DecompressionBombWarning,
     ) as error:
         raise StorageError(
-            f"{where}: the image cannot be decoded; fetch the file again. ({_line(error)})"
+            f"{where}: the image cannot be decoded; fetch the file again. ({first_line(error)})"
         ) from error
 
 
@@ -258,7 +248,7 @@ def write_images(path: Path, rows: Iterable[tuple[str, bytes, int]], classes: Se
                 writer.write_table(_table(group, schema))
         partial.replace(path)
     except OSError as error:
-        reason = error.strerror or _line(error)
+        reason = error.strerror or first_line(error)
         raise StorageError(
             f"{path} cannot be written ({reason}); free some space or choose another folder."
         ) from error

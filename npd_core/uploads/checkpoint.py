@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from npd_core.errors import CheckpointError
+from npd_core.errors import CheckpointError, first_line
 
 MAX_BYTES = 700_000_000
 """Largest checkpoint; VGG19-BN of torchvision for 1000 classes has 575 million."""
@@ -120,7 +120,7 @@ def _read_safetensors(path: Path, start: bytes) -> dict[str, Tensor]:
         return dict(load_file(path))
     except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"The checkpoint was written neither by safetensors nor by torch.save ({_line(error)}): "
+            f"The checkpoint was written neither by safetensors nor by torch.save ({first_line(error)}): "
             "upload a .safetensors, .pt or .pth file."
         ) from error
 
@@ -138,15 +138,15 @@ def _read_torch(path: Path) -> object:
             return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         names = _unsafe(path)
-        found = f" It refers to {', '.join(names[:3])}." if names else f" ({_line(error)})"
+        found = f" It refers to {', '.join(names[:3])}." if names else f" ({first_line(error)})"
         raise CheckpointError(
             f"The checkpoint holds more than weights and plain values, so it was not read.{found} If you "
             f"trust its source, {CONVERT}."
         ) from error
     except Exception as error:  # a damaged pickle may raise anything
         raise CheckpointError(
-            f"The checkpoint is damaged or was not written by torch.save ({_line(error)}): save its state "
-            "dict again."
+            f"The checkpoint is damaged or was not written by torch.save ({first_line(error)}): save its "
+            "state dict again."
         ) from error
 
 
@@ -165,7 +165,7 @@ def _check_zip(path: Path) -> None:
             entries = archive.infolist()
             total = sum(entry.file_size for entry in entries)
     except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise CheckpointError(f"The checkpoint is damaged ({_line(error)}): save it again.") from error
+        raise CheckpointError(f"The checkpoint is damaged ({first_line(error)}): save it again.") from error
     if total > MAX_BYTES:
         raise CheckpointError(
             f"The checkpoint would unpack to {total / 1e6:.0f} MB, the limit is {MAX_BYTES / 1e6:.0f} MB: "
@@ -240,7 +240,3 @@ def _first(value: object) -> object:
 
 def _whole(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 100_000 else None
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from npd_core.data import parquet
-from npd_core.errors import ConfigError, StorageError
+from npd_core.errors import ConfigError, StorageError, first_line
 
 MAX_DECODED = 1_500_000_000
 """Bytes of all decoded images together."""
@@ -83,7 +83,7 @@ def _zip(path: Path, size: int, num_classes: int) -> Images:
             entries = _entries(archive)
             coded = [_content(archive, entry) for entry, _ in entries]
     except DAMAGE as error:
-        raise StorageError(f"The archive is damaged ({_line(error)}): pack it again.") from error
+        raise StorageError(f"The archive is damaged ({first_line(error)}): pack it again.") from error
     _room(len(coded), size)
     folders = [folder for _, folder in entries]
     classes, label = _labels(sorted(set(folders)), num_classes)
@@ -166,7 +166,7 @@ def _parquet(path: Path, size: int, num_classes: int) -> Images:
         unpacked = sum(about.row_group(k).total_byte_size for k in range(about.num_row_groups))
         rows = about.num_rows
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise StorageError(f"The parquet file is damaged ({_line(error)}): export it again.") from error
+        raise StorageError(f"The parquet file is damaged ({first_line(error)}): export it again.") from error
     if rows > MAX_IMAGES or unpacked > MAX_FILE:
         raise ConfigError(
             f"The parquet file has {rows} images of {unpacked / 1e6:.0f} MB, the limits are {MAX_IMAGES} and "
@@ -211,7 +211,3 @@ def _without(message: str, path: Path) -> str:
     """Remove the path on the server, and the remedy for data of ours, from a message of the parquet
     reader."""
     return message.replace(str(path), "The parquet file").replace("; fetch it again.", "; export it again.")
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from npd_core.config.presets import DEFAULT_LAYERS
-from npd_core.errors import CheckpointError, NPDError, unknown_name
+from npd_core.errors import CheckpointError, NPDError, first_line, unknown_name
 from npd_core.models import MODELS, TORCHVISION, build_model, torchvision_classifier, torchvision_names
 from npd_core.polarizer.insertion import default_insertion_layer, insertion_layers
 
@@ -63,9 +63,9 @@ def suggested_layer(net: nn.Module, arch: str, size: int) -> str:
     try:
         layers = insertion_layers(net, size)
     except (RuntimeError, ValueError, AssertionError, TypeError, ArithmeticError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
         raise CheckpointError(
-            f"The network does not accept images of {size} x {size} pixels ({reason}): choose another size."
+            f"The network does not accept images of {size} x {size} pixels: choose another size. "
+            f"({first_line(error)})"
         ) from error
     if not layers:
         raise CheckpointError("The network has no convolution: upload a convolutional network.")
@@ -164,6 +164,6 @@ def _filled(net: nn.Module, state: Mapping[str, Tensor], what: str) -> nn.Module
         net.load_state_dict(full)
     except (RuntimeError, NPDError) as error:
         raise CheckpointError(
-            f"The weights do not fit {what} ({str(error).splitlines()[0]}): choose another architecture."
+            f"The weights do not fit {what} ({first_line(error)}): choose another architecture."
         ) from error
     return net.eval().requires_grad_(False)

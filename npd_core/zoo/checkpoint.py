@@ -12,7 +12,7 @@ import torch
 
 from npd_core.attacks.base import DynamicTrigger
 from npd_core.attacks.poison import PoisonedSet
-from npd_core.errors import CheckpointError
+from npd_core.errors import CheckpointError, first_line
 from npd_core.fileio import staged
 from npd_core.models.normalized import Normalized
 from npd_core.zoo.recipe import Recipe
@@ -88,5 +88,4 @@ _UNFIT = (RuntimeError, LookupError, ValueError, TypeError, AttributeError)
 
 def damaged(path: Path, error: Exception) -> CheckpointError:
     """Return the error for a file of an interrupted training that cannot be resumed."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-    return CheckpointError(f"{path} cannot be read ({reason}): delete it to start again.")
+    return CheckpointError(f"{path} cannot be read ({first_line(error)}): delete it to start again.")

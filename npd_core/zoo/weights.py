@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from npd_core.attacks import UNKNOWN, AllToOne, Attack, get_attack
 from npd_core.data.load import ImageSet
 from npd_core.data.parquet import read_images
-from npd_core.errors import CheckpointError, ConfigError
+from npd_core.errors import CheckpointError, ConfigError, first_line
 from npd_core.fileio import save_tensors, sha256, staged_folder, write_json
 from npd_core.models import Normalized, build_model, load_weights
 from npd_core.zoo.card import CARD, TRIGGER, TRIGGERED, WEIGHTS, Card, verify_files
@@ -39,9 +39,8 @@ def read_model(card: Card) -> Backdoored:
     try:
         load_weights(net, restored(load_file(card.folder / WEIGHTS)))
     except (safetensors.SafetensorError, RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"{card.id}/{WEIGHTS} does not fit {card.arch}: {reason} Run: {card.command}"
+            f"{card.id}/{WEIGHTS} does not fit {card.arch}: {first_line(error)}. Run: {card.command}"
         ) from error
     net.eval().requires_grad_(False)
     return Backdoored(card, net, _attack_of(card))
