@@ -1,14 +1,17 @@
-"""What all commands of `npd` share: their answer, the parser with its one-line complaints, values, tables, progress."""
+"""What all commands share: answers, the parser, readers of values, tables and progress bars."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from npd_core.errors import ConfigError, unknown_name
+from npd_core.errors import ConfigError, StorageError, unknown_name
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -30,7 +33,7 @@ PAPER_SETTINGS = (
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command has to say: `value` for `--json`, `text` for people."""
+    """Result of a command: `value` for `--json`, `text` for people, and the exit code."""
 
     value: Any
     text: str
@@ -38,7 +41,7 @@ class Answer:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are one line, an NPDError, and name the nearest valid choice."""
+    """argparse whose errors are NPDErrors of one line that name the nearest valid choice."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, **kwargs)
@@ -63,8 +66,85 @@ class Parser(argparse.ArgumentParser):
             raise unknown_name(kind, value, action.choices)
 
 
+class Commands:
+    """Registers commands, or the actions of one command."""
+
+    def __init__(self, subparsers: Any) -> None:
+        self._subparsers = subparsers
+
+    def add(self, name: str, run: Callable[[argparse.Namespace], Answer] | None, help: str) -> Parser:
+        """Return the parser of a new command. Without `run` it needs one of its actions."""
+        parser: Parser = self._subparsers.add_parser(
+            name, help=help, description=help[0].upper() + help[1:] + "."
+        )
+        parser.set_defaults(parser=parser)
+        if run is not None:
+            parser.set_defaults(command=run)
+            parser.add_argument(
+                "--json",
+                metavar="FILE",
+                default=argparse.SUPPRESS,
+                help="write the result as JSON; use - for stdout",
+            )
+        return parser
+
+    @staticmethod
+    def actions(parser: Parser, required: bool = False) -> Commands:
+        """Return where the actions of a command are added."""
+        return Commands(parser.add_subparsers(metavar="ACTION", required=required, parser_class=Parser))
+
+
+def add_model(parser: Parser) -> None:
+    """Add the argument MODEL."""
+    parser.add_argument("model", metavar="MODEL", help="id of a model, see `npd models`")
+
+
+def add_device(parser: Parser) -> None:
+    """Add `--device`."""
+    parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+
+
+def add_clean(parser: Parser) -> None:
+    """Add `--clean`."""
+    parser.add_argument(
+        "--clean",
+        metavar="SHARE|N",
+        type=read_share_or_count,
+        default=0.05,
+        help="clean images of the defender: a share such as 0.05 (default), or a number of images",
+    )
+
+
+def complain(message: str) -> None:
+    """Print one line on stderr."""
+    print("npd: " + " ".join(message.split()), file=sys.stderr, flush=True)
+
+
+def progress_line(text: str) -> None:
+    """Print one line on stderr where no progress bar is drawn."""
+    if not sys.stderr.isatty():
+        print(text, file=sys.stderr, flush=True)
+
+
+def check_file(option: str, path: Path | None) -> None:
+    """Refuse now a file that could not be written after minutes of work. Raises StorageError."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise StorageError(f"{option} {path} is a folder: name a file, or - for stdout.")
+    if not path.parent.is_dir():
+        raise StorageError(f"{option} {path}: the folder {path.parent} does not exist; name another file.")
+    if not os.access(path.parent, os.W_OK):
+        raise StorageError(f"{option} {path}: no permission to write in {path.parent}; name another file.")
+
+
+def percent(share: float | None) -> str:
+    """Return a fraction in percent with two decimals, - for None."""
+    return "-" if share is None else f"{100 * share:.2f}"
+
+
 def progress_bar(text: str) -> Progress:
-    """A progress bar on stderr, with `text` at its end."""
+    """Return a progress bar on stderr, with `text` at its end."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -88,7 +168,7 @@ def progress_bar(text: str) -> Progress:
 
 
 def text_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns of text, the first to the left, the others to the right where they hold numbers."""
+    """Return columns of text; those that hold numbers are aligned to the right."""
     lines = [tuple(head), *(tuple(str(cell) for cell in row) for row in rows)]
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
     numeric = [all(_is_number(cell) for cell in column[1:]) for column in zip(*lines, strict=True)]
@@ -104,11 +184,11 @@ def _is_number(cell: str) -> bool:
 
 
 def read_value(kind: str, text: str) -> Any:
-    """The value that `text` says.
+    """Return the value of a setting.
 
     Args:
-        kind: annotation of the field, such as `int`, `float | None` or `tuple[float, ...]`; a tuple's parts are
-            separated by commas.
+        kind: annotation of the field, such as `int`, `float | None` or `tuple[float, ...]`; the parts of a
+            tuple are separated by commas.
     Raises:
         ArgumentTypeError: not of this kind.
     """

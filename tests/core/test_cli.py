@@ -20,11 +20,15 @@ import pytest
 from PIL import Image
 
 from npd_core.cli import main as cli
+from npd_core.cli.attack import KINDS
+from npd_core.cli.defend import SAVED, _saving
+from npd_core.cli.interrupt import MESSAGE, UNFINISHED
 from npd_core.config.npd import VARIANTS, NPDConfig
 from npd_core.data.load import FILES
 from npd_core.defenses import CONFIGS, DEFENSES
 from npd_core.errors import ConfigError
 from npd_core.events import EpochEnd, Failed, Finished, Started, StepEnd
+from npd_core.names import METRICS
 from npd_core.runs.store import read_record
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -318,7 +322,7 @@ def test_evaluate_as_a_table(capsys, tiny_zoo):
     code, out, _ = run(capsys, "evaluate", tiny_zoo, "--images", "120")
     assert code == 0
     assert out.splitlines()[0] == f"{tiny_zoo} · no defense"
-    assert "triggered images given the attacker's class" in out
+    assert METRICS["asr"].help in out
 
 
 # baselines
@@ -343,7 +347,7 @@ def test_a_baseline_is_saved_and_measures_the_same_again(capsys, tiny_zoo, few, 
     words = (*BASELINE, "--epochs", "1", "--set", "tolerance=0.2", "--eval-images", "24")
     code, out, err = run(capsys, "defend", tiny_zoo, "--defense", "fp", *words, "--save", tmp_path / "run")
     assert "repaired.json" in os.listdir(tmp_path / "run")
-    assert cli.SAVED.issuperset(os.listdir(tmp_path / "run"))
+    assert SAVED.issuperset(os.listdir(tmp_path / "run"))
     assert code == 0
     assert out.splitlines()[0] == f"{tiny_zoo} · fp"
     assert "on 24 test images" in err
@@ -429,7 +433,7 @@ def test_settings_reach_the_config(capsys, tiny_zoo, asked, defense, words, conf
 def test_ep_says_what_it_saw(capsys, tiny_zoo, asked):
     code, out, _ = run(capsys, "defend", tiny_zoo, "--defense", "ep")
     assert code == 0
-    assert "ep saw a batch of the poisoned training set" in out
+    assert "--set batch=clean" in out
 
 
 def test_compare_runs_each_and_one_that_fails_does_not_end_the_others(capsys, tiny_zoo, asked, saved_once):
@@ -505,9 +509,9 @@ def test_attack_writes_clean_poisoned_and_ten_times_the_difference(capsys, tmp_p
         str(out),
     )
     assert len(value["images"]) == 2
-    assert sorted(os.listdir(out)) == sorted(row[kind] for row in value["images"] for kind in cli.PICTURES)
+    assert sorted(os.listdir(out)) == sorted(row[kind] for row in value["images"] for kind in KINDS)
     for row in value["images"]:
-        clean, poisoned, difference = (picture(out / row[kind]) for kind in cli.PICTURES)
+        clean, poisoned, difference = (picture(out / row[kind]) for kind in KINDS)
         assert clean.shape == (32, 32, 3)
         assert (difference == np.clip(128 + 10 * (poisoned - clean), 0, 255)).all()
         assert row["largest_change"] == abs(poisoned - clean).max() > 0
@@ -523,7 +527,7 @@ def test_attack_of_a_model_uses_the_models_own_trigger(capsys, tiny_zoo, tmp_pat
     code, text, _ = run(capsys, "attack", tiny_zoo, "--images", "3")
     assert code == 0
     assert text.splitlines()[0].split()[0] == "image"
-    assert text.splitlines()[-1] == f"Pictures in {tmp_path / f'attack-{tiny_zoo}'}"
+    assert text.splitlines()[-1] == f"Images in {tmp_path / f'attack-{tiny_zoo}'}"
     (folder,) = tmp_path.iterdir()
     stamped = list(folder.glob("*-poisoned.png"))
     assert len(stamped) == 3
@@ -547,10 +551,10 @@ def test_attack_refuses_what_it_cannot_show(capsys, tiny_zoo, tmp_path):
     assert "Unknown data set 'cifar'" in refused(capsys, "attack", "wanet", "--dataset", "cifar")
     assert "is a model of signs, not of gtsrb" in refused(capsys, "attack", tiny_zoo, "--dataset", "gtsrb")
     (tmp_path / "thesis.tex").write_text("mine")
-    assert "holds something else" in refused(capsys, "attack", "blended", "--out", tmp_path)
+    assert "holds other files" in refused(capsys, "attack", "blended", "--out", tmp_path)
     assert os.listdir(tmp_path) == ["thesis.tex"]
     (tmp_path / "result.json").write_text("{}")
-    assert "holds something else" in refused(capsys, "defend", tiny_zoo, *QUICK, "--save", tmp_path)
+    assert "holds other files" in refused(capsys, "defend", tiny_zoo, *QUICK, "--save", tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["result.json", "thesis.tex"]
 
 
@@ -767,7 +771,7 @@ def test_a_step_of_algorithm_1_costs_less_than_its_six_passes(capsys, tiny_zoo):
             ("defend", "MODEL", "--defense", "ep", "--epochs", "2"),
             "--epochs is an option of NPD and does not go with ep",
         ),
-        (("defend", "MODEL", "--defense", "fp", "--momentum", "0.5"), "with fp: write --set momentum=VALUE"),
+        (("defend", "MODEL", "--defense", "nad", "--weight-decay", "0.5"), "--set weight_decay=VALUE"),
         (
             ("defend", "MODEL", "--defense", "nc", "--no-cache"),
             "--cache is an option of NPD and does not go with nc",
@@ -848,7 +852,7 @@ def test_tampered_weights_are_refused(capsys, tiny_zoo, tiny_zoo_folder, tmp_pat
 
 
 def test_what_is_saved_may_be_replaced(saved):
-    assert {"polarizer.safetensors", "result.json"} < set(os.listdir(saved[0])) <= cli.SAVED
+    assert {"polarizer.safetensors", "result.json"} < set(os.listdir(saved[0])) <= SAVED
 
 
 def test_a_tampered_polarizer_is_refused(capsys, tiny_zoo, saved):
@@ -870,10 +874,10 @@ def test_a_seed_that_no_generator_takes_is_refused(capsys, tiny_zoo):
 
 def test_a_folder_with_other_things_is_not_overwritten(capsys, tiny_zoo, tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
-    assert "holds something else" in refused(capsys, "defend", tiny_zoo, *QUICK, "--save", tmp_path)
+    assert "holds other files" in refused(capsys, "defend", tiny_zoo, *QUICK, "--save", tmp_path)
     assert os.listdir(tmp_path) == ["thesis.tex"]
     (tmp_path / "result.json").write_text("{}")
-    assert "holds something else" in refused(capsys, "defend", tiny_zoo, *QUICK, "--save", tmp_path)
+    assert "holds other files" in refused(capsys, "defend", tiny_zoo, *QUICK, "--save", tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["result.json", "thesis.tex"]
 
 
@@ -882,7 +886,7 @@ def test_a_saved_run_is_replaced_as_a_whole(tmp_path):
     old.mkdir()
     (old / "result.json").write_text("{}")
     (old / "events.jsonl").touch()
-    with cli._staged(old) as stage:
+    with _saving(old) as stage:
         (stage / "result.json").write_text("{1}")
         assert (old / "events.jsonl").exists()
     assert os.listdir(tmp_path) == ["run"]
@@ -898,7 +902,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(capsys, tiny_zoo, tmp_path):
 
 def test_an_error_on_the_way_leaves_nothing(tmp_path):
     def break_off() -> None:
-        with cli._staged(tmp_path / "run") as stage:
+        with _saving(tmp_path / "run") as stage:
             (stage / "half").touch()
             raise ZeroDivisionError
 
@@ -960,8 +964,9 @@ for step in steps():
 
 HANGING = """
 import os, pathlib, sys, time
+from npd_core.cli import interrupt, models
 from npd_core.cli import main as cli
-from npd_core.cli import export
+from npd_core.cli.interrupt import replacing
 folder = pathlib.Path(sys.argv[1])
 def hang(*_):
     print('writing', file=sys.stderr, flush=True)
@@ -969,7 +974,7 @@ def hang(*_):
 def command(args):
     os.replace = pathlib.Path.replace = hang
     exec(BODY)
-cli.models = command
+models.run = command
 sys.argv = ['npd', 'models']
 sys.exit(cli.main())
 """
@@ -995,14 +1000,14 @@ def interrupted(
 @pytest.mark.parametrize("writer", WRITERS)
 def test_no_writer_leaves_half_a_file_behind(tmp_path, writer):
     code, said = interrupted(f"BODY = {WRITERS[writer]!r}\n{HANGING}", str(tmp_path))
-    assert (code, said) == (130, ["writing", f"npd: {cli.INTERRUPTED}"])
+    assert (code, said) == (130, ["writing", f"npd: {MESSAGE}"])
     kept = ["kept.part"] if writer == "unpacking" else []
     assert os.listdir(tmp_path) == kept
 
 
 def test_terminate_does_the_same_and_exits_143(tmp_path):
     code, said = interrupted(f"BODY = {WRITERS['json']!r}\n{HANGING}", str(tmp_path), number=signal.SIGTERM)
-    assert (code, said) == (143, ["writing", f"npd: {cli.INTERRUPTED}"])
+    assert (code, said) == (143, ["writing", f"npd: {MESSAGE}"])
     assert os.listdir(tmp_path) == []
 
 
@@ -1012,7 +1017,7 @@ def test_within_an_import_it_ends_at_once_with_its_folder_removed(tmp_path):
 import builtins
 builtins.hang = hang
 sys.path.insert(0, str(folder))
-with cli._replacing(folder / 'run'):
+with replacing(folder / 'run'):
     try:
         import slow_module
     except KeyboardInterrupt:
@@ -1026,13 +1031,13 @@ with cli._replacing(folder / 'run'):
 @pytest.mark.parametrize(("patience", "times"), [("0.5", 1), ("60", 2)])
 def test_a_way_out_that_never_ends_is_cut_short_by_patience_or_a_second_signal(tmp_path, patience, times):
     body = f"""
-cli.PATIENCE = {patience}
+interrupt.PATIENCE = {patience}
 try:
     hang()
 finally:
     time.sleep(60)"""
     code, said = interrupted(f"BODY = {body!r}\n{HANGING}", str(tmp_path), times=times)
-    assert (code, said) == (130, ["writing", f"npd: {cli.IN_HASTE}"])
+    assert (code, said) == (130, ["writing", f"npd: {UNFINISHED}"])
 
 
 # how it starts

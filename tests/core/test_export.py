@@ -307,7 +307,7 @@ def test_commands(saved, tmp_path, capsys, tiny_zoo):
         (["export", str(folder), "--format", "onix"], "'onnx'"),
         (["export", "gone"], "'gone'"),
         (["report", str(folder), "--out", str(tmp_path)], f"--out {tmp_path}"),
-        (["bring", "gone.pt", "gone.zip"], "gone.pt"),
+        (["import", "gone.pt", "gone.zip"], "gone.pt"),
     ):
         assert cli.main(wrong) == 2
         assert named in capsys.readouterr().err
@@ -323,7 +323,7 @@ def test_command_brings_a_network(tiny_zoo, runs_dir, tmp_path, capsys):
 
     rows = [(f"{k}", coded(data.images[k]), int(data.labels[k])) for k in range(48)]
     write_images(tmp_path / "clean.parquet", rows, [])
-    command = ["bring", str(tmp_path / "net.pth"), str(tmp_path / "clean.parquet")]
+    command = ["import", str(tmp_path / "net.pth"), str(tmp_path / "clean.parquet")]
     assert cli.main([*command, "--normalise", ".5,.5,.5,.25,.25,.25", "--json", "-"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert paths.uploaded(answer["id"]) is not None

@@ -1,0 +1,96 @@
+"""`npd evaluate`: measure a model, with or without a saved defense."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from npd_core.cli.common import Answer, Commands, add_device, add_model, read_positive
+from npd_core.cli.settings import CHOICES
+from npd_core.cli.show import before_after
+from npd_core.errors import StorageError
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from npd_core.zoo.weights import Backdoored
+
+
+def add(commands: Commands) -> None:
+    """Register the command."""
+    parser = commands.add(
+        "evaluate", run, "measure ACC, ASR and RA of a model, with or without a saved defense"
+    )
+    add_model(parser)
+    parser.add_argument("--polarizer", metavar="DIR", type=Path, help="folder that `npd defend --save` wrote")
+    parser.add_argument(
+        "--images",
+        metavar="N",
+        type=read_positive,
+        help="measure on N test images only, drawn at random but always the same",
+    )
+    parser.add_argument(
+        "--precision", choices=CHOICES["precision"], default="fp32", help="fp32 (default), as in all reports"
+    )
+    add_device(parser)
+
+
+def run(args: argparse.Namespace) -> Answer:
+    """Measure before and, with a saved defense, after."""
+    from npd_core.zoo import Zoo
+
+    card = Zoo().card(args.model)
+    if args.polarizer is not None and not args.polarizer.is_dir():
+        raise StorageError(f"There is no folder {args.polarizer}: name one that `npd defend --save` wrote.")
+
+    import npd_core.evaluation as evaluation
+    from npd_core.device import environment, resolve_device
+    from npd_core.metrics import der
+
+    device = resolve_device(args.device)
+    backdoored = Zoo().load(args.model)
+    defended = None if args.polarizer is None else _load_defended(args.polarizer, backdoored)
+    sets = evaluation.test_sets(card.dataset, backdoored.attack, limit=args.images)
+    began = time.perf_counter()
+    before = evaluation.evaluate(backdoored.net, sets, device, args.precision)
+    after = None if defended is None else evaluation.evaluate(defended, sets, device, args.precision)
+    seconds = time.perf_counter() - began
+    value: dict[str, Any] = {
+        "model": card.id,
+        "defense": None if args.polarizer is None else _defense_of(args.polarizer),
+        "layer": getattr(defended, "layer", None),
+        "before": evaluation.named(before, sets),
+        "after": None if after is None else evaluation.named(after, sets),
+        "der": None if after is None or not len(sets.poisoned.labels) else der(before, after),
+        "seconds": {"train": 0.0, "evaluate": seconds},
+        "config": {
+            "polarizer": None if args.polarizer is None else str(args.polarizer),
+            "images": args.images,
+            "precision": args.precision,
+            "device": str(device),
+        },
+        "environment": environment(device),
+    }
+    return Answer(value, before_after(value, value["defense"] or "no defense"))
+
+
+def _load_defended(folder: Path, backdoored: Backdoored) -> Module:
+    """Return the network that `npd defend --save` saved."""
+    from npd_core.defenses.artifact import is_repaired, load_repaired
+    from npd_core.polarizer.artifact import load_polarizer
+
+    if is_repaired(folder):
+        return load_repaired(folder, backdoored.card)
+    return load_polarizer(folder, backdoored.net, backdoored.card)
+
+
+def _defense_of(folder: Path) -> str:
+    """Return the defense that made what is saved; `npd` where its description does not say."""
+    from npd_core.defenses import artifact as repaired
+    from npd_core.polarizer import artifact as polarizer
+
+    read = repaired.read_description if repaired.is_repaired(folder) else polarizer.read_description
+    config = read(folder).get("config")
+    return str(config.get("defense", "npd")) if isinstance(config, dict) else "npd"

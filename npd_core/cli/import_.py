@@ -1,0 +1,85 @@
+"""`npd import`: import a network and a few clean images, read safely, to be defended by its new id."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from npd_core.cli.common import Answer, Commands
+from npd_core.errors import ConfigError, StorageError, unknown_name
+
+
+def add(commands: Commands) -> None:
+    """Register the command."""
+    parser = commands.add("import", run, "import a network and a few clean images, to be defended")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", type=Path, help="a .safetensors, .pt or .pth file"
+    )
+    parser.add_argument(
+        "images", metavar="IMAGES", type=Path, help="clean images: a zip of class folders, or parquet"
+    )
+    parser.add_argument(
+        "--arch", default="auto", help="auto (default), preact_resnet18, vgg19_bn, or one of torchvision"
+    )
+    parser.add_argument(
+        "--normalise", metavar="NAME|6 NUMBERS", default="none: pixels in [0, 1]",
+        help='a name such as "CIFAR-10" or "ImageNet", or means and deviations: M,M,M,S,S,S (default: none)',
+    )  # fmt: skip
+    parser.add_argument(
+        "--size", metavar="N", type=int, default=32, help="height and width of the images (32)"
+    )
+    parser.add_argument(
+        "--triggered", metavar="IMAGES", type=Path, help="images that carry the trigger, by true class"
+    )
+    parser.add_argument(
+        "--target", metavar="LABEL", type=int, help="target label of the attacker, with --triggered"
+    )
+    parser.add_argument(
+        "--seed",
+        metavar="N",
+        type=int,
+        default=0,
+        help="of the split into images to train on and held-out images (0)",
+    )
+
+
+def run(args: argparse.Namespace) -> Answer:
+    """Import the network and show how to defend it."""
+    for path in (args.checkpoint, args.images, args.triggered):
+        if path is not None and not path.is_file():
+            raise StorageError(f"There is no file {path}: name the checkpoint and the images.")
+    from npd_core.config.presets import preset
+    from npd_core.data.spec import NORMALISATIONS, get_dataset
+    from npd_core.uploads.store import Settings, import_model
+
+    if args.normalise in NORMALISATIONS:
+        mean, std = NORMALISATIONS[args.normalise]
+    else:
+        numbers = _numbers(args.normalise, list(NORMALISATIONS))
+        mean, std = (numbers[0], numbers[1], numbers[2]), (numbers[3], numbers[4], numbers[5])
+    settings = Settings(
+        arch=args.arch, mean=mean, std=std, image_size=args.size, target=args.target, seed=args.seed
+    )
+    card = import_model(args.checkpoint, args.images, settings, args.triggered)
+    cfg, clean = preset(card.dataset, size=card.image_size), get_dataset(card.dataset).train_images
+    command = (
+        f"npd defend {card.id} --clean {clean} --rho {cfg.rho:g} --attack-on {cfg.attack_on} --batch-size 32"
+    )
+    value = card.to_dict() | {"folder": str(card.folder)}
+    width = f" of width {card.width}" if card.width else ""
+    command += f" --lambda2 {cfg.lambda2:g} --lambda3 {cfg.lambda3:g}"
+    known = f"{card.arch}{width}, {card.num_classes} classes, ACC {card.acc:.1%} on held-out images"
+    text = f"{card.id}: {known}\nKept in {card.folder}\nPolarize it with: {command}"
+    return Answer(value, text)
+
+
+def _numbers(text: str, names: list[str]) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise unknown_name("normalisation", text, names) from None
+    if len(numbers) != 6:
+        raise ConfigError(
+            f"--normalise takes a name or six numbers, three means and three deviations, got {text!r}."
+        )
+    return numbers
