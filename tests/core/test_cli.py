@@ -529,7 +529,7 @@ def test_attack_of_a_model_uses_the_models_own_trigger(capsys, tiny_zoo, tmp_pat
     assert text.splitlines()[0].split()[0] == "image"
     assert text.splitlines()[-1] == f"Images in {tmp_path / f'attack-{tiny_zoo}'}"
     (folder,) = tmp_path.iterdir()
-    stamped = list(folder.glob("*-poisoned.png"))
+    stamped = list(folder.glob("*-triggered.png"))
     assert len(stamped) == 3
     assert all((picture(path)[-3:, -3:] == 255).all() for path in stamped)
 
