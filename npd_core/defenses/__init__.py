@@ -1,5 +1,4 @@
-"""The table of all defenses: NPD and its variants, then the baselines. No torch: a defense is loaded when it
-runs.
+"""The table of all defenses: NPD and its variants, then the baselines. No torch: each is loaded when it runs.
 
 A defense from outside the project is a generator of events and a config, registered under a name:
 
@@ -92,35 +91,36 @@ class Defense:
         return events if isinstance(events, Generator) else (event for event in events)
 
 
-_NPD = "npd_core.polarizer.training:train_polarizer"
+_NPD = "polarizer.training:train_polarizer"
 _PAPER = "Zhu et al., NeurIPS 2023"
 
-DEFENSES: dict[str, Defense] = {
-    "npd": Defense(NPDConfig, _NPD, "Neural polarizer", _PAPER),
-    "npd_tu": Defense(NPDConfig, _NPD, "Neural polarizer, target known, universal perturbation", _PAPER),
-    "npd_tp": Defense(NPDConfig, _NPD, "Neural polarizer, target known, perturbation per image", _PAPER),
-    "npd_uu": Defense(NPDConfig, _NPD, "Neural polarizer, untargeted universal perturbation", _PAPER),
-    "npd_up": Defense(NPDConfig, _NPD, "Neural polarizer, untargeted perturbation per image", _PAPER),
-    "fp": Defense(FPConfig, "npd_core.defenses.fp:fine_prune", "Fine-pruning", "Liu et al., RAID 2018"),
-    "nad": Defense(
-        NADConfig, "npd_core.defenses.nad:distill_attention", "Attention distillation", "Li et al., ICLR 2021"
-    ),
-    "nc": Defense(NCConfig, "npd_core.defenses.nc:neural_cleanse", "Neural cleanse", "Wang et al., S&P 2019"),
-    "anp": Defense(
+_ROWS: list[tuple[str, type[NPDConfig] | type[DefenseConfig], str, str, str]] = [
+    ("npd", NPDConfig, _NPD, "Neural polarizer", _PAPER),
+    ("npd_tu", NPDConfig, _NPD, "Neural polarizer, target known, universal perturbation", _PAPER),
+    ("npd_tp", NPDConfig, _NPD, "Neural polarizer, target known, perturbation per image", _PAPER),
+    ("npd_uu", NPDConfig, _NPD, "Neural polarizer, untargeted universal perturbation", _PAPER),
+    ("npd_up", NPDConfig, _NPD, "Neural polarizer, untargeted perturbation per image", _PAPER),
+    ("fp", FPConfig, "defenses.fp:fine_prune", "Fine-pruning", "Liu et al., RAID 2018"),
+    ("nad", NADConfig, "defenses.nad:distill_attention", "Attention distillation", "Li et al., ICLR 2021"),
+    ("nc", NCConfig, "defenses.nc:neural_cleanse", "Neural cleanse", "Wang et al., S&P 2019"),
+    (
+        "anp",
         ANPConfig,
-        "npd_core.defenses.anp:prune_sensitive",
+        "defenses.anp:prune_sensitive",
         "Adversarial neuron pruning",
         "Wu and Wang, NeurIPS 2021",
     ),
-    "i_bau": Defense(
+    (
+        "i_bau",
         IBAUConfig,
-        "npd_core.defenses.i_bau:unlearn_implicitly",
+        "defenses.i_bau:unlearn_implicitly",
         "Implicit unlearning",
         "Zeng et al., ICLR 2022",
     ),
-    "ep": Defense(
-        EPConfig, "npd_core.defenses.ep:entropy_prune", "Entropy pruning", "Zheng et al., NeurIPS 2022"
-    ),
+    ("ep", EPConfig, "defenses.ep:entropy_prune", "Entropy pruning", "Zheng et al., NeurIPS 2022"),
+]
+DEFENSES = {
+    name: Defense(config, f"npd_core.{at}", title, source) for name, config, at, title, source in _ROWS
 }
 """By name; the baselines in the order of the paper's tables."""
 
@@ -168,18 +168,4 @@ def get_defense(name: str) -> Defense:
     return DEFENSES[name]
 
 
-__all__ = [
-    "CONFIGS",
-    "DEFENSES",
-    "ANPConfig",
-    "Defense",
-    "DefenseConfig",
-    "EPConfig",
-    "FPConfig",
-    "IBAUConfig",
-    "NADConfig",
-    "NCConfig",
-    "get_defense",
-    "register",
-    "unregister",
-]
+__all__ = ["CONFIGS", "DEFENSES", "Defense", "DefenseConfig", "get_defense", "register", "unregister"]

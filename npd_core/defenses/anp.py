@@ -226,10 +226,8 @@ def prune_sensitive(
             yield EpochEnd(epoch, losses, repair.clock.seconds, chosen)
         found = mask.detach()
         tenths = torch.histc(found.float().cpu(), 10, 0, 1).int().tolist()
-        pruned = neurons.pruned(found, threshold)
-        yield repair.finished(
-            select=cfg.select, threshold=threshold, pruned=pruned, channels=len(neurons), masks=tenths
-        )
+        details = {"select": cfg.select, "threshold": threshold, "pruned": neurons.pruned(found, threshold)}
+        yield repair.finished(**details, channels=len(neurons), masks=tenths)
 
 
 def mask_step(

@@ -146,8 +146,7 @@ def train_model(
     device: str = "auto",
     zoo: Zoo = Zoo(),
 ) -> Iterator[Event]:
-    """Train `model`, measure it on the test split and write it into the zoo with its card. Resumable after
-    every epoch.
+    """Train `model`, measure it and write it into the zoo with its card. Resumable after every epoch.
 
     A trigger that must be made comes first. If it is made against a clean model,
     `<dataset>-clean-<arch>-w<width>` is trained before it with the same epochs and seed, unless the zoo has
@@ -157,12 +156,10 @@ def train_model(
         model: id; see `parse_id`.
         poison_ratio: share of the training images that the attacker stamps and relabels; 0 for a clean model.
         poison_ratio, epochs, seed: None: see `plan`.
-        longer: epochs by which to continue the training of a model of the zoo, and of its trigger if that is
-            trained.
+        longer: epochs by which to continue a model of the zoo, and its trigger if that is trained too.
         zoo: where the model goes.
     Yields:
-        the events of each training, which begins with its Started; the only Finished is the last, with the
-        card as its result.
+        the events of each training from Started on; one Finished at the end, with the card as its result.
     Raises:
         UnknownNameError: a part of the id does not exist.
         ConfigError: an invalid id, ratio or number of epochs, or the zoo has the model at another ratio.
@@ -185,10 +182,7 @@ def train_model(
     else:
         _, net, attack = zoo.load(model)
         net.requires_grad_(True)
-    in_loop = None
-    if name.attack in DYNAMIC:
-        trigger = DYNAMIC[name.attack](attack, get_dataset(name.dataset), where)
-        in_loop = InLoop(trigger, attack.rule, ratio)
+    in_loop = _in_loop(name, attack, ratio, where)
     poisoned = poison_training_set(data, attack, 0.0 if in_loop else ratio, recipe.seed)
     compiled = (recipe.total - done) * len(poisoned.labels) > LONG
     checkpoint = checkpoint_path(model, zoo)
@@ -202,6 +196,14 @@ def train_model(
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
     yield Finished(last.epoch, last.seconds, result=card.to_dict())
+
+
+def _in_loop(name: ModelName, attack: Attack, ratio: float, device: torch.device) -> InLoop | None:
+    """Return the poisoning inside the training loop, for the attacks that need it."""
+    if name.attack not in DYNAMIC:
+        return None
+    trigger = DYNAMIC[name.attack](attack, get_dataset(name.dataset), device)
+    return InLoop(trigger, attack.rule, ratio)
 
 
 def _without_end(events: Iterator[Event]) -> Generator[Event, None, Finished]:

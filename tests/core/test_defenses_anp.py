@@ -181,14 +181,14 @@ def test_masks_stay_in_their_range():
 
 @pytest.mark.parametrize("limit", [-1, 0, 3, 8, 9])
 def test_bisection_finds_what_a_sweep_finds(limit):
-    levels, asked = [0.1 * i for i in range(10)], []
+    levels, tried = [0.1 * i for i in range(10)], []
 
     def passes(level):
-        asked.append(level)
+        tried.append(level)
         return level <= limit / 10 + 1e-6
 
     assert largest_passing(levels, passes) == (levels[limit] if limit >= 0 else None)
-    assert len(asked) <= 4
+    assert len(tried) <= 4
     assert largest_passing([], passes) is None
 
 

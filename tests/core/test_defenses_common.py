@@ -232,7 +232,7 @@ def test_a_single_left_over_image_joins_the_batch_before():
     assert batches.steps == 2
 
 
-def test_images_are_augmented_anew_each_epoch_and_only_where_asked():
+def test_images_are_augmented_anew_each_epoch_and_only_where_configured():
     data = images(4)
     cfg = replace(PLAIN, pad=2, flip=True)
     moving, still = augmented(data, cfg, CPU), augmented(data, PLAIN, CPU)
@@ -260,7 +260,7 @@ def test_views_of_the_network():
         last_linear(Normalized(nn.Conv2d(3, 3, 1), (0,) * 3, (1,) * 3))
 
 
-def test_taps_keep_the_order_asked_for_and_leave_nothing_behind():
+def test_captured_outputs_keep_the_order_and_no_hook_is_left():
     net = network()
     x = torch.rand(2, 3, 16, 16)
     second, first = net.net.layer1[1], net.net.layer1[0]

@@ -67,11 +67,11 @@ def slow_pgd(net, x, target, rho, steps, step_size):
     """One image at a time, in float64, by the text of the paper: step, project, clip before the forward
     pass."""
     result = []
-    for image, wanted in zip(x.double(), target, strict=True):
+    for image, label in zip(x.double(), target, strict=True):
         delta = torch.zeros_like(image)
         for _ in range(steps):
             delta = delta.clone().requires_grad_()
-            loss = F.cross_entropy(net((image + delta).clamp(0, 1)[None]), wanted[None])
+            loss = F.cross_entropy(net((image + delta).clamp(0, 1)[None]), label[None])
             (gradient,) = torch.autograd.grad(loss, delta)
             delta = (delta - step_size * gradient.sign()).detach()
             if delta.norm() > rho:
@@ -133,7 +133,7 @@ def test_raw_step_is_the_gradient_of_the_batch_mean():
 
 
 def all_share(count, like, start=None):
-    """One perturbation, 0 unless told otherwise, for all of `count` images."""
+    """One perturbation, 0 unless given, for all of `count` images."""
     start = torch.zeros_like(like[:1]) if start is None else start
     return Shared(start, torch.ones(count, 1).to(like))
 

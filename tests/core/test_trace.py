@@ -49,13 +49,13 @@ def theta(net):
 def test_the_trace_is_the_first_step_of_a_training_on_this_image(attack_on, bn_mode):
     cfg = replace(CFG, attack_on=attack_on, bn_mode=bn_mode, epochs=1, warmup_epochs=0, batch_size=2)
     data = ImageSet(torch.stack([image(), image()]), torch.tensor([2, 2]))
-    trained, told = PolarizedNet(network(), LAYER, SIZE), PolarizedNet(network(), LAYER, SIZE)
+    trained, traced = PolarizedNet(network(), LAYER, SIZE), PolarizedNet(network(), LAYER, SIZE)
     step = next(e for e in list(train_polarizer(trained, data, cfg)) if isinstance(e, StepEnd))
-    start(told, data, cfg)
-    found = trace(told, image(), 2, cfg)
+    start(traced, data, cfg)
+    found = trace(traced, image(), 2, cfg)
     assert found.before.losses == pytest.approx({name: float(v) for name, v in step.losses.items()}, rel=2e-4)
     for name, value in theta(trained).items():
-        torch.testing.assert_close(theta(told)[name], value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(theta(traced)[name], value, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("attack_on", ["base", "polarized"])

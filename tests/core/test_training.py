@@ -166,7 +166,7 @@ def test_the_fast_schedule_gives_the_theta_of_the_naive_one(early_stop):
     same(theta(net), naive_training(network(), images(12), cfg), rtol=1e-3, atol=1e-5)
 
 
-def test_the_inner_level_attacks_the_network_asked_for():
+def test_the_inner_level_attacks_the_requested_network():
     """With theta far from the identity, perturbing f_w and perturbing f_hat give different losses."""
     net = PolarizedNet(network(), LAYER, 16)
     with torch.no_grad():
