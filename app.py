@@ -1,4 +1,5 @@
-"""The entry point of the app: style, menu, choice of model and run, then the page of the URL. Imports no torch."""
+"""The entry point of the app: style, menu, choice of model and run, then the page of the URL. Imports no
+torch."""
 
 from npd_core.plugins import load_plugins
 from pages.shared import shell

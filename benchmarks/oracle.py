@@ -2,8 +2,9 @@
 
     python benchmarks/oracle.py signs-blended-preact_resnet18-w16 stream:layer4.1 stream:layer2.0
 
-It is given really triggered training images with their true labels, beside the clean ones. Where even this oracle
-cannot bring RA up, the features behind the trigger no longer tell the class, and no filter at that layer can.
+It is given really triggered training images with their true labels, beside the clean ones. Where even this
+oracle cannot bring RA up, the features behind the trigger no longer tell the class, and no filter at that
+layer can.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What decides whether NPD works on a small network: one table of runs on one model, for docs/npd-in-practice.md.
+"""What decides whether NPD works on a small network: one table of runs on one model, for
+docs/npd-in-practice.md.
 
     python benchmarks/practice.py signs-badnets_a2o-preact_resnet18-w16 [--images 480] [--rows paper,default]
 
@@ -56,7 +57,8 @@ def main() -> None:
     clean = load_clean(card.dataset, 0.05, 0)
     print(f"{args.model}, before: ACC {before.acc:.1%}, ASR {before.asr:.1%}, RA {before.ra:.1%}\n")
     print(
-        "| row | layer | epochs | ACC / ASR / RA in % by epoch | DER | s |\n| --- | --- | --- | --- | --- | --- |"
+        "| row | layer | epochs | ACC / ASR / RA in % by epoch | DER | s |\n| --- | --- | --- | --- | --- "
+        "| --- |"
     )
     table = rows(card.arch, card.dataset)
     for name in args.rows.split(",") if args.rows else table:

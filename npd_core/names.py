@@ -80,7 +80,8 @@ LOSS_TERMS = {
     "bce1": "L<sub>bce1</sub>",
     "bce2": "L<sub>bce2</sub>",
 }
-"""Terms of the loss in the order in which they are drawn: the weighted sum, Eq. 5, 2 and the two terms of Eq. 3."""
+"""Terms of the loss in the order in which they are drawn: the weighted sum, Eq. 5, 2 and the two terms of Eq.
+3."""
 
 RUN_STATES = {
     "queued": "queued",

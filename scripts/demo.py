@@ -34,7 +34,10 @@ def problem(port: int) -> str:
 def refusal(port_text: str) -> str:
     """Why the app cannot be served on this port, with the remedy, in one sentence; empty when it can."""
     if not port_text.isdecimal() or not 1 <= int(port_text) <= 65535:
-        return f"PORT must be a whole number from 1 to 65535, got {port_text!r}: try `make demo PORT={free_port()}`."
+        return (
+            f"PORT must be a whole number from 1 to 65535, got {port_text!r}: try `make demo "
+            f"PORT={free_port()}`."
+        )
     if why := problem(int(port_text)):
         return f"Port {port_text} {why}: try `make demo PORT={free_port()}`."
     return ""
@@ -55,7 +58,8 @@ def main() -> int:
         "server.headless": str(headless).lower(),
         "server.showEmailPrompt": "false",
         "server.fileWatcherType": "none",
-        "browser.serverAddress": "localhost",  # otherwise a headless server asks the internet for its own address
+        # otherwise a headless server asks the internet for its own address
+        "browser.serverAddress": "localhost",
         "browser.gatherUsageStats": "false",
         "logger.hideWelcomeMessage": "true",  # with it goes an advertisement in the page
     }

@@ -1,8 +1,8 @@
-"""Hyper-parameters of the six baseline defenses and their presets. No torch here: pages build configs before they
-need it.
+"""Hyper-parameters of the six baseline defenses and their presets. No torch here: pages build configs before
+they need it.
 
-Defaults are those of the reference benchmark for CIFAR-10 unless a field says otherwise. No choice is made on test
-images, except under a field whose value is `oracle`.
+Defaults are those of the reference benchmark for CIFAR-10 unless a field says otherwise. No choice is made on
+test images, except under a field whose value is `oracle`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class DefenseConfig:
 
     batch_size: int = 256
     pad: int = 2
-    """Border of the random crop of clean images, in pixels; 0: no crop. The caller gives what the data set bears."""
+    """Border of the random crop of clean images, in pixels; 0: no crop. The caller gives what the data set
+    bears."""
     flip: bool = True
     """Whether clean images are mirrored at random: only where a mirrored image keeps its meaning."""
     precision: str = "auto"
@@ -50,8 +51,8 @@ class DefenseConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The config that `to_dict` wrote. Raises ConfigError on a value, UnknownNameError on a field that does not
-        exist."""
+        """The config that `to_dict` wrote. Raises ConfigError on a value, UnknownNameError on a field that
+        does not exist."""
         names = [field.name for field in fields(cls)]
         for name in values:
             if name not in names:
@@ -92,7 +93,8 @@ class FPConfig(FineTuneConfig):
     holdout: float = 0.2
     """Share of the clean images kept for those tests (ours; the reference tests on test images)."""
     holdout_min: int = 100
-    """With fewer clean images than this, none is held out: the same ones order the neurons and test the accuracy."""
+    """With fewer clean images than this, none is held out: the same ones order the neurons and test the
+    accuracy."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,8 +117,8 @@ class NADConfig(FineTuneConfig):
     betas: tuple[float, ...] = (500.0, 1000.0, 1000.0)
     """Weight of the attention loss at each level, the deepest last; with two levels, the first two."""
     levels: str = "three"
-    """Levels distilled: `three`, or the last `two`, which is what the reference in effect uses (its third map is a
-    single pixel, of which every attention map is 1)."""
+    """Levels distilled: `three`, or the last `two`, which is what the reference in effect uses (its third map
+    is a single pixel, of which every attention map is 1)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -149,13 +151,15 @@ class NCConfig(FineTuneConfig):
     """Share of the images of an epoch that must reach the class for the epoch to be successful."""
     patience: int = 5
     early_stop: int = 25
-    """A search ends when its best norm has not improved for this many epochs and the cost has moved both ways."""
+    """A search ends when its best norm has not improved for this many epochs and the cost has moved both
+    ways."""
     gain: float = 0.01
     """Smallest relative fall of the norm that counts as improving it."""
     classes: tuple[int, ...] | None = None
     """Classes to examine; None: all. Outliers need a few to compare, so at least three."""
     screening_epochs: int = 0
-    """Epochs of a first, short search of every class, after which only `screening_keep` classes go on; 0: none."""
+    """Epochs of a first, short search of every class, after which only `screening_keep` classes go on; 0:
+    none."""
     screening_keep: int = 20
     """Classes with the smallest masks that go on after the screening."""
     classes_at_once: int = 4
@@ -204,8 +208,9 @@ class ANPConfig(DefenseConfig):
     """Learning rate of SGD on the masks (reference; 0.2 in the original)."""
     momentum: float = 0.9
     select: str = "holdout"
-    """How the threshold is chosen: `holdout`, the largest that the tolerance allows on held-out clean images (ours);
-    `fixed`, `threshold` (original); `oracle`, by the ASR on TEST images (reference), which no defender has."""
+    """How the threshold is chosen: `holdout`, the largest that the tolerance allows on held-out clean images
+    (ours); `fixed`, `threshold` (original); `oracle`, by the ASR on TEST images (reference), which no
+    defender has."""
     threshold: float = 0.2
     """Channels whose mask is at most this are pruned, under `fixed`."""
     tolerance: float = 0.1
@@ -248,7 +253,8 @@ class IBAUConfig(DefenseConfig):
     patched: float = 0.01
     """Share of a batch that carries the perturbation in the outer objective."""
     space: str = "normalised"
-    """Where delta is added: `normalised` images, without bounds (reference), or `pixel`, clamped to [0, 1] (ours)."""
+    """Where delta is added: `normalised` images, without bounds (reference), or `pixel`, clamped to [0, 1]
+    (ours)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -268,8 +274,8 @@ class EPConfig(DefenseConfig):
     bin_width: float = 0.1
     """Width of the histogram's bins, in standard deviations of a channel."""
     batch: str = "mixture"
-    """The one batch looked at: `mixture`, out of the POISONED training set (original, reference), which a defender
-    with clean images alone does not have; or `clean`, out of the clean images."""
+    """The one batch looked at: `mixture`, out of the POISONED training set (original, reference), which a
+    defender with clean images alone does not have; or `clean`, out of the clean images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -286,7 +292,8 @@ CONFIGS: dict[str, type[DefenseConfig]] = {
     "i_bau": IBAUConfig,
     "ep": EPConfig,
 }
-"""The config of each defense, in the order of the paper's tables; the package's DEFENSES says what it sets."""
+"""The config of each defense, in the order of the paper's tables; the package's DEFENSES says what it
+sets."""
 
 
 def _number(name: str, value: object, low: float, high: float) -> None:

@@ -1,5 +1,5 @@
-"""Hyper-parameters of the neural polarizer and their presets. No torch here: pages build configs before they need
-it."""
+"""Hyper-parameters of the neural polarizer and their presets. No torch here: pages build configs before they
+need it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ TARGETS = ("surrogate", "known", "none")
 
 @dataclass(frozen=True)
 class Variant:
-    """What stands in for the trigger in the inner level; all else is the same. Paper: "Extension", Tables 1 and 4."""
+    """What stands in for the trigger in the inner level; all else is the same. Paper: "Extension", Tables 1
+    and 4."""
 
     target: str
-    """Where perturbed images are to go: `surrogate` the strongest wrong class y' of each image, `known` the attacker's
-    own target T, `none` anywhere but their true label."""
+    """Where perturbed images are to go: `surrogate` the strongest wrong class y' of each image, `known` the
+    attacker's own target T, `none` anywhere but their true label."""
     universal: bool
     """One perturbation for all images that share a target, instead of one for each image."""
 
@@ -46,8 +47,8 @@ VARIANTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class NPDConfig:
-    """Hyper-parameters of NPD. Defaults: Sec. 4.1 of the paper for CIFAR-10, and what docs/npd-in-practice.md found
-    where it is silent."""
+    """Hyper-parameters of NPD. Defaults: Sec. 4.1 of the paper for CIFAR-10, and what docs/npd-in-practice.md
+    found where it is silent."""
 
     lambda1: float = 1.0
     """Weight of L_bn, the loss on clean images (Eq. 5)."""
@@ -56,16 +57,16 @@ class NPDConfig:
     lambda3: float = 0.4
     """Weight of L_bce1, which pulls perturbed images back to their true label (first term of Eq. 3)."""
     lambda4: float | None = None
-    """Weight of L_bce2, which pushes down the strongest wrong class (second term of Eq. 3). None: tied to lambda3,
-    as in the paper."""
+    """Weight of L_bce2, which pushes down the strongest wrong class (second term of Eq. 3). None: tied to
+    lambda3, as in the paper."""
     rho: float = 3.0
     """Budget of the inner perturbation, in the norm's own size and [0, 1] pixel units."""
     norm: str = "l2"
     """Norm of the budget: l2 (paper), linf or l1."""
     epochs: int = 50
     epoch_steps: int = 1
-    """Least steps of an epoch: clean images that are too few for so many batches are passed over several times. 1: one
-    pass, as in the paper."""
+    """Least steps of an epoch: clean images that are too few for so many batches are passed over several
+    times. 1: one pass, as in the paper."""
     batch_size: int = 128
     lr: float = 0.01
     """Learning rate of SGD on theta."""
@@ -89,15 +90,16 @@ class NPDConfig:
     bce1_label: str = "true"
     """Label in L_bce1: `true` (Eq. 3) or `pred`, the network's own clean prediction."""
     attack_on: str = "polarized"
-    """Network that the inner level attacks: `polarized`, f_hat (Eq. 4 as a formula), in every batch anew, or `base`,
-    f_w (Eq. 4 in the paper's words), which never changes: y' and delta are found once per image, without early stop."""
+    """Network that the inner level attacks: `polarized`, f_hat (Eq. 4 as a formula), in every batch anew, or
+    `base`, f_w (Eq. 4 in the paper's words), which never changes: y' and delta are found once per image,
+    without early stop."""
     clip_grad: float | None = None
     """Bound on the norm of the gradient of theta; None: no bound."""
     schedule: str = "cosine"
     """Learning rate over the epochs: cosine to zero, or constant (reference code; the paper is silent)."""
     holdout: float = 0.0
-    """Share of the clean images held out to choose the epoch by the training objective; 0: keep the last epoch
-    (paper)."""
+    """Share of the clean images held out to choose the epoch by the training objective; 0: keep the last
+    epoch (paper)."""
     precision: str = "auto"
     """fp32, bf16 (autocast), or auto: bf16 where the device gains from it."""
     cache: bool = True
@@ -151,8 +153,8 @@ class NPDConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> NPDConfig:
-        """The config that `to_dict` wrote. Raises ConfigError on a value, UnknownNameError on a field that does not
-        exist."""
+        """The config that `to_dict` wrote. Raises ConfigError on a value, UnknownNameError on a field that
+        does not exist."""
         names = [field.name for field in fields(cls)]
         for name in values:
             if name not in names:

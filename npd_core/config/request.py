@@ -1,4 +1,5 @@
-"""What somebody asks for: one defense of one model, as a frozen value that names it completely. No torch here."""
+"""What somebody asks for: one defense of one model, as a frozen value that names it completely. No torch
+here."""
 
 from __future__ import annotations
 
@@ -27,13 +28,15 @@ class DefenseRequest:
     defense: str = "npd"
     """`npd` or one of its variants, a name in VARIANTS; or a baseline, a name in CONFIGS."""
     layer: str | None = None
-    """Insertion point; None: the default of the architecture. A baseline repairs the whole network and has none."""
+    """Insertion point; None: the default of the architecture. A baseline repairs the whole network and has
+    none."""
     clean: float | int = 0.05
     """Size of the clean subset: a share (float in (0, 1]) or a number of images (int of at least 1)."""
     config: NPDConfig | DefenseConfig = field(default_factory=NPDConfig)
     """Of the class that sets `defense`: NPDConfig, or the baseline's own."""
     eval_images: int = 0
-    """Test images measured after every epoch for the viewer's curves; 0: none. They never reach the training."""
+    """Test images measured after every epoch for the viewer's curves; 0: none. They never reach the
+    training."""
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -57,7 +60,8 @@ class DefenseRequest:
             )
         if self.defense in CONFIGS and self.layer is not None:
             raise ConfigError(
-                f"`layer` is where a polarizer is inserted, and {self.defense} repairs the whole network: leave it out."
+                f"`layer` is where a polarizer is inserted, and {self.defense} repairs the whole network: "
+                "leave it out."
             )
         expected = config_class(self.defense)
         if expected is not None and type(self.config) is not expected:

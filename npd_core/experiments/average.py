@@ -14,8 +14,8 @@ AVG = "AVG"
 
 
 def averages(cells: Sequence[Cell], dataset: str) -> tuple[list[Cell], list[str]]:
-    """A cell for each defense, of means over the attacks for which every one has numbers; and those attacks. What the
-    paper prints is averaged in the same way."""
+    """A cell for each defense, of means over the attacks for which every one has numbers; and those attacks.
+    What the paper prints is averaged in the same way."""
     numbers = {(cell.row["attack"], cell.defense): cell for cell in cells if cell.before and cell.after}
     attacks = dict.fromkeys(cell.row["attack"] for cell in cells)
     defenses = dict.fromkeys(cell.defense for cell in cells)

@@ -1,4 +1,5 @@
-"""Tasks on a Dask cluster. Its workers need the project installed, and the same zoo and data as this machine."""
+"""Tasks on a Dask cluster. Its workers need the project installed, and the same zoo and data as this
+machine."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def run_on_cluster(
     Yields:
         number of the task, and its result.
     Raises:
-        ConfigError: the package is not installed, nothing answers at the address, or the cluster has no worker.
+        ConfigError: the package is not installed, nothing answers at the address, or the cluster has no
+            worker.
     """
     try:
         from distributed import Client, as_completed

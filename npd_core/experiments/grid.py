@@ -1,5 +1,5 @@
-"""A grid of runs of one model: every combination of what was named, as a list of requests. No torch until the names of
-layers are looked up."""
+"""A grid of runs of one model: every combination of what was named, as a list of requests. No torch until the
+names of layers are looked up."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ MAIN_LAYERS = "main"
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """What is to be combined. A baseline has neither layer nor settings of NPD, so it is run once for each `clean` and
-    seed."""
+    """What is to be combined. A baseline has neither layer nor settings of NPD, so it is run once for each
+    `clean` and seed."""
 
     model: str
     defenses: tuple[str, ...] = ("npd",)
@@ -78,8 +78,8 @@ def requests(grid: Grid) -> list[DefenseRequest]:
 
 
 def layer_names(card: Card, layers: Sequence[str | None]) -> list[str | None]:
-    """Layers in their canonical spelling, each once, ALL_LAYERS and MAIN_LAYERS replaced by what they stand for, in the
-    order of the forward pass. Raises UnknownNameError."""
+    """Layers in their canonical spelling, each once, ALL_LAYERS and MAIN_LAYERS replaced by what they stand
+    for, in the order of the forward pass. Raises UnknownNameError."""
     from npd_core.models import build_model
     from npd_core.polarizer.insertion import find_layer, insertion_layers
 
@@ -96,8 +96,9 @@ def layer_names(card: Card, layers: Sequence[str | None]) -> list[str | None]:
 
 
 def main_path(arch: str, size: int = 32) -> list[str]:
-    """`after:conv1`, ...: the point after each convolution of the main path in the order of the forward pass, the
-    x-axis of Figure 3; 1x1 convolutions are shortcuts and left out. Args: size: height and width of the images."""
+    """`after:conv1`, ...: the point after each convolution of the main path in the order of the forward pass,
+    the x-axis of Figure 3; 1x1 convolutions are shortcuts and left out. Args: size: height and width of the
+    images."""
     from torch import nn
 
     from npd_core.models import build_model

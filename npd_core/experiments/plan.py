@@ -1,5 +1,5 @@
-"""Tables 1 to 7 and Figure 3 of the paper: which cells they have, and which models of the zoo they are for. Nothing is
-run here; no torch until Figure 3 asks for the names of its layers."""
+"""Tables 1 to 7 and Figure 3 of the paper: which cells they have, and which models of the zoo they are for.
+Nothing is run here; no torch until Figure 3 asks for the names of its layers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ DEMO_WIDTH = 16
 
 @dataclass(frozen=True)
 class Table:
-    """What one table of the paper has. The first of two tuples is the whole table, the second what `quick` leaves."""
+    """What one table of the paper has. The first of two tuples is the whole table, the second what `quick`
+    leaves."""
 
     title: str
     dataset: str
@@ -76,8 +77,9 @@ TABLES: dict[str, Table] = {
     "table7": Table("Running time", "cifar10", (("badnets_a2o",), ("badnets_a2o",)), (*_BASELINES, "npd")),
     "figure3": Table("Where the polarizer is put", "cifar10", (_LOSSES, _LOSSES), ("npd",)),
 }
-"""As in the paper, but for Figure 3, whose three attacks can be read off its picture alone: ours are those of Table 3.
-Its points: every main-path convolution, quick every second, and the default point and the paper's."""
+"""As in the paper, but for Figure 3, whose three attacks can be read off its picture alone: ours are those of
+Table 3. Its points: every main-path convolution, quick every second, and the default point and the
+paper's."""
 
 QUICK_IMAGES = 1000
 """Test images that a quick table is measured on."""
@@ -91,16 +93,16 @@ QUICK: dict[str, dict[str, dict[str, Any]]] = {
         "i_bau": {"rounds": 2},
     },
 }
-"""What a quick table changes in the settings of a baseline, by data set (the empty name: any other), so that it can be
-had on two CPU cores. NPD and its variants keep their presets, and EP is a single pass."""
+"""What a quick table changes in the settings of a baseline, by data set (the empty name: any other), so that
+it can be had on two CPU cores. NPD and its variants keep their presets, and EP is a single pass."""
 BENCHMARK: dict[str, dict[str, Any]] = {
     "fp": {"holdout": "the test images"},
     "nad": {"levels": "two"},
     "nc": {"screening_epochs": 0},
     "anp": {"select": "the ASR on test images"},
 }
-"""Settings of the baselines in the reference benchmark where they are neither our defaults nor, on Tiny ImageNet, those
-of our preset."""
+"""Settings of the baselines in the reference benchmark where they are neither our defaults nor, on Tiny
+ImageNet, those of our preset."""
 OF_THE_IMAGES = ("flip", "pad", "seed")
 """Settings of a baseline that are no choice of its own: how the network's own training treated the images."""
 
@@ -118,7 +120,8 @@ class Options:
     """None: those of the table."""
     arch: str = "preact_resnet18"
     width: int | None = None
-    """None: the one at which most of the models are there, of equals the smallest when quick, the largest otherwise."""
+    """None: the one at which most of the models are there, of equals the smallest when quick, the largest
+    otherwise."""
     seed: int = 0
     device: str = "auto"
 
@@ -349,7 +352,8 @@ def _apart(variants: Sequence[str], card: Card) -> list[str]:
 
 
 def _longer(cards: Sequence[Card], ratios: Sequence[Any]) -> list[str]:
-    """One sentence on models of the zoo that had more training than `npd table` gives those of other ratios."""
+    """One sentence on models of the zoo that had more training than `npd table` gives those of other
+    ratios."""
     more = [(card, sum(epochs for epochs, _ in card.recipe.get("again", ()))) for card in cards]
     parts = [
         f"{card.id} ({card.poison_ratio:.0%}, {epochs} epochs more)"

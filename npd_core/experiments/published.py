@@ -41,7 +41,8 @@ TERMS = {
 def published(
     table: str, dataset: str, attack: str, defense: str, row: Mapping[str, Any]
 ) -> Published | None:
-    """What the paper prints for a cell; None where it has no such cell. Tables 1 and 2 are one, on two data sets."""
+    """What the paper prints for a cell; None where it has no such cell. Tables 1 and 2 are one, on two data
+    sets."""
     before, attack, defense = undefended(dataset, attack), ATTACKS[attack], DEFENSES[defense]
     where: dict[str, tuple[str, ...]] = {"table4": (attack, defense), "table7": ("running_time_sec", defense)}
     if table == "table3":

@@ -1,8 +1,10 @@
-"""A measured table of the paper as one JSON file: what was run, what came out, what the paper has printed. No torch.
+"""A measured table of the paper as one JSON file: what was run, what came out, what the paper has printed. No
+torch.
 
     <paths.tables()>/<table>-<dataset>.json     `table1-signs.json`, `figure3-cifar10.json`
 
-Fractions are in [0, 1], times in seconds, dates in ISO 8601. Such files are made by `npd table`, never by hand.
+Fractions are in [0, 1], times in seconds, dates in ISO 8601. Such files are made by `npd table`, never by
+hand.
 """
 
 from __future__ import annotations
@@ -30,9 +32,9 @@ AXES: dict[str, tuple[str, ...]] = {
     "table7": ("defense",),
     "figure3": ("attack", "layer"),
 }
-"""What tells the cells of a table apart: the keys of `Cell.row`, in the order in which they are shown. `terms` is such
-as `bn+bce1+asr`, `targeted` true or false, `poison_ratio` a fraction, `clean` a number of images, `layer` the name of
-an insertion point."""
+"""What tells the cells of a table apart: the keys of `Cell.row`, in the order in which they are shown.
+`terms` is such as `bn+bce1+asr`, `targeted` true or false, `poison_ratio` a fraction, `clean` a number of
+images, `layer` the name of an insertion point."""
 
 
 class Scores(NamedTuple):
@@ -124,7 +126,8 @@ def table_path(table: str, dataset: str, folder: Path | None = None) -> Path:
 
 
 def list_tables(folder: Path | None = None) -> list[Path]:
-    """Every record that is there, in the paper's order, then by data set. Whether it can be read, `read_table` says."""
+    """Every record that is there, in the paper's order, then by data set. Whether it can be read,
+    `read_table` says."""
     known = re.compile(rf"({'|'.join(TABLES)})-[a-z0-9_]+\.json")
     found = [path for path in (folder or paths.tables()).glob("*.json") if known.fullmatch(path.name)]
     return sorted(found, key=lambda path: (TABLES.index(path.name.split("-")[0]), path.name))

@@ -1,4 +1,5 @@
-"""Cells as text: lines for a terminal, CSV, and one self-contained HTML page. Percent only where a person reads."""
+"""Cells as text: lines for a terminal, CSV, and one self-contained HTML page. Percent only where a person
+reads."""
 
 from __future__ import annotations
 
@@ -16,15 +17,18 @@ PAPER = ("paper ACC %", "paper ASR %", "paper DER %", "paper seconds")
 
 
 def shown(record: TableRecord) -> tuple[list[Cell], list[str]]:
-    """Cells and sentences of a record as they are shown: those of Tables 1 and 2 end with the means over the attacks,
-    where there are several."""
+    """Cells and sentences of a record as they are shown: those of Tables 1 and 2 end with the means over the
+    attacks, where there are several."""
     cells, notes = list(record.cells), list(record.cut)
     if record.table not in ("table1", "table2"):
         return cells, notes
     means, attacks = averages(cells, record.dataset)
     if len(attacks) < 2:
         return cells, notes
-    note = f"AVG: means over {', '.join(attacks)}; DER is Eq. 6 of the mean ACC and ASR, not the mean of the DERs."
+    note = (
+        f"AVG: means over {', '.join(attacks)}; DER is Eq. 6 of the mean ACC and ASR, not the "
+        "mean of the DERs."
+    )
     return [*cells, *means], [*notes, note]
 
 
@@ -99,7 +103,8 @@ def to_html(record: TableRecord) -> str:
         f"<th{' class=axis' if n < number else ''}>{escape(name)}</th>" for n, name in enumerate(head)
     )
     parts = [
-        f"<p class=note>Measured by <code>{escape(record.command)}</code>, {escape(record.date)}.{colour_key}</p>",
+        f"<p class=note>Measured by <code>{escape(record.command)}</code>, "
+        f"{escape(record.date)}.{colour_key}</p>",
         f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in notes)}</ul>" if notes else "",
         f"<div class=wide><table><thead><tr>{titles}</tr></thead>",
         f"<tbody>{''.join(body)}</tbody></table></div>",
@@ -109,13 +114,15 @@ def to_html(record: TableRecord) -> str:
         f"{colours}body{{font:15px/1.5 {FONT};color:var(--text);background:var(--page);max-width:76rem;"
         "margin:2rem auto;padding:0 1rem}.wide{overflow-x:auto}table{border-collapse:collapse}"
         "th,td{padding:.35rem .7rem;text-align:right;"
-        "border-bottom:1px solid var(--line);white-space:nowrap}th[scope=row]{text-align:left;font-weight:500}"
+        "border-bottom:1px solid "
+        "var(--line);white-space:nowrap}th[scope=row]{text-align:left;font-weight:500}"
         "thead th.axis{text-align:left}thead th{color:var(--muted);font-weight:600}"
         ".paper{color:var(--paper)}.note,li{color:var(--muted)}"
         ".failed td{color:var(--failed);text-align:left;white-space:normal}"
     )
     return (
-        f"<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport "
+        "content='width=device-width'>"
         f"<title>{escape(heading)}</title><style>{style}</style></head><body><h1>{escape(heading)}</h1>"
         f"{''.join(parts)}</body></html>\n"
     )

@@ -1,9 +1,11 @@
 """Where to put the polarizer, and with which weight, judged by clean images alone: what a defender can do.
 
-Behind a trigger, layers further forward still hold more of the true class, but clean accuracy pays for it. So the rule
-is: as far forward as the clean accuracy allows. Clean accuracy is cross-validated on the defender's own images; no
-trigger and no test image is looked at. A budget of the inner level is judged by what it is for: how many clean images
-it moves to their surrogate target.
+Behind a trigger, layers further forward still hold more of the true class, but clean accuracy pays for it. So
+the rule
+is: as far forward as the clean accuracy allows. Clean accuracy is cross-validated on the defender's own
+    images; no
+trigger and no test image is looked at. A budget of the inner level is judged by what it is for: how many
+clean images it moves to their surrogate target.
 """
 
 from __future__ import annotations
@@ -73,7 +75,8 @@ def candidates(
     folds: int = 5,
     held: int | None = None,
 ) -> Iterator[Event | Candidate]:
-    """Train a polarizer for each point, weight and fold; yields the events of each training, then its Candidate.
+    """Train a polarizer for each point, weight and fold; yields the events of each training, then its
+    Candidate.
 
     Args:
         backdoored: classifier of [0, 1] pixels on `device`; stays as it is.
@@ -125,7 +128,8 @@ def _right(net: nn.Module, images: ImageSet, device: torch.device) -> int:
 def reached(
     backdoored: Normalized, clean: ImageSet, budgets: Sequence[float], config: NPDConfig, device: torch.device
 ) -> dict[float, float]:
-    """Share of the clean images that the inner level (Eq. 4) brings to their surrogate target y', by budget rho.
+    """Share of the clean images that the inner level (Eq. 4) brings to their surrogate target y', by budget
+    rho.
 
     Args:
         backdoored: classifier of [0, 1] pixels on `device`; the steps are taken on it, without a polarizer.
@@ -156,7 +160,8 @@ def choose_budget(shares: Mapping[float, float]) -> float:
 
 
 def choose(found: Sequence[Candidate], max_loss: float) -> Candidate | None:
-    """The rule: the foremost point that some weight affords, there the largest such weight; None: no point does.
+    """The rule: the foremost point that some weight affords, there the largest such weight; None: no point
+    does.
 
     Args:
         found: points in the order of the forward pass.

@@ -1,4 +1,5 @@
-"""Many jobs, each done once: what is on disk is taken from there, the others run, and each is kept as it ends."""
+"""Many jobs, each done once: what is on disk is taken from there, the others run, and each is kept as it
+ends."""
 
 from __future__ import annotations
 
@@ -43,18 +44,19 @@ def sweep(
 ) -> Iterator[Note | Outcome]:
     """Do every job that has no outcome yet; one Outcome a job comes out, those that were there first.
 
-    It can be left at any moment: what has come out is on disk, and the next call goes on from there. A job that failed
-    without a result is tried again by the next call.
+    It can be left at any moment: what has come out is on disk, and the next call goes on from there. A job
+    that failed without a result is tried again by the next call.
 
     Args:
         jobs: equal ones are done once.
         workers: processes on this machine.
         scheduler: address of a Dask scheduler, which then does them; None: this machine.
         folder: where outcomes are kept; None: `paths.sweeps()`.
-        alone: take no outcome of a job that shared the machine with others, or may have, as its seconds mean nothing.
+        alone: take no outcome of a job that shared the machine with others, or may have, as its seconds mean
+            nothing.
     Raises:
-        ConfigError, DataMissingError, StorageError: what no job can be done with; what is wrong with a single one is
-            said in its outcome.
+        ConfigError, DataMissingError, StorageError: what no job can be done with; what is wrong with a single
+            one is said in its outcome.
     """
     if workers < 1:
         raise ConfigError(f"`workers` must be at least 1, got {workers}.")

@@ -1,4 +1,5 @@
-"""A planned table, run: its cells are jobs of a sweep, and what comes out is put beside the paper's numbers."""
+"""A planned table, run: its cells are jobs of a sweep, and what comes out is put beside the paper's
+numbers."""
 
 from __future__ import annotations
 
@@ -35,8 +36,8 @@ class Progress(NamedTuple):
 def run_table(
     plan: Plan, *, command: str, workers: int = 1, scheduler: str | None = None, folder: Path | None = None
 ) -> Iterator[Progress | TableRecord]:
-    """Train what models are missing at other poison ratios, run every cell that has not been run before, and put the
-    table together. The TableRecord comes last; until then every outcome is kept on disk, see `sweep`.
+    """Train what models are missing at other poison ratios, run every cell that has not been run before, and
+    put the table together. The TableRecord comes last; until then every outcome is kept on disk, see `sweep`.
 
     Args:
         command: what is run, for the record.
@@ -129,7 +130,8 @@ def _request(plan: Plan, planned: Planned) -> DefenseRequest:
 
 
 def only(config: NPDConfig, terms: str) -> NPDConfig:
-    """The config with the weight of every term of the loss taken away but of those in `terms`, such as `bn+bce2`."""
+    """The config with the weight of every term of the loss taken away but of those in `terms`, such as
+    `bn+bce2`."""
     kept = terms.split("+")
     if all(term in kept for term in config.weights):
         return config

@@ -1,4 +1,5 @@
-"""One run of a sweep: what it is, how it is done in whatever process does it, and how its result is kept on disk.
+"""One run of a sweep: what it is, how it is done in whatever process does it, and how its result is kept on
+disk.
 
     <paths.sweeps()>/<key of the request>-<sha256 of the model, 8 digits>[-<test images>].json
 
@@ -77,7 +78,8 @@ def job_for(request: DefenseRequest, images: int | None = None, zoo: Zoo = Zoo()
 
 
 def kept(job: Job, folder: Path) -> Outcome | None:
-    """The outcome of a job from an earlier time; None when there is none that can be read and is of this very job."""
+    """The outcome of a job from an earlier time; None when there is none that can be read and is of this very
+    job."""
     try:
         values = json.loads((folder / f"{job.name}.json").read_text(encoding="utf-8"))
         if values["job"] != json.loads(json.dumps(job.to_dict())):
@@ -104,11 +106,13 @@ def now() -> str:
 
 
 _one_at_a_time = threading.Lock()
-"""Threads of one process, such as a Dask worker's, take turns: torch uses all its threads for one training."""
+"""Threads of one process, such as a Dask worker's, take turns: torch uses all its threads for one
+training."""
 
 
 def run_job(job: Job) -> Iterator[str | dict[str, Any]]:
-    """Do a job: yields a note an epoch, at the end {"result", "failed"}. Whatever goes wrong is said in `failed`."""
+    """Do a job: yields a note an epoch, at the end {"result", "failed"}. Whatever goes wrong is said in
+    `failed`."""
     with _one_at_a_time:
         try:
             yield from _run(job)
@@ -143,7 +147,8 @@ def _run(job: Job) -> Iterator[str | dict[str, Any]]:
 
 @lru_cache(maxsize=1)
 def _warm_up() -> None:
-    """What torch loads at the first training step of a process takes seconds, which are not the first job's."""
+    """What torch loads at the first training step of a process takes seconds, which are not the first
+    job's."""
     import torch
 
     weight = torch.ones(1, requires_grad=True)

@@ -1,4 +1,5 @@
-"""Tasks in processes of this machine. A process that is killed costs the task that it had, which is done again."""
+"""Tasks in processes of this machine. A process that is killed costs the task that it had, which is done
+again."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ THREADS = "OMP_NUM_THREADS"
 
 Message = str | dict[str, Any]
 Function = Callable[[Any], Iterator[Message]]
-"""What does a task: it yields notes, and at the end its result as a dict. Found by its name in the process, so it is at
-the top of a module."""
+"""What does a task: it yields notes, and at the end its result as a dict. Found by its name in the process,
+so it is at the top of a module."""
 
 
 @dataclass
@@ -82,12 +83,15 @@ def run_local(
 
 
 def _died(exitcode: int | None, tries: int) -> str:
-    return f"The worker process died {tries} times (exit code {exitcode}); where memory is short, use fewer workers."
+    return (
+        f"The worker process died {tries} times (exit code {exitcode}); where memory is short, "
+        "use fewer workers."
+    )
 
 
 def _start(function: Function, workers: int) -> _Worker:
-    """A fresh process with its share of the threads. Ctrl-C reaches it too but is this process's affair, so it is born
-    with SIGINT blocked."""
+    """A fresh process with its share of the threads. Ctrl-C reaches it too but is this process's affair, so
+    it is born with SIGINT blocked."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, function), daemon=True)

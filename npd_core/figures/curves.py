@@ -32,7 +32,8 @@ class LossCurves(NamedTuple):
 
 
 class MetricCurves(NamedTuple):
-    """ACC, ASR and RA on test images, as fractions. Epoch 0 is the backdoored model, epoch k k epochs later."""
+    """ACC, ASR and RA on test images, as fractions. Epoch 0 is the backdoored model, epoch k k epochs
+    later."""
 
     epochs: list[int]
     acc: list[float | None]

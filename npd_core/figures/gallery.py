@@ -1,11 +1,13 @@
-"""A strip of test images kept with a recorded run: what the network says of each, clean, triggered, purified. No torch.
+"""A strip of test images kept with a recorded run: what the network says of each, clean, triggered, purified.
+No torch.
 
     <run>/gallery.png    two rows of N tiles of `size` pixels: clean images above, with the trigger below
     <run>/gallery.json   {"size": 32, "items": [{"index": 17, "truth": "stop",
-                            "clean": {"label": "stop", "probability": 0.99}, "triggered": {…}, "purified": {…}}, …]}
+                            "clean": {"label": "stop", "probability": 0.99}, "triggered": {…}, "purified":
+                            {…}}, …]}
 
-`clean` and `triggered` are answers of the backdoored network, `purified` is its answer to the triggered image with the
-polarizer in place: the polarizer works on features, so the pixels are those of the triggered image.
+`clean` and `triggered` are answers of the backdoored network, `purified` is its answer to the triggered image
+with the polarizer in place: the polarizer works on features, so the pixels are those of the triggered image.
 """
 
 from __future__ import annotations

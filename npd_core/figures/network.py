@@ -1,4 +1,5 @@
-"""What a drawing of a network needs: its stages, blocks, convolutions, and where a polarizer can sit. No torch here."""
+"""What a drawing of a network needs: its stages, blocks, convolutions, and where a polarizer can sit. No
+torch here."""
 
 from __future__ import annotations
 
@@ -71,7 +72,8 @@ class Plan:
         return found
 
     def layers(self) -> list[str]:
-        """Every insertion point in its canonical spelling: before each convolution, after each, before each block."""
+        """Every insertion point in its canonical spelling: before each convolution, after each, before each
+        block."""
         names = [conv.name for conv in self.convs()]
         blocks = [block.name for stage in self.stages for block in stage.blocks]
         return [*names, *(f"after:{name}" for name in names), *(f"stream:{name}" for name in blocks)]
@@ -171,7 +173,8 @@ SCALES: dict[str, tuple[float | None, float]] = {
     "ra": (0.0, 1.0),
     "der": (0.5, 1.0),
 }
-"""Ends of the colour scale of each metric; None: the ten points below the least value, as ACC differs by little."""
+"""Ends of the colour scale of each metric; None: the ten points below the least value, as ACC differs by
+little."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +210,8 @@ class Tint:
 
 
 def tint(metric: str, values: Mapping[str, float]) -> Tint | None:
-    """Colours for what was measured; None when nothing was. Raises UnknownNameError for a metric that is none.
+    """Colours for what was measured; None when nothing was. Raises UnknownNameError for a metric that is
+    none.
 
     Args:
         values: insertion point -> fraction in [0, 1].

@@ -19,7 +19,8 @@ GAIN = 10
 
 
 class Bars(NamedTuple):
-    """Probabilities of a few classes, before and after the polarizer, as fractions. Most important class first."""
+    """Probabilities of a few classes, before and after the polarizer, as fractions. Most important class
+    first."""
 
     classes: list[str]
     indices: list[int]
@@ -45,7 +46,8 @@ class Tally(NamedTuple):
 
 
 def judge(prediction: int, label: int, target: int) -> Verdict:
-    """`right` for the true class, `hijacked` for the attacker's where that is not the true one, otherwise `wrong`."""
+    """`right` for the true class, `hijacked` for the attacker's where that is not the true one, otherwise
+    `wrong`."""
     if prediction == label:
         return "right"
     return "hijacked" if prediction == target else "wrong"
@@ -58,7 +60,8 @@ def tally(predictions: Iterable[int], labels: Iterable[int], targets: Iterable[i
 
 
 def top_classes(probabilities: Sequence[np.ndarray], always: Iterable[int] = (), top: int = 5) -> list[int]:
-    """Classes worth showing: those that `always` names, then the most probable in any row, in order of probability.
+    """Classes worth showing: those that `always` names, then the most probable in any row, in order of
+    probability.
 
     Args:
         probabilities: rows of K probabilities.
@@ -80,7 +83,8 @@ def probability_bars(
     target: int | None,
     top: int = 6,
 ) -> Bars:
-    """The record of one picture: at most `top` classes, true and wanted class (where there is one) always among them.
+    """The record of one picture: at most `top` classes, true and wanted class (where there is one) always
+    among them.
 
     Args:
         backdoored, polarized: (K,) probabilities of the same picture.
@@ -99,9 +103,11 @@ def probability_bars(
 
 
 def probability_figure(bars: Bars, mode: str | None = "light", before: str = "backdoored") -> go.Figure:
-    """Two bars a class, hatched for the backdoored network and plain for the polarized one; percent beside each.
+    """Two bars a class, hatched for the backdoored network and plain for the polarized one; percent beside
+    each.
 
-    A tick marks the true class, a warning sign the attacker's. `before` names the network without the polarizer.
+    A tick marks the true class, a warning sign the attacker's. `before` names the network without the
+    polarizer.
     """
     colors = theme.palette(mode)
     marks = {bars.target: "⚠ ", bars.label: "✓ "}  # None is the place of no class
@@ -143,7 +149,8 @@ def probability_figure(bars: Bars, mode: str | None = "light", before: str = "ba
 
 
 def difference(clean: np.ndarray, triggered: np.ndarray, gain: int = GAIN) -> np.ndarray:
-    """What the trigger changed, made visible: mid grey where nothing, brighter or darker by `gain` times the change.
+    """What the trigger changed, made visible: mid grey where nothing, brighter or darker by `gain` times the
+    change.
 
     Args:
         clean, triggered: uint8, any equal shape.

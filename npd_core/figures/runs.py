@@ -1,4 +1,5 @@
-"""Several runs beside each other: one row each, curves on one scale, and the settings in which they differ."""
+"""Several runs beside each other: one row each, curves on one scale, and the settings in which they
+differ."""
 
 from __future__ import annotations
 
@@ -100,7 +101,8 @@ def differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]
 
 
 def comparison_figure(runs: Mapping[str, MetricCurves], mode: str | None = "light") -> go.Figure:
-    """ACC, ASR and RA side by side over the epochs, on one scale; a run keeps its colour, dash and mark in all three.
+    """ACC, ASR and RA side by side over the epochs, on one scale; a run keeps its colour, dash and mark in
+    all three.
 
     Args:
         runs: words for each run -> what was measured during it.

@@ -26,7 +26,8 @@ class Line(NamedTuple):
 def curves(
     lines: Sequence[Line], *, title: str, x_title: str, percent: bool = False, log: bool = False
 ) -> str:
-    """The curves in one frame with a legend above, as an `svg` element whose text takes the colour of the page.
+    """The curves in one frame with a legend above, as an `svg` element whose text takes the colour of the
+    page.
 
     Args:
         title: what a screen reader says.
@@ -62,7 +63,8 @@ def curves(
     parts.append(f'<text x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_title)}</text>')
     beside = LEFT
     for line, kept in zip(lines, points, strict=True):
-        look = f'fill="none" stroke="{escape(line.color)}" stroke-width="2.5" stroke-dasharray="{DASHES[line.dash]}"'
+        look = f'fill="none" stroke="{escape(line.color)}" stroke-width="2.5"'
+        look += f' stroke-dasharray="{DASHES[line.dash]}"'
         if kept:
             path = "".join(
                 f"{'L' if i else 'M'}{x} {y}" for i, (x, y) in enumerate(at(*point) for point in kept)
@@ -73,7 +75,8 @@ def curves(
         )
         beside += 52 + 8 * len(line.name)
     body = "".join(parts)
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title, quote=True)}">{body}</svg>'
+    label = escape(title, quote=True)
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{body}</svg>'
 
 
 def _kept(line: Line, log: bool) -> list[tuple[float, float]]:

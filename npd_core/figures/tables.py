@@ -1,4 +1,5 @@
-"""Measured tables of the paper as figures: bars beside the published ones, curves over an axis, a table of tiles.
+"""Measured tables of the paper as figures: bars beside the published ones, curves over an axis, a table of
+tiles.
 
 A figure shows one metric, so that a narrow screen can put several below each other.
 """
@@ -77,8 +78,8 @@ def curves(
     """One metric over the labels, a line for each series.
 
     Args:
-        series: words for a line, as "NPD" -> its outcomes. What is published stands beside it in the same colour,
-            dash and mark, hollow and thin; what was run live as a star.
+        series: words for a line, as "NPD" -> its outcomes. What is published stands beside it in the same
+            colour, dash and mark, hollow and thin; what was run live as a star.
         metric: a name in METRICS.
         order: every label, from left to right.
         axis: title of the axis.
@@ -119,8 +120,8 @@ def along_layers(
     mode: str | None = "light",
     metrics: Sequence[str] = ("acc", "asr", "ra"),
 ) -> go.Figure:
-    """ACC, ASR and RA by insertion point. The line joins the points after a convolution, as in the paper's Figure 3;
-    other points stand as hollow marks, what was measured live as stars.
+    """ACC, ASR and RA by insertion point. The line joins the points after a convolution, as in the paper's
+    Figure 3; other points stand as hollow marks, what was measured live as stars.
 
     Args:
         outcomes: in forward order; `label` is the insertion point.
@@ -151,8 +152,7 @@ def along_layers(
                     "size": {"line": 8, "other": 11, "live": 15}[words],
                     "color": _shade(name, colors),
                 },
-                hovertemplate=f"%{{x}}<br>{name.upper()} %{{y:.1%}}<extra>{'live' if words == 'live' else 'recorded'}"
-                "</extra>",
+                hovertemplate=f"%{{x}}<br>{name.upper()} %{{y:.1%}}<extra>{_source(words)}</extra>",
             )
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=labels, tickangle=-60)
     figure.update_yaxes(range=[-0.04, 1.05], tickformat=".0%")
@@ -164,7 +164,8 @@ def along_layers(
 def tiles(
     rows: Mapping[str, Mapping[str, float | None]], metric: str, mode: str | None = "light"
 ) -> go.Figure:
-    """One metric of every pair as a tile with its number in percent: the rows' names down, the columns' across.
+    """One metric of every pair as a tile with its number in percent: the rows' names down, the columns'
+    across.
 
     Args:
         rows: as attack -> defense -> fraction; None, or a name that is missing, is an empty tile.
@@ -197,7 +198,8 @@ def tiles(
 
 
 def mix(first: str, second: str, share: float) -> str:
-    """A colour between two, as hex. Args: share: of the first, in [0, 1]; text on the mixture stays readable."""
+    """A colour between two, as hex. Args: share: of the first, in [0, 1]; text on the mixture stays
+    readable."""
     parts = [[int(color[at : at + 2], 16) for at in (1, 3, 5)] for color in (first, second)]
     return "#" + "".join(f"{round(share * a + (1 - share) * b):02X}" for a, b in zip(*parts, strict=True))
 
@@ -219,6 +221,10 @@ def _labels(outcomes: Sequence[Outcome]) -> list[str]:
 def _sources(outcomes: Sequence[Outcome]) -> list[str]:
     there = {outcome.source for outcome in outcomes}
     return [source for source in SOURCES if source in there]
+
+
+def _source(words: str) -> str:
+    return "live" if words == "live" else "recorded"
 
 
 def _shade(metric: str, colors: theme.Palette) -> str:

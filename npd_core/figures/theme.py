@@ -1,4 +1,5 @@
-"""The look that all figures share, polarised light: blue is benign, orange the trigger, violet the polarizer."""
+"""The look that all figures share, polarised light: blue is benign, orange the trigger, violet the
+polarizer."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ def layout(mode: str | None, **changes: Any) -> go.Layout:
 
     Args:
         mode: "light" or "dark".
-        changes: fields of plotly's layout that differ; nested ones with the underscore form (`yaxis_range=...`).
+        changes: fields of plotly's layout that differ; nested ones with the underscore form
+            (`yaxis_range=...`).
     """
     colors = palette(mode)
     axis = {

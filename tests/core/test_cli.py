@@ -229,7 +229,8 @@ def test_help_of_defend_shows_the_settings_of_every_baseline(capsys, defense):
 
 @pytest.fixture(scope="module")
 def saved_once(tiny_zoo_folder, tmp_path_factory):
-    """A defense of the tiny model, run once with everything that can be asked for: folder, JSON, stdout, stderr."""
+    """A defense of the tiny model, run once with everything that can be asked for: folder, JSON, stdout,
+    stderr."""
     (model,) = os.listdir(tiny_zoo_folder)
     place = tmp_path_factory.mktemp("saved")
     words = [
@@ -1044,7 +1045,10 @@ finally:
 
 
 def test_listing_the_models_imports_no_torch():
-    code = "import sys; from npd_core.cli.main import main; main(['models']); main(['data']); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from npd_core.cli.main import main; main(['models']); main(['data']); "
+        "sys.exit('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -12,9 +12,11 @@ from npd_core.errors import ConfigError, UnknownNameError
 from npd_core.zoo import Zoo
 
 SHARED = {  # the same in the paper and in the authors' code, on every data set
-    "lambda1": 1.0, "norm": "l2", "epochs": 50, "epoch_steps": 1, "batch_size": 128, "lr": 0.01, "weight_decay": 5e-4,
+    "lambda1": 1.0, "norm": "l2", "epochs": 50, "epoch_steps": 1, "batch_size": 128, "lr": 0.01,
+    "weight_decay": 5e-4,
     "inner_steps": 2, "inner_lr": 0.1, "early_stop": 0.6, "attack_on": "polarized", "schedule": "constant",
-    "clip_grad": None, "holdout": 0.0, "decay_to_identity": False, "precision": "auto", "cache": True, "seed": 0,
+    "clip_grad": None, "holdout": 0.0, "decay_to_identity": False, "precision": "auto", "cache": True,
+    "seed": 0,
 }  # fmt: skip
 WRITTEN = {"log_form": "exact", "bce1_label": "true"}  # rows 1 and 8 of table 1.6
 CODED = {"log_form": "mart", "bce1_label": "pred"}

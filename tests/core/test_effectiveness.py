@@ -1,9 +1,9 @@
 """The shipped settings still repair the shipped models: recorded runs made again end where they ended.
 
-The tolerances are wider than what five seeds (0 to 4) in bf16 and two in fp32 spread over, on another processor than
-that of the records: of the run on signs BadNets ACC 98.5 to 98.8, ASR 0.1 to 0.7, RA 98.0 to 99.0, DER 0.989 to 0.994;
-of signs Blended ACC 99.0 to 99.4, ASR 0.1, RA 73.9 to 79.2, DER 0.993 to 0.995; of CIFAR-10 BadNets ACC 83.9 to 84.5,
-ASR 0.1 to 0.6, RA 77.8 to 81.9, DER 0.965 to 0.967.
+The tolerances are wider than what five seeds (0 to 4) in bf16 and two in fp32 spread over, on another
+processor than that of the records: of the run on signs BadNets ACC 98.5 to 98.8, ASR 0.1 to 0.7, RA 98.0 to
+99.0, DER 0.989 to 0.994; of signs Blended ACC 99.0 to 99.4, ASR 0.1, RA 73.9 to 79.2, DER 0.993 to 0.995; of
+CIFAR-10 BadNets ACC 83.9 to 84.5, ASR 0.1 to 0.6, RA 77.8 to 81.9, DER 0.965 to 0.967.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""AVG rows: means over the attacks that every defense has, DER by Eq. 6 of them, and what the paper prints likewise."""
+"""AVG rows: means over the attacks that every defense has, DER by Eq. 6 of them, and what the paper prints
+likewise."""
 
 from __future__ import annotations
 

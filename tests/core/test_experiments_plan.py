@@ -1,4 +1,5 @@
-"""Tables of the paper: their cells, the models they ask for, the published numbers beside them, and what quick cuts."""
+"""Tables of the paper: their cells, the models they ask for, the published numbers beside them, and what
+quick cuts."""
 
 from __future__ import annotations
 
@@ -136,7 +137,8 @@ def fake_card(card, attack, width):
 
 @pytest.fixture
 def zoo_of(tiny_zoo, monkeypatch):
-    """Put cards in place of the zoo: `zoo_of(card, ...)`; `card` is given as `zoo_of.card`. Every data set is here."""
+    """Put cards in place of the zoo: `zoo_of(card, ...)`; `card` is given as `zoo_of.card`. Every data set is
+    here."""
     (zoo,) = Zoo().cards()
 
     def put(*cards):
@@ -164,7 +166,8 @@ def test_table_4_says_in_what_its_variants_differ_from_each_other(tiny_zoo):
         s for s in plan_table("table4", Options(dataset="signs")).cut if s.startswith("The variants differ")
     ]
     assert said == [
-        "The variants differ in more than the perturbation: NPD-UU with lambda2 0.4, lambda3 0.4, epoch_steps 1, "
+        "The variants differ in more than the perturbation: NPD-UU with lambda2 0.4, lambda3 0.4, "
+        "epoch_steps 1, "
         "warmup_epochs 5, attack_on polarized; NPD-UP, NPD with lambda2 0.1, lambda3 0.1, epoch_steps 48, "
         "warmup_epochs 1, attack_on base."
     ]
@@ -322,7 +325,8 @@ def test_averages_are_printed_and_written_but_are_no_cells_of_the_record(
         yield TableRecord(
             table=plan.table, title="T", dataset="signs", command="npd table 1", date="d", quick=True,
             cells=tuple(
-                Cell(row={"attack": attack, "defense": "fp"}, model="m", defense="fp", before=Scores(0.95, 1.0, 0.0),
+                Cell(row={"attack": attack, "defense": "fp"}, model="m", defense="fp",
+                before=Scores(0.95, 1.0, 0.0),
                      after=scores, der=0.9, seconds=Seconds(1.0, 1.0))
                 for attack, scores in after.items()
             ),

@@ -44,7 +44,8 @@ MISSING = Cell(
 )
 RECORD = TableRecord(
     table="table6", title="Few clean images", dataset="signs", quick=True, cut=("One sentence.",),
-    command="npd table 6 --quick --dataset signs", date="2026-11-25T12:00:00+00:00", environment={"device": "cpu"},
+    command="npd table 6 --quick --dataset signs", date="2026-11-25T12:00:00+00:00",
+    environment={"device": "cpu"},
     cells=(CELL, MISSING),
 )  # fmt: skip
 

@@ -37,8 +37,10 @@ def test_csv_has_fractions_and_empty_fields():
     head, first, second, end = to_csv([PRINTED, FAILED], AXES).split("\n")
     assert dict(zip(head.split(","), first.split(","), strict=True)) == {
         "attack": "blended", "defense": "npd", "model": "m", "defense_id": "npd", "insertion_point": "",
-        "acc_before": "0.99", "asr_before": "0.98", "ra_before": "0.01", "acc": "0.95", "asr": "0.02", "ra": "0.9",
-        "der": "0.96", "seconds_train": "12.34", "seconds_evaluate": "3.0", "seed": "0", "device": "", "date": "",
+        "acc_before": "0.99", "asr_before": "0.98", "ra_before": "0.01", "acc": "0.95", "asr": "0.02",
+        "ra": "0.9",
+        "der": "0.96", "seconds_train": "12.34", "seconds_evaluate": "3.0", "seed": "0", "device": "",
+        "date": "",
         "published_acc": "0.9118", "published_asr": "0.0041", "published_der": "", "published_seconds": "",
         "published_der_corrected": "", "failed": "",
     }  # fmt: skip

@@ -70,7 +70,8 @@ def test_each_clean_image_is_held_out_once_and_counted(tiny_zoo):
 def test_more_folds_than_images_of_a_class_are_refused(tiny_zoo):
     chosen = load_clean("signs", 36, 0)
     wanted = candidates(
-        Zoo().load(tiny_zoo).net, ImageSet(chosen.images, chosen.labels), ["layer4.1.conv1"], [0.1], ONE_EPOCH,
+        Zoo().load(tiny_zoo).net, ImageSet(chosen.images, chosen.labels), ["layer4.1.conv1"], [0.1],
+        ONE_EPOCH,
         32, CPU, folds=4,
     )  # fmt: skip
     with pytest.raises(ConfigError, match="from 2 to 3"):

@@ -1,4 +1,5 @@
-"""Sweeps: each job once, measured as a single run would be, kept on disk, and taken from there the next time."""
+"""Sweeps: each job once, measured as a single run would be, kept on disk, and taken from there the next
+time."""
 
 from __future__ import annotations
 

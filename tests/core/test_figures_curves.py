@@ -1,4 +1,5 @@
-"""Records of a run, read and drawn: positions, thinning, time left; the plan of the network against the network."""
+"""Records of a run, read and drawn: positions, thinning, time left; the plan of the network against the
+network."""
 
 import dataclasses
 

@@ -1,4 +1,5 @@
-"""Figures of measured tables: every number is on its bar or point, and sources are told apart without colour."""
+"""Figures of measured tables: every number is on its bar or point, and sources are told apart without
+colour."""
 
 from __future__ import annotations
 

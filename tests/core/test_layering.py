@@ -1,4 +1,5 @@
-"""Data flows one way: a module imports its own stage and earlier ones, none imports itself in a circle, no UI below."""
+"""Data flows one way: a module imports its own stage and earlier ones, none imports itself in a circle, no UI
+below."""
 
 from __future__ import annotations
 

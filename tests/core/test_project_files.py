@@ -1,4 +1,5 @@
-"""The three lists of packages say the same, the pins are complete, and nothing depends on where packages come from."""
+"""The three lists of packages say the same, the pins are complete, and nothing depends on where packages come
+from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Made `tiny_net.safetensors`: a PreAct-ResNet18 of width 4 with a BadNets backdoor, for tests that need one at once.
+"""Made `tiny_net.safetensors`: a PreAct-ResNet18 of width 4 with a BadNets backdoor, for tests that need one
+at once.
 
 python tests/golden/make_tiny_net.py        two minutes on two cores
 """

@@ -1,4 +1,5 @@
-"""Models that are shipped, on the pages that show a model, with their recorded runs: a few always, all of them slow."""
+"""Models that are shipped, on the pages that show a model, with their recorded runs: a few always, all of
+them slow."""
 
 from __future__ import annotations
 
