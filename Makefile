@@ -31,6 +31,7 @@ lint: $(VENV)/.stamp-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	PYTHONPATH=. $(VENV)/bin/lint-imports
 
 bench: $(VENV)/.stamp-run
 	$(PY) -m npd_core bench
