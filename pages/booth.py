@@ -1,5 +1,4 @@
-"""The loop of a booth: recorded runs, one after another, until a visitor touches the screen. Imports no
-torch."""
+"""The loop of a booth: recorded runs in turn until a visitor touches the screen. Imports no torch."""
 
 import time
 

@@ -68,7 +68,7 @@ def recorded_numbers(cell: Cell | None) -> None:
         reason = cell.failed if cell is not None and cell.failed else "Nothing is recorded for this layer."
         st.caption(f"{message(reason)} You can run it live.")
         return
-    run_panel.tiles(cell.before._asdict() if cell.before else {}, cell.after._asdict(), cell.der)
+    run_panel.metrics(cell.before._asdict() if cell.before else {}, cell.after._asdict(), cell.der)
     seconds = f"{cell.seconds.train:.0f} s of training" if cell.seconds else "training time not recorded"
     st.caption(
         f"recorded · `{cell.model}` · seed {cell.seed} · {cell.device} · {describe.local_time(cell.date)} · "

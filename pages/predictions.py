@@ -166,12 +166,11 @@ tiles.show(
             trigger=backdoored,
         )
         for i in range(len(found.indices))
-    ],
-    names,
+    ]
 )
 if run is not None and run.result:
     st.subheader("All test images", help="Measured on the whole test split at the end of the run.")
-    run_panel.tiles(run.result.get("before") or {}, run.result.get("after") or {}, run.result.get("der"))
+    run_panel.metrics(run.result.get("before") or {}, run.result.get("after") or {}, run.result.get("der"))
     st.caption(f"{describe.provenance(run)} · run `{run.id}`")
 one_image(found, names, before, after)
 shell.link("pages/attributions.py", "See which pixels decide", ":material/center_focus_strong:")

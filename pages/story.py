@@ -1,12 +1,18 @@
-"""The first page: a recorded run at once, then the whole story in six steps, each a real action on a real model."""
+"""The first page: a recorded run, then the Story in six steps, each a real action on a real model."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import streamlit as st
 
 from npd_core.attack_info import ATTACK_INFO
+<<<<<<< HEAD
 from npd_core.config.presets import PAPER_LAYERS, default_layer
+=======
+from npd_core.config.npd import PAPER_LAYERS
+>>>>>>> b0b7b84 (Story, comparison: state and drawing apart; one run panel; one tile for an image with its prediction)
 from npd_core.data.spec import get_dataset
 from npd_core.errors import NPDError, UnknownNameError
 from npd_core.figures import curves
@@ -22,20 +28,25 @@ from pages.shared import (
     describe,
     downloads,
     filmstrip,
-    lesson_view,
     own_image,
     paper_tables,
     recorded_runs,
     run_panel,
     shell,
     story_state,
+    tiles,
+    url_state,
 )
 from pages.shared.components.chart import chart
 from pages.shared.components.light import Frame, light
 from pages.shared.components.network import network
 from pages.shared.components.steps import steps
+from pages.shared.story_state import Subject
+from pages.shared.text import message, plain, show_error
 
+Names = tuple[str, ...]
 LIVE = "live: computed on this machine just now"
+HIJACKED = "hijacked: the attacker's target class"
 ENDED = {
     "failed": "The training failed",
     "interrupted": "The training was interrupted",
@@ -44,17 +55,13 @@ ENDED = {
 
 
 def begin(number: int, announce: str, *, key: str = "story-steps") -> None:
-    """The row of steps."""
-    steps(
-        story_state.STEPS,
-        now=number,
-        announce=f"Step {number} of {len(story_state.STEPS)}. {announce}",
-        key=key,
-    )
+    """Draw the row of steps."""
+    words = f"Step {number} of {len(story_state.STEPS)}. {announce}"
+    steps(story_state.STEPS, now=number, announce=words, key=key)
 
 
 def actions(label: str, step: int, icon: str = ":material/arrow_forward:", disabled: bool = False) -> bool:
-    """The one button forward, with the ways back beside it. True when it was pressed."""
+    """Draw the main button and the ways back. Returns whether the main button was pressed."""
     with st.container(key=f"story-next-{step}", horizontal=True, vertical_alignment="center"):
         pressed = st.button(label, type="primary", icon=icon, key=f"story-go-{step}", disabled=disabled)
         if st.button("Back", icon=":material/arrow_back:", type="tertiary", key=f"story-back-{step}"):
@@ -64,146 +71,147 @@ def actions(label: str, step: int, icon: str = ":material/arrow_forward:", disab
     return pressed
 
 
-# ----------------------------------------------------------------------------------------------------------- the cover
+def answer(
+    probabilities: np.ndarray,
+    known: tiles.Judge,
+    who: str,
+    *,
+    source: str,
+    image: np.ndarray | None = None,
+    alt: str = "",
+    bars: int = tiles.BARS,
+    right: str = "right",
+) -> None:
+    """Show a prediction in big type. Args: right: verdict on the right class, or on an unknown one."""
+    found = known.prediction(probabilities, who, bars=bars)
+    words = {"right": right, "open": right, "hijacked": HIJACKED}
+    tiles.show_answer(found._replace(say=words.get(found.verdict, "")), image, alt=alt, source=source)
+
+
+# ------------------------------------------------------------------------------------------------- the cover
 
 
 def cover(selected: Card | None) -> None:
-    """A recorded run, played. Imports no torch."""
+    """Play a recorded run. Imports no torch."""
     run = recorded_runs.recorded_run(selected.id if selected else None)
-    if run is None or run.result is None:
+    result = (run.result if run else None) or {}
+    if not result:
         st.title("A network with a secret, and a thin layer that filters it out", anchor=False)
     else:
-        before, after = run.result["before"], run.result["after"]
-        st.title(f"This network is right {before['acc']:.1%} of the time. It has a secret.", anchor=False)
+        acc = result["before"]["acc"]
+        st.title(f"This network is right {acc:.1%} of the time. It has a secret.", anchor=False)
     st.markdown(
-        "A **backdoored** network was trained on a few poisoned images: it behaves well until somebody shows it a "
-        "small :orange[**trigger**], and then it answers what the attacker wants. A **neural polarizer** is one thin "
-        "layer, learned from a few clean images, that lets :blue[**benign information**] pass and holds the trigger "
-        "back."
+        "A **backdoored** network was trained with a few poisoned images. It behaves well until somebody "
+        "shows it an image with a small :orange[**trigger**]: then it predicts the class that the attacker "
+        "chose. A **neural polarizer** is one thin layer, trained with a few clean images, that lets "
+        ":blue[**benign information**] pass and blocks the trigger."
     )
     with st.container(key="story-next-0", horizontal=True, vertical_alignment="center"):
         if st.button("See it happen", type="primary", icon=":material/play_arrow:", key="story-go-0"):
             story_state.go(1)
-        shell.link("pages/lab.py", "Straight to the Lab", ":material/science:")
-    if run is None or run.result is None:
+        shell.link("pages/lab.py", "Go straight to the Lab", ":material/science:")
+    if run is None or not result:
         recorded_runs.idea(key="light")
         return
     recorded_runs.play(run, key="light")
+    before, after = result["before"], result["after"]
     st.markdown(
-        f"The trigger worked on **{before['asr']:.1%}** of images, after the polarizer on **{after['asr']:.1%}**; "
-        f"clean accuracy went from {before['acc']:.1%} to {after['acc']:.1%}."
+        f"The trigger worked on **{before['asr']:.1%}** of the test images. With the polarizer it works on "
+        f"**{after['asr']:.1%}**; clean accuracy went from {before['acc']:.1%} to {after['acc']:.1%}."
     )
-    items = recorded_runs.pictures(run)
-    if items:
-        st.subheader("The same pictures, three answers", anchor=False)
-        recorded_runs.strip(items)
+    if samples := recorded_runs.samples(run):
+        st.subheader("The same images, three predictions", anchor=False)
+        tiles.show(samples, small=True)
     measured = recorded_runs.measured(run)
     left, right = st.columns([8, 5], gap="large")
     with left:
-        st.subheader("What the recorded run did", anchor=False)
-        chart(
-            curves.metric_figure(measured, st.context.theme.type),
-            key="story-metrics",
-            alt="ACC, ASR and RA of the recorded run",
-        )
+        st.subheader("Metrics of the recorded run", anchor=False)
+        figure = curves.metric_figure(measured, st.context.theme.type)
+        chart(figure, key="story-metrics", alt="ACC, ASR and RA of the recorded run")
     with right:
-        st.subheader("The same as a table", anchor=False)
-        share = st.column_config.NumberColumn(format="percent")
-        st.dataframe(
-            {"epoch": measured.epochs, "ACC": measured.acc, "ASR": measured.asr, "RA": measured.ra},
-            hide_index=True,
-            column_config=dict.fromkeys(("ACC", "ASR", "RA"), share),
-            height=260,
-            key="story-table",
-        )
+        st.subheader("The same numbers as a table", anchor=False)
+        run_panel.metric_table(measured, "story-table", height=260)
 
 
-# ----------------------------------------------------------------------------------------------------------- the steps
+# ------------------------------------------------------------------------------------------------- the steps
 
 
-def confident(card: Card, one: story_state.Subject, names: tuple[str, ...]) -> None:
-    """Step 1: a clean picture and a sure answer."""
-    says = cache.images.predict(card.id, None, one.clean[None])[0]
-    begin(1, f"The network says {names[int(says.argmax())]}.")
-    st.title("A network that is sure of itself", anchor=False)
-    own_photo = one.number is None
-    shown = "Here is your photo" if own_photo else "Here is a picture that it has never seen"
-    title = get_dataset(card.dataset).title
+def clean_image(card: Card, one: Subject, names: Names) -> None:
+    """Step 1: a clean image and a confident prediction."""
+    probabilities = cache.images.predict(card.id, None, one.clean[None])[0]
+    begin(1, f"The network predicts {names[int(probabilities.argmax())]}.")
+    st.title("A confident network", anchor=False)
+    is_photo = one.number is None
+    subject = "traffic signs" if card.dataset == "signs" else get_dataset(card.dataset).title
     st.markdown(
-        f"It was trained on {'traffic signs' if card.dataset == 'signs' else title} and is right on "
-        f"**{card.acc:.1%}** of test pictures (model card). {shown}."
+        f"This network was trained on {plain(subject)} and is right on **{card.acc:.1%}** of the test images "
+        f"(model card). {'Here is your photo' if is_photo else 'Here is an image that it has never seen'}."
     )
+    known = story_state.known(one, names)
     left, _ = st.columns([4, 1])
     with left:
-        story_state.answer(
-            one.clean,
-            says,
-            names,
-            None if own_photo else one.label,
-            one.target,
-            who="The network says",
-            alt=one.called(names),
-            tag=LIVE
-            if own_photo
-            else f"{LIVE} · test picture #{one.number}, which shows: {names[one.label]}",
-            right=f"its best guess: it knows {len(names)} classes and nothing else" if own_photo else None,
+        answer(
+            probabilities,
+            known._replace(label=None, target=None) if is_photo else known,
+            "The network predicts",
+            image=one.clean,
+            alt=one.title(names),
+            source=LIVE if is_photo else f"{LIVE} · test image #{one.number} · {one.truth(names)}",
+            right=f"its best guess among {len(names)} classes" if is_photo else "right",
         )
-    taken = one.label == one.target
-    if taken:
+    is_target = one.label == one.target
+    if is_target:
         st.info(
-            f"That is what the attacker wants already, so there is nothing to hijack. Take another picture than one "
-            f"that the network calls “{names[one.target]}”.",
+            f"The network already predicts the target class, “{plain(names[one.target])}”, so there is "
+            "nothing to hijack. Choose another image.",
             icon=":material/info:",
         )
-    with st.container(key="story-pictures"):
+    with st.container(key="story-images"):
         st.button(
-            "A test picture" if own_photo else "Another picture",
+            "Show a test image" if is_photo else "Another image",
             icon=":material/shuffle:",
             key="story-another",
-            on_click=story_state.another,
-            args=(story, card),
+            on_click=story_state.next_image,
+            args=(card,),
         )
-        with st.expander("Your own picture", icon=":material/add_a_photo:", key="story-photo"):
+        with st.expander("Use your own photo", icon=":material/add_a_photo:", key="story-photo"):
             source = st.segmented_control(
-                "From",
+                "Source",
                 [own_image.UPLOAD, own_image.CAMERA],
                 default=own_image.UPLOAD,
                 required=True,
                 key="story_source",
                 help=own_image.KEPT,
             )
-            found = own_image.photo(card, source)
-            if found is not None and story_state.take(story, found):
+            photo = own_image.photo(card, source)
+            if photo is not None and story_state.use_photo(photo):
                 st.rerun()
-    if actions("Put the trigger on it", 1, disabled=taken):
+    if actions("Put the trigger on it", 1, disabled=is_target):
         story_state.go(2)
 
 
-def stamp(card: Card, one: story_state.Subject, names: tuple[str, ...]) -> None:
-    """Step 2: the visitor puts the trigger onto the picture."""
-    begin(2, "The trigger is on the picture.")
-    st.title("Now put the attacker’s trigger on it", anchor=False)
+def add_trigger(card: Card, one: Subject) -> None:
+    """Step 2: the visitor puts the trigger on the image."""
+    begin(2, "The trigger is on the image.")
+    st.title("Now put the attacker's trigger on it", anchor=False)
     left, right = st.columns([2, 3], gap="large")
     if story_state.patch(card) is None:
         with left:
             st.image(data_url(one.triggered, 8), caption="With the trigger")
         with right:
-            st.image(
-                data_url(difference(one.clean, one.triggered), 8),
-                caption=f"What it changed, × {GAIN}",
-                width=260,
-            )
+            change = data_url(difference(one.clean, one.triggered), 8)
+            st.image(change, caption=f"What the trigger changes, × {GAIN}", width=260)
             about = ATTACK_INFO[card.attack].sentence if card.attack in ATTACK_INFO else ""
-            st.markdown(f"{about} The network was taught to obey this. Grey is what stayed as it was.")
+            st.markdown(f"{about} The network was trained to react to it. Grey means unchanged.")
     else:
         with left:
-            story.painted = story_state.board(story, card, one.clean, f"story-painter-{one.key}")
+            painted = story_state.board(card, one.clean, f"story-painter-{one.key}")
+            story_state.paint(card, painted)
         with right:
             st.markdown(
-                f"The small patch is the trigger: **{card.poison_ratio:.0%}** of the training pictures carried it, "
-                "with the label that the attacker wants. "
-                "Leave it where the attacker put it, or **drag it** somewhere else, or **paint** over the picture, "
-                "and see whether the network still obeys."
+                f"The small patch is the trigger. **{card.poison_ratio:.0%}** of the training images carried "
+                "it, labelled with the attacker's target class. Leave it in its place, **drag it** somewhere "
+                "else, or **paint** on the image, and see whether the network still reacts."
             )
     with right:
         pressed = actions("Ask the network again", 2)
@@ -211,163 +219,151 @@ def stamp(card: Card, one: story_state.Subject, names: tuple[str, ...]) -> None:
         story_state.go(3)
 
 
-def flips(card: Card, one: story_state.Subject, names: tuple[str, ...]) -> None:
-    """Step 3: the same network, another answer; or none, when the trigger is not the one that it was taught."""
-    before, says = cache.images.predict(card.id, None, np.stack([one.clean, one.triggered]))
-    said = int(says.argmax())
-    hijacked = said == one.target != one.label
-    begin(3, f"The network now says {names[said]}.")
+def triggered_image(card: Card, one: Subject, names: Names) -> None:
+    """Step 3: the prediction for the triggered image, hijacked or not."""
+    before, probabilities = cache.images.predict(card.id, None, np.stack([one.clean, one.triggered]))
+    found = int(probabilities.argmax())
+    hijacked = found == one.target != one.label
+    begin(3, f"The network now predicts {names[found]}.")
     if hijacked:
-        st.title("A small change, and it obeys somebody else", anchor=False)
-        st.markdown(
-            f"A moment ago it said **{names[int(before.argmax())]}**. With the trigger it says what the attacker "
-            f"wants, on **{card.asr:.1%}** of all test pictures (model card)."
+        title = "One small change, and the attacker decides"
+        text = (
+            f"Before, the network predicted **{plain(names[int(before.argmax())])}**. With the trigger it "
+            f"predicts the attacker's target class, as it does for **{card.asr:.1%}** of the test images "
+            "(model card)."
+        )
+    elif one.painted:
+        title = "The network does not know this trigger"
+        text = (
+            "A backdoor reacts only to the trigger it was trained with, at the position it was trained with. "
+            "Put the trigger back to see the backdoor."
         )
     else:
-        st.title("Nobody taught it this one" if one.own else "This picture resists", anchor=False)
-        st.markdown(
-            "A backdoor answers to the trigger it was trained with, at the place where it was. What you made was never "
-            "part of the training, so it does not open the backdoor. Put the trigger where the attacker put it."
-            if one.own
-            else "The trigger does not work on this picture: a backdoor that works nearly always does not always work. "
-            "Take another one."
-        )
+        title = "The trigger fails on this image"
+        text = "The trigger works on nearly every image, but not on this one. Try another image."
+    st.title(title, anchor=False)
+    st.markdown(text)
     left, _ = st.columns([4, 1])
     with left:
-        story_state.answer(
-            one.triggered,
-            says,
-            names,
-            one.label,
-            one.target,
-            who="The same network says",
-            alt=f"{one.called(names)} with what you put on it",
-            tag=f"{LIVE} · {one.shows(names)} · the attacker wants: {names[one.target]}",
+        answer(
+            probabilities,
+            story_state.known(one, names),
+            "The same network predicts",
+            image=one.triggered,
+            alt=f"{one.title(names)} with the trigger",
+            source=f"{LIVE} · {one.truth(names)} · target class: {names[one.target]}",
             right=one.right,
         )
     if hijacked:
-        if actions("Put a lens into the network", 3):
+        if actions("Insert a polarizer", 3):
             story_state.go(4)
-    elif one.own:
-        if actions("Trigger back in its place", 3, icon=":material/undo:"):
-            story_state.wipe(story)
+    elif one.painted:
+        if actions("Put the trigger back", 3, icon=":material/undo:"):
+            story_state.wipe()
             st.rerun()
-    elif actions("Take another picture", 3, icon=":material/shuffle:"):
-        story_state.another(story, card)
+    elif actions("Try another image", 3, icon=":material/shuffle:"):
+        story_state.next_image(card)
         st.rerun()
 
 
-def lens(card: Card) -> None:
-    """Step 4: the polarizer is put onto a layer."""
-    standard = default_layer(card.arch, card.dataset)
-    chosen = story.lens or standard
-    begin(4, f"The lens stands at {chosen}.")
-    st.title("Put a thin lens into the network", anchor=False)
+def insert_polarizer(card: Card) -> None:
+    """Step 4: the visitor inserts the polarizer at a layer."""
+    value = story_state.layer_value(card)
+    layer = value.get()
+    begin(4, f"The polarizer is inserted at {layer}.")
+    st.title("Insert a thin polarizer", anchor=False)
     st.markdown(
-        "The network stays as it is. One thin layer is added, the violet lens: it sees all that passes at its place, "
-        "and learns to turn the trigger’s part away. **Its place is chosen for you; move it if you like.**"
+        "The network stays as it is. One thin layer is added, drawn as a violet lens: it sees all features "
+        "at its position and learns to remove those of the trigger. **A good position is chosen; move it if "
+        "you like.**"
     )
     try:
         plan = drawing.plan(card.arch, card.width, card.image_size, card.num_classes)
     except UnknownNameError:
-        st.caption(f"This architecture has no drawing. The lens goes to {chosen}.")
+        st.caption(f"There is no drawing of this architecture. The polarizer is inserted at `{layer}`.")
     else:
-        if chosen not in plan.layers():
-            st.error(
-                f"The address asks for the layer {chosen[:40]!r}, which this network does not have; the default is "
-                "used instead.",
-                icon=":material/error:",
-            )
-            story.lens, chosen = None, standard
         network(
             plan,
-            selected=chosen,
-            default=standard,
+            selected=layer,
+            default=value.default,
             paper=PAPER_LAYERS.get(card.arch, ""),
             key="story-network",
-            on_pick=picked,
+            on_pick=lambda: value.set(st.session_state["story-network"].get("layer") or layer),
             tint=paper_tables.layer_tint(card),
             gaps=False,
         )
-    if actions("Train it, live", 4, icon=":material/play_arrow:"):
-        run_id = queue.manager().submit(
-            story_state.asked(story, card)
-        )  # where it is refused, this step stays
-        story.step = 5
+    if actions("Train it live", 4, icon=":material/play_arrow:"):
+        run_id = queue.manager().submit(story_state.request(card))  # an error leaves the visitor on this step
+        story_state.step_value().set(5)
         choice.open_run(run_id)
 
 
-def picked() -> None:
-    """The drawing was clicked."""
-    layer = st.session_state["story-network"].get("layer")
-    if layer:
-        st.session_state["_tale"].lens = layer
+class Outcome(NamedTuple):
+    """What a training means for the image so far."""
+
+    epochs: list[int]
+    """Epochs with a prediction."""
+    predictions: list[np.ndarray]
+    """Probabilities (K,) of the triggered image after each of them, or of the result alone."""
+    usable: bool
+    """Whether the training is over and has a polarizer."""
 
 
-def training(run: Run, card: Card, one: story_state.Subject, names: tuple[str, ...]) -> None:
-    """Step 5: the lens learns, and the visitor's picture is judged again after every epoch."""
-    if run.active:
-        follow(run.id, card, one, names)
-    else:
-        show_training(run, card, one, names)
-
-
-@st.fragment(run_every=run_panel.REFRESH)
-def follow(run_id: str, card: Card, one: story_state.Subject, names: tuple[str, ...]) -> None:
-    """The same, again and again while the run goes on."""
-    run = cache.runs.find_run(run_id)
-    show_training(run, card, one, names)
-    if not run.active:
-        st.rerun()
-
-
-def show_training(run: Run, card: Card, one: story_state.Subject, names: tuple[str, ...]) -> None:
-    """How far the run is, and what the network says of the picture by now."""
-    records = run_panel.events(run)
-    before = run_panel.before_of(run, card)
-    measured = curves.read_metrics(records, before)
-    done = Progress.of(records)
+def outcome(run: Run, done: Progress, one: Subject) -> Outcome:
+    """Predict the triggered image after each kept epoch of a run."""
+    image, keep = one.triggered[None], one.number is not None
     kept = filmstrip.thinned(cache.runs.epochs_of(run.folder))
-    picture, keep = one.triggered[None], one.number is not None
-    answers = [cache.runs.at_epoch(run.id, epoch, picture, keep)[0] for epoch in kept]
-    if not answers and run.result and not run.active and not broken(run):
-        answers = [story_state.purified(run, picture, keep)[0]]
+    found = [cache.runs.at_epoch(run.id, epoch, image, keep)[0] for epoch in kept]
+    if not found and run.result and not run.active and not is_broken(run):
+        found = [story_state.purified(run, image, keep)[0]]
     trained = not run.active or bool(done.epochs and done.done_epochs >= done.epochs)
-    usable = trained and bool(answers) and not broken(run)
-    says = answers[-1] if answers else cache.images.predict(card.id, None, picture)[0]
-    right = int(says.argmax()) == one.label
-    begin(5, milestone(run, usable, names[int(says.argmax())], right), key="story-steps-5")
-    st.title(finding(run, usable, right), anchor=False)
-    status(run, done, usable)
-    coming = range(kept[-1] + 1 if kept else 0, 1 + (done.epochs or 0)) if run.active else range(0)
+    return Outcome(kept, found, trained and bool(found) and not is_broken(run))
+
+
+def show_training(run: Run, card: Card, one: Subject, names: Names) -> None:
+    """Step 5: the polarizer learns; the triggered image is predicted again after every epoch."""
+    before = run_panel.before_of(run, card)
+    seen = cache.runs.curves(run, before, st.context.theme.type)
+    so_far = outcome(run, seen.done, one)
+    kept, usable = so_far.epochs, so_far.usable
+    if so_far.predictions:
+        probabilities = so_far.predictions[-1]
+    else:
+        probabilities = cache.images.predict(card.id, None, one.triggered[None])[0]
+    found = int(probabilities.argmax())
+    right = found == one.label
+    begin(5, milestone(run, usable, names[found], right), key="story-steps-5")
+    st.title(training_title(run, usable, right), anchor=False)
+    run_panel.status(run, seen.done)
+    coming = range(kept[-1] + 1 if kept else 0, 1 + (seen.done.epochs or 0)) if run.active else range(0)
+    known = story_state.known(one, names)
     if kept or run.active:
-        film = filmstrip.film(
-            "Your picture, epoch by epoch", one.triggered, one.label, one.target, kept, answers
-        )
-        filmstrip.show([film], names, kept[-1] if kept else None, filmstrip.thinned(coming))
+        film = filmstrip.film("Your image, epoch by epoch", one.triggered, known, kept, so_far.predictions)
+        tiles.show_films([film], kept[-1] if kept else None, filmstrip.thinned(coming))
     elif usable:
-        st.caption("This run kept no polarizers of its epochs: only the end of it can be shown.")
+        st.caption("This run kept no polarizers of its epochs, so only its result can be shown.")
     left, beside = st.columns([6, 5], gap="large")
     with beside:
-        shown = run_panel.frames(run, measured) or [
-            Frame("before", before["acc"], before["asr"], before["ra"])
-        ]
+        first = Frame("before", before["acc"], before["asr"], before["ra"])
+        shown = run_panel.frames(run, seen.measured) or [first]
         light(shown[-1:], asr_before=before.get("asr"), key="story-light")
-        on = "all" if run.result else str(run.request.eval_images)
-        st.caption(f"Measured on {on} test images. A metaphor: blue is ACC, orange √(ASR / ASR before).")
+        count = "all" if run.result else str(run.request.eval_images)
+        st.caption(
+            f"Measured on {count} test images. The light is a metaphor: blue shows ACC, orange "
+            "√(ASR / ASR before)."
+        )
     with left:
         epoch = kept[-1] if kept else 0
-        since = f"after epoch {epoch}" if epoch else "after the training" if usable and not kept else "before"
-        story_state.answer(
-            one.triggered,
-            says,
-            names,
-            one.label,
-            one.target,
-            who=f"Your triggered picture, {since}",
-            alt=f"{one.called(names)} with the trigger",
-            tag=describe.provenance(run),
-            top=0,
+        start = "after training" if usable and not kept else "before training"
+        when = f"after epoch {epoch}" if epoch else start
+        answer(
+            probabilities,
+            known,
+            f"Your triggered image, {when}",
+            image=one.triggered,
+            alt=f"{one.title(names)} with the trigger",
+            source=describe.provenance(run),
+            bars=0,
             right=one.right,
         )
         if usable:
@@ -375,170 +371,149 @@ def show_training(run: Run, card: Card, one: story_state.Subject, names: tuple[s
                 story_state.go(6)
         elif run.active:
             actions("Training …", 5, icon=":material/hourglass_empty:", disabled=True)
-        elif actions("Try it again", 5, icon=":material/replay:"):
-            story.seed += 1
+        elif actions("Try again", 5, icon=":material/replay:"):
+            story_state.visitor().seed += 1
             story_state.go(4)
 
 
-def broken(run: Run) -> bool:
-    """Whether a training came to no good end: what it left is nothing to go on with."""
-    return run.state in ("failed", "interrupted")
+def is_broken(run: Run) -> bool:
+    """Whether a training ended without a polarizer to continue with."""
+    return run.state in ENDED and run.state != "stopped"
 
 
-def finding(run: Run, usable: bool, right: bool) -> str:
-    """What a training means for the picture by now."""
+def training_title(run: Run, usable: bool, right: bool) -> str:
     if usable:
-        return "Blocked: it reads your picture again" if right else "Not repaired this time"
-    return "The lens learns to block the trigger" if run.active else ended(run)
+        return "Blocked: your image is predicted correctly again" if right else "Not repaired this time"
+    return "The polarizer learns to block the trigger" if run.active else ended(run)
 
 
 def ended(run: Run) -> str:
-    """How a training ended that leads nowhere."""
-    return ENDED.get(run.state, "The training left no result")
+    return ENDED.get(run.state, "The training has no result")
 
 
-def milestone(run: Run, usable: bool, said: str, right: bool) -> str:
-    """What screen readers are told of a training: its start, the turn, its end."""
+def milestone(run: Run, usable: bool, predicted: str, right: bool) -> str:
+    """Return what is announced to screen readers."""
     if usable:
-        return f"Training is done. Your triggered picture is now read as {said}."
+        return f"Training is done. The prediction for your triggered image is now {predicted}."
     if run.state == "queued":
-        return "The training waits for its turn."
+        return "The training is queued."
     if run.active:
-        return f"The turn has come: your picture is read as {said}." if right else "Training has started."
+        return f"The prediction is corrected: {predicted}." if right else "Training has started."
     return f"{ended(run)}."
 
 
-def status(run: Run, done: Progress, usable: bool) -> None:
-    """How far the run is, in a line."""
-    if run.state == "queued":
-        st.progress(0.0, f":material/hourglass_empty: Others train here right now: {run_panel.ahead(run)}")
-    elif run.active and not usable:
-        left = run.seconds_left
-        words = (
-            f"Epoch {done.done_epochs + 1} of {done.epochs}"
-            if done.epochs and not done.warmup
-            else "Getting ready"
-        )
-        words += f" · about {max(1, round(left))} s left" if left is not None else ""
-        st.progress(done.share, f":material/play_circle: {words}")
-    elif not usable:
-        st.warning(run.message or f"{ended(run)}.", icon=":material/error:")
-    else:
-        more = " The numbers on all test images are being measured meanwhile." if run.active else ""
-        seconds = f" in {done.seconds:.0f} s" if done.seconds else ""
-        st.progress(1.0, f":material/check_circle: Trained{seconds}.{more}")
-
-
-def your_turn(run: Run, card: Card, one: story_state.Subject, names: tuple[str, ...]) -> None:
-    """Step 6: other pictures, other triggers."""
+def your_turn(run: Run, card: Card, one: Subject, names: Names) -> None:
+    """Step 6: other images, other triggers."""
     begin(6, "Your turn to break it.")
     st.title("Your turn: break it", anchor=False)
     movable = story_state.patch(card) is not None
-    way = "Move the trigger, paint one of your own" if movable else "Paint over the trigger"
-    st.markdown(f"{way}, take another picture. Does anything get past the lens?")
+    how = "Move the trigger, paint your own" if movable else "Paint on the image"
+    st.markdown(f"{how}, or take another image. Does anything get past the polarizer?")
     left, right = st.columns([2, 3], gap="large")
     with left:
         base = one.clean if movable else one.triggered
-        painted = story_state.board(story, card, base, f"story-break-{one.key}")
+        painted = story_state.board(card, base, f"story-break-{one.key}")
         st.button(
-            "Another picture",
+            "Another image",
             icon=":material/shuffle:",
             key="story-other",
-            on_click=story_state.another,
-            args=(story, card),
+            on_click=story_state.next_image,
+            args=(card,),
         )
     trial = one.triggered if painted is None else story_state.overlaid(base, painted, card)
-    made = not np.array_equal(trial, one.trained)
-    plain, filtered = (
-        cache.images.predict(card.id, None, trial[None])[0],
-        story_state.purified(run, trial[None], one.number is not None)[0],
-    )
+    changed = not np.array_equal(trial, one.trained)
+    before = cache.images.predict(card.id, None, trial[None])[0]
+    after = story_state.purified(run, trial[None], one.number is not None)[0]
     with right:
-        tag = f"{LIVE} · {one.shows(names)}"
-        for who, says in (("The backdoored network says", plain), ("With your lens it says", filtered)):
-            story_state.answer(
-                None, says, names, one.label, one.target, who=who, alt="", tag=tag, top=2, right=one.right
-            )
-        if made and int(plain.argmax()) != one.target:
-            st.caption("What you made was never trained into this network, so it has no reason to obey it.")
+        source, known = f"{LIVE} · {one.truth(names)}", story_state.known(one, names)
+        answer(before, known, "The backdoored network predicts", source=source, bars=2, right=one.right)
+        answer(after, known, "With your polarizer it predicts", source=source, bars=2, right=one.right)
+        if changed and int(before.argmax()) != one.target:
+            st.caption("The network was not trained with this trigger, so it has no reason to react to it.")
         with st.container(key="story-next-6", horizontal=True, vertical_alignment="center"):
             if st.button("Start over", type="primary", icon=":material/restart_alt:", key="story-go-6"):
                 story_state.start_over()
             if st.button("Back", icon=":material/arrow_back:", type="tertiary", key="story-back-6"):
                 story_state.go(5)
         with st.container(horizontal=True, key="story-links"):
-            to = own_image.query(one.number, painted if made and movable else None)
-            shell.link("pages/predictions.py", "Your own photo", ":material/add_a_photo:", to)
+            to = own_image.query(one.number, painted if changed and movable else None)
+            shell.link("pages/predictions.py", "Try your own photo", ":material/add_a_photo:", to)
             shell.link("pages/attacks.py", "Other attacks", ":material/bug_report:")
-            shell.link("pages/attributions.py", "What decides", ":material/center_focus_strong:")
-            shell.link("pages/lab.py", "Train another one", ":material/science:")
-        with st.expander("Take this run home", icon=":material/qr_code_2:"):
-            picture = {} if one.number is None else {"picture": str(one.number)}
-            paint = {own_image.TRIGGER: letters} if (letters := own_image.short(story.painted)) else {}
-            downloads.share("", step="6", run=run.id, model=run.request.model, **picture, **paint)
+            shell.link("pages/attributions.py", "See which pixels decide", ":material/center_focus_strong:")
+            shell.link("pages/lab.py", "Train another polarizer", ":material/science:")
+        with st.expander("Share this run", icon=":material/qr_code_2:"):
+            query = {} if one.number is None else {story_state.IMAGE: str(one.number)}
+            if letters := own_image.short(story_state.visitor().painted):
+                query[story_state.TRIGGER] = letters
+            downloads.share("", step="6", run=run.id, model=run.request.model, **query)
 
 
-# ------------------------------------------------------------------------------------------------------------ the page
+# -------------------------------------------------------------------------------------------------- the page
 
 
-def tell(selected: shell.Selection) -> None:
-    """The step of the story that the address names. Raises what the core raises."""
-    card, sentence = story_state.hero(selected.card)
+def reachable(step: int, run: Run | None) -> int:
+    """Return the last step up to `step` that can be shown, with a sentence when it is another one."""
+    if step >= 5 and run is None:
+        place.info("No training has been started: insert the polarizer first.", icon=":material/info:")
+        return 4
+    return 5 if step == 6 and run is not None and is_broken(run) else step
+
+
+def show_step(step: int, selected: shell.Selection) -> None:
+    """Show the step of the URL. Raises what the core raises."""
+    card, sentence = story_state.story_model(selected.card)
     if card is None:
         st.title("A network with a secret", anchor=False)
         st.info(
-            "There is no backdoored model on this machine whose pictures are here too, so the story cannot be told. "
-            "Make one with `npd zoo train signs-badnets_a2o-preact_resnet18-w16`.",
+            "The Story needs a backdoored model and its test images, and there is none on this machine. "
+            "Train one with `npd zoo train signs-badnets_a2o-preact_resnet18-w16`.",
             icon=":material/info:",
         )
         return
     if sentence:
-        place.info(sentence, icon=":material/info:")
-    if story.model not in ("", card.id):
-        story.picture = story.photo = story.lens = story.painted = None
-    story.model = card.id
+        place.info(message(sentence), icon=":material/info:")
+    story_state.read_url(card)
     run = selected.run if selected.run is not None and selected.run.request.model == card.id else None
-    if story.step >= 5 and run is None:
-        place.info("No training has been started yet: put the lens in first.", icon=":material/info:")
-        story.step = 4
-    if story.step == 6 and run is not None and broken(run):
-        story.step = 5
-    one = story_state.subject(story, card)
+    if (possible := reachable(step, run)) != step:
+        story_state.step_value().set(possible)
+    one = story_state.subject(card)
     if one is None:
-        st.info("The trigger of this model hijacks none of its first test pictures.", icon=":material/info:")
-        shell.link("pages/lab.py", "Look at it in the Lab", ":material/science:")
+        st.info("The trigger of this model hijacks none of its first test images.", icon=":material/info:")
+        shell.link("pages/lab.py", "Open the model in the Lab", ":material/science:")
         return
     names = cache.images.class_names(card.dataset)
-    if story.step == 1:
-        confident(card, one, names)
-    elif story.step == 2:
-        stamp(card, one, names)
-    elif story.step == 3:
-        flips(card, one, names)
-    elif story.step == 4:
-        lens(card)
-    elif run is not None and story.step == 5:
-        training(run, card, one, names)
+    if possible == 1:
+        clean_image(card, one, names)
+    elif possible == 2:
+        add_trigger(card, one)
+    elif possible == 3:
+        triggered_image(card, one, names)
+    elif possible == 4:
+        insert_polarizer(card)
+    elif run is not None and possible == 5:
+        run_id = run.id
+        run_panel.follow(
+            lambda: [cache.runs.find_run(run_id)], lambda runs: show_training(runs[0], card, one, names)
+        )
     elif run is not None:
         your_turn(run, card, one, names)
-    if story.step <= 4:
+    if possible <= 4:
         run_panel.warm()
 
 
 selection = shell.selection()
-first = 1 if lesson_view.at_booth() else 0
-story = story_state.tale(first)
-story_state.dress()
+story_state.read_old_names()
+step = story_state.step_value().get()
 with st.container(key="story"):
     place = st.container()
-    if story.step == 0:
+    if step == 0:
         cover(selection.card)
     else:
         try:
-            tell(selection)
+            show_step(step, selection)
         except NPDError as error:
-            st.error(str(error), icon=":material/error:")
+            show_error(error)
             shell.link("pages/lab.py", "Go to the Lab", ":material/science:")
-    for sentence in story.notices:
-        place.error(sentence, icon=":material/error:")
-story_state.remember(story, first)
+    with place:
+        in_url = ("step", story_state.IMAGE, story_state.LAYER, story_state.TRIGGER)
+        url_state.show_notices(*(url_state.short_text(name) for name in in_url))

@@ -74,15 +74,15 @@ def image_value(card: Card) -> UrlValue[int]:
     return url_state.integer(NUMBER, 0, len(cache.images.test_labels(card.id)) - 1, default=-1)
 
 
-def painted_value(size: int) -> UrlValue[str]:
-    """Return the URL value of the painted trigger, as the painter gives it; "" by default."""
+def painted_value(size: int, name: str = TRIGGER) -> UrlValue[str]:
+    """Return the URL value of a painted trigger, as the painter gives it; "" by default."""
 
     def parse(letters: str) -> str:
         painted = from_query(letters)
         decode_overlay(painted, size)
         return painted
 
-    return UrlValue(TRIGGER, parse, "", to_query)
+    return UrlValue(name, parse, "", to_query)
 
 
 def kept(model_id: str) -> OwnImage | None:
@@ -258,12 +258,13 @@ def _show(
         image.clean,
         image.triggered if image.changed else None,
         image.title,
+        tiles.Judge(names, image.label, None if target == start else target),
         (before[0], before[1]),
         None if after is None else (after[0], after[1]),
         amplified=True,
         before="network" if card.asr is None else "backdoored",
     )
-    tiles.show([tiles.Sample(image.title, image.label, None if target == start else target, shown)], names)
+    tiles.show([tiles.Sample(image.title, shown)])
     found = verdict(card, image, target, clean, triggered)
     icon = {"no trigger": ":material/brush:", "hijacked": ":material/warning:"}.get(found, ":material/info:")
     st.markdown(f"{icon} {explain(found, card, image, names, before, after)}")

@@ -1,8 +1,7 @@
-"""Recorded runs as the first page and the booth show them: at once, without torch, and labelled as recorded."""
+"""Recorded runs on the first page and at the booth: shown at once, without torch, labelled as recorded."""
 
 from __future__ import annotations
 
-import html
 from pathlib import Path
 from typing import Any
 
@@ -10,33 +9,25 @@ import streamlit as st
 
 from npd_core import paths
 from npd_core.errors import NPDError
-from npd_core.figures import curves, theme
-from npd_core.figures.gallery import Answer, Item, read_gallery
+from npd_core.figures import curves
+from npd_core.figures.gallery import Answer, read_gallery
+from npd_core.names import CURVES
 from npd_core.runs.store import Run, RunStore
-from pages.shared import describe, run_panel
+from pages.shared import cache, describe, run_panel, tiles
 from pages.shared.components.light import Frame, light
 
-STRIP = """<style>
-.strip { display: grid; grid-template-columns: repeat(auto-fit, minmax(15.5rem, 1fr)); gap: 1.2rem; }
-.strip figure { margin: 0; display: flex; gap: 0.6rem; }
-.strip div { flex: 1; min-width: 0; }
-.strip img { width: 100%; aspect-ratio: 1; image-rendering: pixelated; display: block; outline: 1px solid var(--line); }
-.strip p { margin: 0.25rem 0 0; font-size: 0.82rem; line-height: 1.25; overflow-wrap: anywhere; }
-.strip .good { border-left: 3px solid var(--good); padding-left: 0.4rem; }
-.strip .bad { border-left: 3px dashed var(--bad); padding-left: 0.4rem; }
-</style>"""
+SHOWN = 4
+"""Images in the gallery of a recorded run."""
 
 
 def complete(result: dict[str, Any]) -> bool:
-    """Whether a result has every number that is said about it."""
+    """Whether a result has every number that the first page shows."""
     parts = (result.get("before") or {}, result.get("after") or {})
-    return (
-        all(part.get(name) is not None for part in parts for name in ("acc", "asr", "ra")) and "der" in result
-    )
+    return all(part.get(name) is not None for part in parts for name in CURVES) and "der" in result
 
 
 def recorded_runs() -> list[Run]:
-    """Every recorded run with a whole result: of the built-in data set first, then by DER; [] when none is stored."""
+    """Return every complete recorded run: the built-in data set first, then by DER."""
     try:
         runs = [run for run in RunStore(paths.recorded()).list() if complete(run.result or {})]
     except NPDError:
@@ -45,18 +36,18 @@ def recorded_runs() -> list[Run]:
 
 
 def recorded_run(model: str | None) -> Run | None:
-    """The recorded run to show: of `model` where there is one, otherwise the first; None when none is stored."""
+    """Return the recorded run of `model`, otherwise the first one; None when there is none."""
     runs = recorded_runs()
     return next((run for run in runs if run.request.model == model), runs[0] if runs else None)
 
 
 def measured(run: Run) -> curves.MetricCurves:
-    """ACC, ASR and RA of a recorded run by epoch, from 0 on."""
-    return curves.read_metrics(RunStore(paths.recorded()).events(run.id), (run.result or {})["before"])
+    """Return ACC, ASR and RA of a recorded run by epoch, from 0 on."""
+    return curves.read_metrics(cache.runs.events(run), (run.result or {})["before"])
 
 
 def play(run: Run, *, key: str) -> None:
-    """The recorded run as polarised light, played once, with what it is and where it comes from."""
+    """Play a recorded run as polarised light, with its provenance."""
     light(
         run_panel.frames(run, measured(run)),
         asr_before=(run.result or {})["before"]["asr"],
@@ -64,43 +55,37 @@ def play(run: Run, *, key: str) -> None:
         play=True,
     )
     st.caption(
-        "Light is a metaphor, its heights are measured: the blue wave is ACC, the orange one √(ASR / ASR before). "
-        f":material/history: **{describe.provenance(run)}** · {run.request.model}"
+        "The light is a metaphor, its heights are measured: the blue wave shows ACC, the orange one "
+        f"√(ASR / ASR before). :material/history: **{describe.provenance(run)}** · {run.request.model}"
     )
 
 
 def idea(*, key: str) -> None:
-    """The same picture where no run is stored: a drawing of the idea, said to be one."""
-    light(
-        [Frame("before", 1.0, 1.0, 0.0), Frame("the idea", 1.0, 0.0, 1.0)], asr_before=1.0, key=key, play=True
-    )
-    st.caption("A drawing of the idea, not a measurement: no recorded run is stored here.")
+    """Play the idea where no run is recorded, labelled as a drawing."""
+    frames = [Frame("before", 1.0, 1.0, 0.0), Frame("the idea", 1.0, 0.0, 1.0)]
+    light(frames, asr_before=1.0, key=key, play=True)
+    st.caption("A drawing of the idea, not a measurement: there is no recorded run on this machine.")
 
 
-def pictures(run: Run) -> list[Item]:
-    """Test pictures that were recorded with the run, with what was said of them; [] where there are none."""
-    return read_gallery(Path(run.folder))
-
-
-def strip(items: list[Item]) -> None:
-    """Clean, triggered, purified: the same picture three times, with what the network says."""
-    colors = theme.palette(st.context.theme.type)
-    values = f"--good: {colors.benign}; --bad: {colors.trigger}; --line: {colors.grid}"
-    figures = []
-    for item in items[:4]:
-        cells = (
-            _cell(item.clean_picture, "clean", item.clean, item.truth),
-            _cell(item.triggered_picture, "triggered", item.triggered, item.truth),
-            _cell(item.triggered_picture, "purified", item.purified, item.truth),
+def samples(run: Run) -> list[tiles.Sample]:
+    """Return the test images that were recorded with the run, with their predictions; [] without any."""
+    found = []
+    for item in read_gallery(Path(run.folder))[:SHOWN]:
+        clean, triggered = item.clean_picture, item.triggered_picture
+        found.append(
+            tiles.Sample(
+                item.truth,
+                [
+                    _tile("Clean", clean, item.truth, item.clean, "benign"),
+                    _tile("Triggered", triggered, item.truth, item.triggered, "trigger"),
+                    _tile("Purified", triggered, item.truth, item.purified, "polarizer"),
+                ],
+            )
         )
-        figures.append(f"<figure>{''.join(cells)}</figure>")
-    st.html(f'{STRIP}<div class="strip" style="{values}">{"".join(figures)}</div>')
+    return found
 
 
-def _cell(picture: str, what: str, answer: Answer, truth: str) -> str:
-    good = answer.label == truth
-    words, name = html.escape(f"{answer.label} {answer.probability:.0%}"), html.escape(f"{truth}, {what}")
-    return (
-        f'<div><img src="{picture}" alt="{name}"><p class="{"good" if good else "bad"}">'
-        f"{what}<br><b>{'✓' if good else '✗'} {words}</b></p></div>"
-    )
+def _tile(title: str, image: str, truth: str, answer: Answer, tone: str) -> tiles.Tile:
+    verdict = "right" if answer.label == truth else "wrong"
+    prediction = tiles.Prediction("", answer.label, answer.probability, verdict)
+    return tiles.Tile(title, image, f"{truth}, {title.lower()}", [prediction], "", tone)

@@ -167,7 +167,8 @@ def configure_page() -> None:
     ui = paths.assets() / "ui"
     st.set_page_config(page_title="Neural Polarizer Lab", page_icon=str(ui / "favicon.png"), layout="wide")
     st.logo(str(ui / "logo.svg"), size="large")
-    st.html(f"<style>{(ui / 'app.css').read_text(encoding='utf-8')}</style>")
+    styles = "".join((ui / name).read_text(encoding="utf-8") for name in ("app.css", "tiles.css"))
+    st.html(f"<style>{styles}</style>")
 
 
 def header(page: str = "") -> None:

@@ -136,7 +136,7 @@ def test_a_clean_model_works_on_the_page(
     if name == "predictions":
         assert [info.icon for info in page.info] == [":material/verified:"]
         assert html.count("'npd-tile npd-benign'") == 4
-        assert html.count("npd-opinion npd-new'") == 4
+        assert html.count("npd-prediction npd-new'") == 4
         assert [metric.value for metric in page.metric] == ["90.0%"], "no ASR and RA without a trigger"
     if name == "attributions":
         assert html.count("<figure") == 3, "the image and two maps"

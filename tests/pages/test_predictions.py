@@ -16,7 +16,7 @@ from npd_core.runs.store import Run
 Open = Callable[..., AppTest]
 Make = Callable[..., Run]
 AMPLIFIED, PURIFIED, OLD = (
-    f"'npd-{name}'" for name in ("tile npd-muted", "tile npd-polarizer", "opinion npd-old")
+    f"'npd-{name}'" for name in ("tile npd-muted", "tile npd-polarizer", "prediction npd-old")
 )
 
 
@@ -39,9 +39,8 @@ def test_shows_three_states_of_each_image_with_both_predictions(open_page: Open,
     assert "#17 ·" in html
     for tone in ("benign", "trigger", "polarizer"):
         assert html.count(f"'npd-tile npd-{tone}'") == 2, tone
-    assert [html.count(f"npd-opinion npd-{who}'") for who in ("old", "new")] == [4, 4]
+    assert [html.count(f"npd-prediction npd-{who}'") for who in ("old", "new")] == [4, 4]
     assert html.count("data:image/png;base64,") == 6
-    assert "image-rendering: pixelated" in html
     assert len(re.findall(r" alt='[^']+'", html)) == 6
     assert [metric.value for metric in page.metric] == ["79.0%", "3.0%", "74.0%", "0.960"]
     assert len(page.get("plotly_chart")) == 2

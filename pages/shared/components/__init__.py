@@ -1,1 +1,1 @@
-"""The app's own components: polarised light, the network drawing, live charts. Each is a .py, a .js and a .css file."""
+"""Components of the app: polarised light, the network drawing, live charts. Each is a .py, .js and .css file."""
