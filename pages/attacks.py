@@ -8,6 +8,7 @@ import streamlit as st
 
 from npd_core.attack_info import ATTACK_INFO
 from npd_core.errors import NPDError
+from npd_core.figures.predictions import GAIN, difference
 from npd_core.names import CURVES, METRICS, architecture_name, dataset_name
 from npd_core.zoo.card import Card, model_id
 from pages.shared import cache, choice, describe, selectors, shell, tiles, url_state
@@ -177,8 +178,8 @@ else:
     with left:
         compare(found.clean[0], found.triggered[0], alt="A test image", key="attack_compare")
     with right:
-        changes = [tiles.change(a, b).image for a, b in zip(found.clean, found.triggered, strict=True)]
-        rows = {"Clean": found.clean, "Triggered": found.triggered, "Difference × 10": changes}
+        change = difference(found.clean, found.triggered)
+        rows = {"Clean": found.clean, "Triggered": found.triggered, f"Difference × {GAIN}": change}
         if found.cross_trigger is not None:
             rows["Cross-trigger (label kept)"] = found.cross_trigger
         tiles.show_rows(list(rows), list(zip(*rows.values(), strict=True)))

@@ -10,7 +10,7 @@ import streamlit as st
 
 from npd_core.config import presets
 from npd_core.config.baselines import CONFIGS
-from npd_core.config.npd import PAPER_LAYERS
+from npd_core.config.presets import DEFAULT, PAPER_LAYERS
 from npd_core.config.request import DefenseRequest
 from npd_core.errors import NPDError
 from npd_core.figures.curves import MetricCurves
@@ -40,12 +40,12 @@ UNCHANGED = "unchanged"
 CLOSE = 0.005
 """Metrics that differ by less are called equal."""
 PAIRS = {
-    "Recommended or paper settings": ("recommended", "paper"),
-    "Recommended or paper layer": ("recommended", "paper_layer"),
-    "Recommended or too large lambdas": ("recommended", "too_strong"),
-    "With or without adversarial losses": ("recommended", "too_weak"),
-    "All clean images or a few": ("recommended", "few"),
-    "NPD or fine-pruning": ("recommended", "fp"),
+    "Recommended or paper settings": (DEFAULT, "paper"),
+    "Recommended or paper layer": (DEFAULT, "paper_layer"),
+    "Recommended or too large lambdas": (DEFAULT, "too_strong"),
+    "With or without adversarial losses": (DEFAULT, "too_weak"),
+    "All clean images or a few": (DEFAULT, "few"),
+    "NPD or fine-pruning": (DEFAULT, "fp"),
 }
 Build = Callable[[Card], DefenseRequest]
 
@@ -55,18 +55,18 @@ def candidates() -> dict[str, tuple[str, Build]]:
 
     def preset(name: str) -> Build:
         def build(card: Card) -> DefenseRequest:
-            layer, config = presets.scene(name, card.arch, card.dataset)
-            return replace(controls.defaults(card), layer=layer, config=config)
+            layer = presets.preset_layer(name, card.arch, card.dataset)
+            return replace(controls.defaults(card), layer=layer, config=presets.preset(card.dataset, name))
 
         return build
 
     def at_paper_layer(card: Card) -> DefenseRequest:
-        return replace(preset("recommended")(card), layer=PAPER_LAYERS[card.arch])
+        return replace(preset(DEFAULT)(card), layer=PAPER_LAYERS[card.arch])
 
     def baseline(name: str) -> Build:
         return lambda card: controls.defaults(card, name)
 
-    found = {name: (f"NPD · {scene.title.lower()}", preset(name)) for name, scene in presets.SCENES.items()}
+    found = {name: (f"NPD · {one.title.lower()}", preset(name)) for name, one in presets.PRESETS.items()}
     found["paper_layer"] = ("NPD · recommended settings at the paper's layer", at_paper_layer)
     few = f"NPD · {FEW_IMAGES} clean images"
     found["few"] = (few, lambda card: replace(controls.defaults(card), clean=FEW_IMAGES))
@@ -225,7 +225,7 @@ chosen = [
         key=key,
         bind="query-params",
     )
-    for column, key, name in zip(columns, ("first", "second"), ("recommended", "paper"), strict=True)
+    for column, key, name in zip(columns, ("first", "second"), (DEFAULT, "paper"), strict=True)
 ]
 runs = [cache.runs.find_run(run_id) for run_id in RUNS.get()]
 url_state.show_notices(RUNS)

@@ -1,4 +1,4 @@
-"""Choose a backdoored model, a layer and the weights of the losses; train a neural polarizer and watch it work."""
+"""Choose a backdoored model, an insertion layer and the settings, and train a neural polarizer live."""
 
 import streamlit as st
 
@@ -11,28 +11,25 @@ from npd_core.runs import queue
 from npd_core.zoo.card import Card
 from pages.shared import choice, controls, paper_tables, run_panel, shell
 from pages.shared.components.network import network
+from pages.shared.text import message, plain, show_error
 
 
 def picked() -> None:
-    """The drawing was clicked: the list follows."""
+    """Take the layer that was clicked in the drawing over into the list."""
     layer = st.session_state["network"].get("layer")
     if layer:
         st.session_state["layer"] = layer
 
 
 def facts(card: Card) -> None:
-    """The model card, in a few lines."""
-    attack = attack_name(card.attack)
+    """Show the model card in short."""
+    attack, right = attack_name(card.attack), f"Right on **{card.acc:.1%}** of the clean test images"
     if card.asr is None or card.ra is None:
-        st.markdown(
-            f"Right on **{card.acc:.1%}** of clean test images, and **not backdoored**: it has no trigger."
-        )
+        st.markdown(f"{right}. A **clean model**: it has no trigger.")
         measured = f"{card.acc:.1%}"
     else:
-        st.markdown(
-            f"Right on **{card.acc:.1%}** of clean test images; with the trigger, **{card.asr:.1%}** become "
-            f"{card.target}."
-        )
+        hijacked = f"**{card.asr:.1%}** are predicted as {plain(card.target)}"
+        st.markdown(f"{right}. With the trigger, {hijacked}.")
         measured = f"{card.acc:.1%} / {card.asr:.1%} / {card.ra:.1%}"
     with st.expander("Model card", icon=":material/badge:"):
         weights = card.files.get("model.safetensors", "")
@@ -40,7 +37,7 @@ def facts(card: Card) -> None:
             "data set": card.dataset,
             "attack": attack,
             "poisoned training images": f"{card.poison_ratio:.0%}",
-            "attacker's target": card.target,
+            "target": card.target,
             "architecture": f"{card.arch}, width {card.width}",
             "ACC / ASR / RA": measured,
             "seed": card.seed,
@@ -51,20 +48,18 @@ def facts(card: Card) -> None:
 
 
 def start_and_stop(card: Card, layer: str) -> None:
-    """All settings, and the buttons that act on them."""
+    """Show all settings, and the buttons that start and stop a training."""
     running = run is not None and run.active
     buttons = st.container(key="act", horizontal=True)
-    asked = controls.draw_settings(card, layer, folded=running)
+    request = controls.draw_settings(card, layer, folded=running)
     try:
         here = availability(card.dataset)
     except NPDError as error:
-        st.error(str(error), icon=":material/error:")
+        show_error(error)
         return
     if not here.available:
-        buttons.warning(
-            f"{here.reason} Until then the recorded runs of this model can be opened above.",
-            icon=":material/folder_off:",
-        )
+        words = f"{message(here.reason)} Without it, you can open the recorded runs of this model above."
+        buttons.warning(words, icon=":material/folder_off:")
     with buttons:
         start = st.button(
             "Train the polarizer",
@@ -72,44 +67,36 @@ def start_and_stop(card: Card, layer: str) -> None:
             type="primary",
             icon=":material/play_arrow:",
             width="stretch",
-            disabled=asked is None or not here.available or running,
+            disabled=request is None or not here.available or running,
         )
-        stop = st.button(
-            "Stop",
-            key="stop",
-            icon=":material/stop:",
-            disabled=not running,
-            help="Training ends after the current step; the state so far is kept and measured.",
-        )
-    try:
-        if start and asked is not None:
-            runs = queue.manager()
-            there = {old.id for old in runs.store.list()}
-            answer = runs.submit(asked)
-            if answer in there:
-                st.toast("Exactly this was asked for before: here is that run.", icon=":material/replay:")
-            controls.forget_problems()
-            choice.open_run(answer)
-        if stop and run is not None:
-            queue.manager().cancel(run.id)
-            st.toast("Stopping after this step …", icon=":material/stop:")
-    except NPDError as error:
-        st.error(str(error), icon=":material/error:")
+        run_panel.stop_button([run] if run is not None else [], key="stop")
+    if start and request is not None:
+        try:
+            manager = queue.manager()
+            known = {old.id for old in manager.store.list()}
+            run_id = manager.submit(request)
+        except NPDError as error:
+            show_error(error)
+            return
+        if run_id in known:
+            st.toast("Already run with these settings; showing that result.", icon=":material/replay:")
+        controls.forget_problems()
+        choice.open_run(run_id)
 
 
 st.title("Lab")
 card, run = shell.selection()
 if card is None:
     st.info(
-        "There is no model in the zoo yet. Build one with `npd zoo train signs-badnets_a2o-preact_resnet18-w16`.",
+        "There is no model on this machine. Train one with "
+        "`npd zoo train signs-badnets_a2o-preact_resnet18-w16`.",
         icon=":material/inventory_2:",
     )
     st.stop()
 if run is not None and controls.can_adopt(run.request) and controls.nothing_set():
     controls.adopt(run.request)
-    st.query_params.update(
-        controls.url_query(run.request)
-    )  # a widget that is set before it is drawn does not
+    # A widget that is set before it is drawn does not write the URL itself.
+    st.query_params.update(controls.url_query(run.request))
 
 left, right = st.columns([5, 8], gap="large")
 with left:
@@ -126,11 +113,10 @@ with right:
                 with st.container(horizontal=True):
                     if run.has_polarizer:
                         shell.link("pages/predictions.py", "See its predictions", ":material/image_search:")
-                        shell.link(
-                            "pages/attributions.py", "See what decides", ":material/center_focus_strong:"
-                        )
+                        decide = "See which pixels decide"
+                        shell.link("pages/attributions.py", decide, ":material/center_focus_strong:")
                     if run.result:
-                        shell.link("pages/runs.py", "Take it home", ":material/home:")
+                        shell.link("pages/runs.py", "Export", ":material/deployed_code:")
                     if controls.can_adopt(run.request):
                         st.button(
                             "Use the settings of this run",
@@ -140,11 +126,11 @@ with right:
                             on_click=controls.adopt,
                             args=(run.request,),
                         )
-    st.subheader("Where the light is filtered")
+    st.subheader("Insertion layer")
     try:
         plan = drawing.plan(card.arch, card.width, card.image_size, card.num_classes)
     except UnknownNameError:
-        st.caption("This architecture has no drawing; choose its layer in the list.")
+        st.caption("There is no drawing of this architecture; choose the layer in the list.")
     else:
         network(
             plan,
@@ -158,8 +144,8 @@ with right:
         )
         arcs = ", each arc a shortcut" if "stream" in plan.kinds() else ""
         st.caption(
-            f"Each box is a convolution{arcs}. The violet lens is the polarizer: a 1×1 convolution with BatchNorm, the "
-            "only part that learns. Arrow keys move it."
+            f"Each box is a convolution{arcs}. The violet lens is the polarizer: a 1×1 convolution with "
+            "BatchNorm, the only part that is trained. Move it with a click or with the arrow keys."
         )
 
 run_panel.warm()

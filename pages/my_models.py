@@ -190,10 +190,8 @@ def workbench(card: Card) -> None:
     if runs:
         run = choose_run(runs)
         st.subheader("Before and after")
-        if run.active and st.button(
-            "Stop", key="uploaded_stop", icon=":material/stop:", help="The best polarizer so far is kept."
-        ):
-            queue.manager().cancel(run.id)
+        if run.active:
+            run_panel.stop_button([run], key="uploaded_stop")
         run_panel.panel(run.id, card)
         if not run.active:
             outcome(run)

@@ -8,11 +8,7 @@ import numpy as np
 import streamlit as st
 
 from npd_core.attack_info import ATTACK_INFO
-<<<<<<< HEAD
-from npd_core.config.presets import PAPER_LAYERS, default_layer
-=======
-from npd_core.config.npd import PAPER_LAYERS
->>>>>>> b0b7b84 (Story, comparison: state and drawing apart; one run panel; one tile for an image with its prediction)
+from npd_core.config.presets import PAPER_LAYERS
 from npd_core.data.spec import get_dataset
 from npd_core.errors import NPDError, UnknownNameError
 from npd_core.figures import curves

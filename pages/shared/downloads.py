@@ -1,4 +1,4 @@
-"""What a visitor takes home of a run: files that work without this app, a report, and a link with its QR code."""
+"""The export of a run: files that work without this app, a report, and a link with a QR code."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from npd_core.export import MODEL_FORMATS
 from npd_core.export.qr_code import qr_code
 from npd_core.runs.store import Run
 from pages.shared import cache
+from pages.shared.text import message
 
 TITLES = {"safetensors": "Weights", "pt2": "PyTorch graph", "onnx": "ONNX"}
-FOLDED = "The polarizer is folded into the layers beside it."
-WHOLE = "The defense repaired the whole network: there is no polarizer, and no layer was added."
+FOLDED = "The polarizer is folded into the neighbouring layers."
+WHOLE = "This defense changed the weights of the network; no layer was added."
 LOCAL = ("localhost", "127.0.0.1", "[::1]", "0.0.0.0")
 
 
 def downloads(run: Run) -> None:
-    """The files of an ended run. Each is made when it is asked for."""
+    """Offer the files of an ended run; each is made when it is requested."""
     if not run.has_network:
-        st.caption("This run left no repaired network behind, so there is nothing to take home.")
+        st.caption("This run has no repaired network, so there is nothing to export.")
         return
     st.write(
-        "The repaired network as a file of its own, with a program of a few lines that uses it without this app. "
+        "The repaired network as one file, with a short program that uses it without this app. "
         + (FOLDED if run.has_polarizer else WHOLE)
     )
     name = f"{run.request.model}-{run.id}"
@@ -56,34 +57,34 @@ def downloads(run: Run) -> None:
             icon=":material/description:",
             width="stretch",
             on_click="ignore",
-            help="One file for any browser, offline: settings, curves, pictures, attributions, environment.",
+            help="One file for any browser, offline: settings, curves, images, attributions, environment.",
         )
 
 
 def home() -> str:
-    """Address of the app without a page, as the visitor's browser reaches it: "https://host/npd"; "" where unknown."""
+    """Return the URL of the app in the visitor's browser, without a page; "" where it is unknown."""
     here = (st.context.url or "").rstrip("/")
     base = str(st.get_option("server.baseUrlPath") or "").strip("/")
     if here and base:
-        # Of a base path that ends like the name of a page, as "npd-lab" does, Streamlit's address lacks the end.
+        # Streamlit's URL lacks the end of a base path that ends like the name of a page, as in "npd-lab".
         return urlsplit(here)._replace(path=f"/{base}").geturl()
     page = st.session_state.get("_page")
     return here.removesuffix(f"/{page}") if page else here
 
 
 def share(page: str, **query: str) -> None:
-    """The link to a page in this state, to copy and as a QR code.
+    """Show the link to a page, to copy and as a QR code.
 
     Args:
-        page: url path of the page.
-        query: what the link carries.
+        page: URL path of the page.
+        query: values of its URL.
     """
     address = f"{home()}/{page}?{urlencode(query)}"
     st.code(address, language=None, wrap_lines=True)
     try:
         drawn = qr_code(address)
     except NPDError as error:
-        st.caption(str(error))
+        st.caption(message(error))
         return
     data = base64.b64encode(
         drawn.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).encode()
@@ -94,5 +95,6 @@ def share(page: str, **query: str) -> None:
     )
     if (urlsplit(address).hostname or "localhost") in LOCAL:
         st.caption(
-            "This address works on this machine alone. Serve the app under a name that phones can reach."
+            "This link works only on this machine. For other devices, serve the app at an address that they "
+            "can reach."
         )

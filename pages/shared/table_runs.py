@@ -75,16 +75,7 @@ def start(request: DefenseRequest, card: Card, run: Run | None) -> None:
                 help="The run continues when you close this page and is kept on the page Runs.",
             ):
                 choice.open_run(queue.manager().submit(request))
-            if st.button(
-                "Stop",
-                key="stop",
-                icon=":material/stop:",
-                disabled=not running,
-                help="Training ends after the current step; the result so far is kept and measured.",
-            ):
-                assert run is not None
-                queue.manager().cancel(run.id)
-                st.toast("Stopping after this step …", icon=":material/stop:")
+            run_panel.stop_button([run] if run is not None else [], key="stop")
     if run is not None:
         layer = (run.result or {}).get("layer") or run.request.layer
         name = defense_name(run.request.defense)

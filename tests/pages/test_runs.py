@@ -15,6 +15,7 @@ from streamlit.testing.v1.element_tree import Button
 from npd_core.config.request import DefenseRequest
 from npd_core.export.run_archive import run_archive
 from npd_core.runs.store import Run, RunStore
+from pages.shared import downloads
 
 Open = Callable[..., AppTest]
 Make = Callable[..., Run]
@@ -43,7 +44,7 @@ def test_history_lists_every_run_with_its_numbers(open_page: Open, make_run: Mak
     assert row["seconds"] == 2.0
 
 
-def test_a_run_of_the_address_is_the_one_shown_and_can_be_taken_home(open_page: Open, make_run: Make) -> None:
+def test_the_run_of_the_url_is_shown_and_can_be_downloaded(open_page: Open, make_run: Make) -> None:
     run, _ = make_run(seed=1), make_run(seed=2)
     page = open_page("runs", run=run.id).run()
     assert errors(page) == []
@@ -78,17 +79,16 @@ def test_a_baseline_is_named_and_has_no_layer(open_page: Open, make_run: Make, m
     titles = page.selectbox(key="inspect").options
     assert any(" · live · FP · ASR 3.0% · " in title for title in titles)
     assert any(" · live · NPD · layer4.1.conv1 · ASR 3.0% · " in title for title in titles)
-    said = " ".join(element.value for element in page.markdown)
-    assert "The defense repaired the whole network" in said
-    assert "folded" not in said
-    assert "with its model, curves and result." in said
+    texts = [element.value for element in page.markdown]
+    assert any(downloads.WHOLE in text for text in texts)
+    assert not any(downloads.FOLDED in text for text in texts)
     page.multiselect(key="compare").set_value([polarized.id, repaired.id]).run()
     assert errors(page) == []
     names = json.loads(page.get("plotly_chart")[-1].proto.spec)["data"][0]["x"]
     assert names == [f"{polarized.id[:6]} · NPD · layer4.1.conv1", f"{repaired.id[:6]} · FP"]
 
 
-def test_opening_a_run_in_the_lab_takes_its_settings_along(open_page: Open, make_run: Make) -> None:
+def test_the_lab_opens_a_run_with_its_settings(open_page: Open, make_run: Make) -> None:
     run = make_run(seed=5, lambda2=0.85)
     page = open_page("runs", run=run.id)
     page.session_state["lambda2"] = 0.2  # of a visit to the Lab
@@ -97,7 +97,6 @@ def test_opening_a_run_in_the_lab_takes_its_settings_along(open_page: Open, make
     assert errors(page) == []
     assert page.session_state["lambda2"] == 0.85
     assert page.session_state["seed"] == 5
-    assert any("with its model, settings, curves and result." in element.value for element in page.markdown)
 
 
 def test_a_finished_run_is_offered_in_every_format_with_a_link(open_page: Open, make_run: Make) -> None:
@@ -134,14 +133,14 @@ def test_a_link_carries_the_comparison(open_page: Open, make_run: Make) -> None:
     one, two = make_run(seed=1), make_run(seed=2)
     page = open_page("runs", compare=f"{one.id},{two.id},gone").run()
     assert page.multiselect(key="compare").value == [one.id, two.id]
-    assert errors(page) == ["There is no run 'gone' on this machine; the others are compared."]
+    assert ['"gone"' in error for error in errors(page)] == [True]
     assert page.query_params["compare"] == f"{one.id},{two.id}"
     page.multiselect(key="compare").set_value([]).run()
     assert errors(page) == []
     assert "compare" not in page.query_params
 
 
-def test_choosing_a_run_makes_it_the_one_of_the_address(open_page: Open, make_run: Make) -> None:
+def test_choosing_a_run_puts_it_into_the_url(open_page: Open, make_run: Make) -> None:
     one, two = make_run(seed=1), make_run(seed=2)
     page = open_page("runs", run=two.id).run()
     page.selectbox(key="inspect").set_value(one.id).run()
@@ -150,7 +149,7 @@ def test_choosing_a_run_makes_it_the_one_of_the_address(open_page: Open, make_ru
     assert page.selectbox(key="inspect").value == one.id
 
 
-def test_comparison_of_runs_without_curves_still_shows_outcomes(open_page: Open, make_run: Make) -> None:
+def test_runs_without_curves_are_compared_by_their_results(open_page: Open, make_run: Make) -> None:
     one, two = make_run(seed=1, curves=False), make_run(seed=2)
     page = open_page("runs").run()
     page.multiselect(key="compare").set_value([one.id, two.id]).run()
@@ -158,7 +157,7 @@ def test_comparison_of_runs_without_curves_still_shows_outcomes(open_page: Open,
     assert len(page.get("plotly_chart")) == 2
 
 
-def test_a_failed_run_says_why_and_offers_no_download(open_page: Open, make_run: Make) -> None:
+def test_a_failed_run_shows_its_message_and_no_download(open_page: Open, make_run: Make) -> None:
     make_run(polarizer=False)
     page = open_page("runs").run()
     assert errors(page) == []
@@ -169,10 +168,10 @@ def test_a_failed_run_says_why_and_offers_no_download(open_page: Open, make_run:
 def test_no_runs(open_page: Open, tiny_zoo: str, runs_dir: Path) -> None:
     page = open_page("runs").run()
     assert errors(page) == []
-    assert "no runs yet" in page.info[0].value
+    assert len(page.info) == 1
 
 
-def test_unknown_run_in_the_address(open_page: Open, make_run: Make) -> None:
+def test_unknown_run_of_the_url(open_page: Open, make_run: Make) -> None:
     run = make_run()
     page = open_page("runs", run="ffffffffffffffff").run()
     assert len(errors(page)) == 1
@@ -188,7 +187,7 @@ def test_damaged_run_is_named_and_the_others_are_listed(open_page: Open, make_ru
     assert list(page.dataframe[0].value["id"]) == [good.id]
 
 
-def test_cancel_asks_the_manager(
+def test_stop_cancels_the_run(
     open_page: Open,
     make_run: Make,
     runs_dir: Path,
@@ -197,11 +196,11 @@ def test_cancel_asks_the_manager(
     from npd_core.runs import queue
     from npd_core.runs.store import Owner
 
-    asked: list[str] = []
+    cancelled: list[str] = []
 
     class Manager:
         def cancel(self, run_id: str) -> None:
-            asked.append(run_id)
+            cancelled.append(run_id)
 
         def position(self, run_id: str) -> int:
             return 3
@@ -213,17 +212,17 @@ def test_cancel_asks_the_manager(
     run_id = store.create(DefenseRequest(model=model, clean=24), owner=owner.name)
     page = open_page("runs", run=run_id).run()
     assert errors(page) == []
-    assert any("place 3 in the queue" in element.value for element in page.markdown)
+    assert any("position 3;" in element.value for element in page.markdown)
     store.set_state(run_id, "running", started=1.0)
     page = open_page("runs", run=run_id).run()
     assert errors(page) == []
-    button(page, "cancel").click().run()
+    button(page, "stop").click().run()
     assert errors(page) == []
-    assert asked == [run_id]
+    assert cancelled == [run_id]
     store.set_state(run_id, "stopped", ended=2.0)
 
 
-def test_open_in_the_lab_alone_tells_the_address(open_page: Open, make_run: Make) -> None:
+def test_a_page_that_runs_alone_names_the_url_of_the_lab(open_page: Open, make_run: Make) -> None:
     run = make_run()
     page = open_page("runs", run=run.id).run()
     button(page, "open").click().run()
@@ -231,8 +230,8 @@ def test_open_in_the_lab_alone_tells_the_address(open_page: Open, make_run: Make
     assert any(f"lab?run={run.id}" in element.value for element in page.info)
 
 
-def test_a_newer_run_takes_nobodys_place(open_page: Open, make_run: Make) -> None:
-    """What is shown stays, and so do its buttons, when somebody else starts a run meanwhile."""
+def test_a_newer_run_does_not_replace_the_one_shown(open_page: Open, make_run: Make) -> None:
+    """The run and its buttons stay when somebody else starts a run meanwhile."""
     first = make_run(seed=1)
     page = open_page("runs").run()
     assert page.selectbox(key="inspect").value == first.id
@@ -246,21 +245,17 @@ def test_a_newer_run_takes_nobodys_place(open_page: Open, make_run: Make) -> Non
     assert page.selectbox(key="inspect").value == second.id
 
 
-def test_a_comparison_in_the_address_is_there_again_after_another_page(
-    open_page: Open, make_run: Make
-) -> None:
+def test_a_comparison_survives_a_visit_to_another_page(open_page: Open, make_run: Make) -> None:
     ids = [make_run(seed=1).id, make_run(seed=2).id]
-    page = open_page("runs", compare=",".join(ids))
-    page.session_state["_compared"] = ",".join(
-        ids
-    )  # as an earlier visit to the page left it, without its widget
+    page = open_page("runs", compare=",".join(ids)).run()
+    page.query_params.clear()  # as the menu does
     page.run()
     assert errors(page) == []
     assert page.multiselect(key="compare").value == ids
     assert page.query_params["compare"] == ",".join(ids)
 
 
-def test_a_runs_folder_that_is_none_leaves_the_pages_standing(
+def test_pages_work_when_the_folder_of_the_runs_is_a_file(
     tiny_zoo: str, open_page: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "file"

@@ -1,5 +1,4 @@
-"""Models that are shipped, on the pages that show a model, with their recorded runs: a few always, all of
-them slow."""
+"""Shipped models with their recorded runs on the pages that show a model; a few always, all in the slow tests."""
 
 from __future__ import annotations
 
@@ -24,18 +23,18 @@ ALWAYS = ("signs-trojan-preact_resnet18-w16", "signs-input_aware-preact_resnet18
 
 @pytest.fixture
 def nothing_shipped() -> None:
-    """Here, what is shipped is what is tested."""
+    """Show what is shipped: it is what these tests are about."""
 
 
 @pytest.mark.parametrize("run", RunStore(paths.recorded()).list(), ids=lambda run: run.id)
-def test_a_recorded_run_is_of_the_model_that_is_shipped(run: Run) -> None:
+def test_a_recorded_run_belongs_to_the_shipped_model(run: Run) -> None:
     assert run.result is not None
     card, polarizer = CARDS[run.request.model], json.loads((run.folder / "polarizer.json").read_text("utf-8"))
     assert polarizer["model_sha256"] == card.files["model.safetensors"]
     assert run.result["before"]["acc"] == pytest.approx(card.acc, abs=5e-3)
 
 
-def test_recorded_runs_are_called_by_their_models(open_page: Callable[..., AppTest]) -> None:
+def test_recorded_runs_are_named_by_their_models(open_page: Callable[..., AppTest]) -> None:
     models = {run.request.model for run in RunStore(paths.recorded()).list()}
     page = open_page("runs").run()
     said = [words.split(" · ") for words in page.multiselect(key="compare").options]
@@ -49,7 +48,7 @@ def test_recorded_runs_are_called_by_their_models(open_page: Callable[..., AppTe
 
 @pytest.mark.parametrize("zoo", sorted(paths.pretrained().glob("ratio-*")), ids=lambda zoo: zoo.name)
 @pytest.mark.parametrize("name", ["predictions", "attributions"])
-def test_a_model_of_another_poison_ratio_is_not_shown_with_a_run_of_its_namesake(
+def test_a_model_of_another_poison_ratio_is_shown_without_a_run(
     name: str, zoo: Path, runs_dir: Path, open_page: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NPD_ZOO_DIR", str(zoo))
@@ -71,7 +70,7 @@ def test_a_lesson_about_a_model_begins_with_it(runs_dir: Path, open_page: Callab
 @pytest.mark.parametrize(
     "path", sorted((paths.recorded() / "tables").glob("*.json")), ids=lambda path: path.stem
 )
-def test_a_recorded_table_begins_where_the_shipped_models_are(path: Path) -> None:
+def test_a_recorded_table_starts_from_the_shipped_models(path: Path) -> None:
     """Some cells are measured on 1000 test images, whence the tolerance."""
     for cell in read_table(path).cells:
         ratio = cell.row.get("poison_ratio", 0.1)

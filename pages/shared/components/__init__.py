@@ -1,1 +1,1 @@
-"""Components of the app: polarised light, the network drawing, live charts. Each is a .py, .js and .css file."""
+"""Components of the app, each a .py, .js and .css file: light, network drawing, charts, painter and more."""

@@ -24,7 +24,7 @@ export default function ({ parentElement, data }) {
     state = { refreshes: 0, gone: false }
     charts.set(plot, state)
     state.observer = new ResizeObserver(() => {
-      // A chart that has just been taken off the page is resized to nothing, which Plotly refuses.
+      // A chart that has just left the page has no width, which Plotly refuses.
       if (window.Plotly && plot.data && root.clientWidth) window.Plotly.Plots.resize(plot)
     })
     state.observer.observe(root)
@@ -42,7 +42,7 @@ export default function ({ parentElement, data }) {
         return Plotly.react(plot, figure.data, figure.layout, { displayModeBar: false, responsive: false })
       })
       .then(() => { wait.hidden = true; state.refreshes += 1; root.dataset.refreshes = state.refreshes })
-      .catch(() => { wait.textContent = "This chart could not be drawn here; the table below it has the same numbers." })
+      .catch(() => { wait.textContent = "The chart could not be drawn; the table below it has the same numbers." })
   }
   return () => {
     state.gone = true

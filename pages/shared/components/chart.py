@@ -1,4 +1,4 @@
-"""A Plotly chart that is updated in place, so that live curves neither flicker nor lose the reader's zoom.
+"""A Plotly chart that is updated in place, so that live curves do not flicker and keep their zoom.
 
 The browser loads the plotly.min.js that the plotly package ships, from this server: no outside request.
 """
@@ -15,6 +15,7 @@ import streamlit as st
 
 from npd_core import paths
 from npd_core.errors import StorageError
+from pages.shared.text import show_error
 
 HERE = Path(__file__).parent
 _mount = st.components.v2.component(
@@ -31,14 +32,14 @@ def chart(figure: go.Figure | str, *, key: str, alt: str, title: str = "") -> No
     """Draw `figure`, or change the chart of the same `key` into it.
 
     Args:
-        figure: or its `to_json()`, made once for several viewers.
+        figure: a figure, or its `to_json()` made once for several viewers.
         alt: the chart in one sentence, for screen readers.
-        title: what stands above it.
+        title: text above it.
     """
     try:
         url = script()
     except StorageError as error:
-        st.error(str(error), icon=":material/error:")
+        show_error(error)
         return
     _mount(
         key=key,
@@ -54,7 +55,11 @@ def chart(figure: go.Figure | str, *, key: str, alt: str, title: str = "") -> No
 
 @cache
 def script() -> str:
-    """Address of plotly.min.js, relative to the app; put into `static/` when it is not there. Raises StorageError."""
+    """Return the URL of plotly.min.js, relative to the app; copy the file to `static/` when it is missing.
+
+    Raises:
+        StorageError: it cannot be copied.
+    """
     source = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
     target = paths.ROOT / "static" / f"plotly-{plotly.__version__}.min.js"
     try:

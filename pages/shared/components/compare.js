@@ -3,10 +3,10 @@ const frames = new WeakSet()
 export default function ({ parentElement, data }) {
   const root = parentElement.querySelector(".compare")
   if (!root || !data) return
-  const [pictures, slider, left, right] = [".pictures", "input", ".left", ".right"].map((name) => root.querySelector(name))
+  const [images, slider, left, right] = [".images", "input", ".left", ".right"].map((name) => root.querySelector(name))
   const words = root.querySelectorAll("span")
   const set = () => {
-    pictures.style.setProperty("--at", `${slider.value}%`)
+    images.style.setProperty("--at", `${slider.value}%`)
     slider.setAttribute("aria-valuetext", `${slider.value} % ${words[0].textContent}, ${100 - slider.value} % ${words[1].textContent}`)
   }
   if (left.getAttribute("src") !== data.left) left.src = data.left
@@ -18,13 +18,13 @@ export default function ({ parentElement, data }) {
   if (!frames.has(root)) {
     frames.add(root)
     const follow = (event) => {
-      const area = pictures.getBoundingClientRect()
+      const area = images.getBoundingClientRect()
       slider.value = Math.round((100 * (event.clientX - area.left)) / area.width)
       set()
     }
     slider.oninput = set
-    pictures.onpointerdown = (event) => { pictures.setPointerCapture(event.pointerId); follow(event) }
-    pictures.onpointermove = (event) => { if (event.buttons) follow(event) }
+    images.onpointerdown = (event) => { images.setPointerCapture(event.pointerId); follow(event) }
+    images.onpointermove = (event) => { if (event.buttons) follow(event) }
   }
   set()
 }

@@ -12,8 +12,8 @@ from npd_core.figures.predictions import data_url
 HERE = Path(__file__).parent
 _mount = st.components.v2.component(
     "npd_compare",
-    html='<figure class="compare"><div class="pictures"><img class="left" alt=""><img class="right" alt="">'
-    '<i></i></div>\n<input type="range" min="0" max="100" value="50" aria-label="Border between the two images">'
+    html='<figure class="compare"><div class="images"><img class="left" alt=""><img class="right" alt="">'
+    '<i></i></div>\n<input type="range" min="0" max="100" value="50">'
     "<figcaption><span></span><span></span></figcaption></figure>",
     css=(HERE / "compare.css").read_text(encoding="utf-8"),
     js=(HERE / "compare.js").read_text(encoding="utf-8"),

@@ -1,6 +1,6 @@
-const scenes = new WeakMap()
+const drawings = new WeakMap()
 const NS = "http://www.w3.org/2000/svg"
-const HEIGHT = 230, MID = 118, FULL = 74, LENGTH = 118        // pixels: picture, axis, highest wave, wavelength
+const HEIGHT = 230, MID = 118, FULL = 74, LENGTH = 118        // pixels: height, axis, highest wave, wavelength
 const SLANT = [0.62, -0.36]                                   // where "horizontal" points in this view
 const FRAME_MS = 620
 
@@ -15,24 +15,25 @@ function element(name, attributes, parent) {
   return node
 }
 
-function build(scene) {
-  scene.sky.textContent = ""
-  const svg = element("svg", { role: "img", "aria-labelledby": "light-title" }, scene.sky)
+function build(drawing) {
+  drawing.sky.textContent = ""
+  const svg = element("svg", { role: "img", "aria-labelledby": "light-title" }, drawing.sky)
   const title = element("title", { id: "light-title" }, svg)
-  title.textContent = "Polarised light as a picture of the defense"
-  scene.svg = svg
-  scene.axis = element("line", { class: "axis" }, svg)
+  title.textContent = "Polarised light as a metaphor of the defense"
+  drawing.svg = svg
+  drawing.axis = element("line", { class: "axis" }, svg)
   const wave = (kind) => ({
     sticks: element("path", { class: `sticks ${kind[0]}` }, svg), line: element("path", { class: kind }, svg),
   })
-  scene.in = { trigger: wave("trigger"), benign: wave("benign") }
-  scene.disc = element("ellipse", { class: "disc", rx: 30, ry: 92, cy: MID }, svg)
-  scene.slits = element("path", { class: "slits" }, svg)
-  scene.out = { trigger: wave("trigger"), benign: wave("benign") }
+  drawing.in = { trigger: wave("trigger"), benign: wave("benign") }
+  drawing.disc = element("ellipse", { class: "disc", rx: 30, ry: 92, cy: MID }, svg)
+  drawing.slits = element("path", { class: "slits" }, svg)
+  drawing.out = { trigger: wave("trigger"), benign: wave("benign") }
   const text = (anchor) => element("text", { y: 18, "text-anchor": anchor, class: "quiet" }, svg)
-  scene.words = [text("start"), text("middle"), text("end")]
+  drawing.words = [text("start"), text("middle"), text("end")]
 }
 
+// The curve of a wave, and the lines from the axis to it.
 function points(from, to, height, phase, direction) {
   const line = [], sticks = []
   for (let x = from; x <= to; x += 3) {
@@ -44,34 +45,34 @@ function points(from, to, height, phase, direction) {
   return { line: `M${line.join("L")}`, sticks: sticks.join("") }
 }
 
-function put(wave, from, to, height, phase, direction) {
+function drawWave(wave, from, to, height, phase, direction) {
   const drawn = height < 1.5 ? { line: "", sticks: "" } : points(from, to, height, phase, direction)
   wave.line.setAttribute("d", drawn.line)
   wave.sticks.setAttribute("d", drawn.sticks)
 }
 
-function draw(scene) {
-  const scale = scene.sky.clientHeight / HEIGHT || 1
-  const width = Math.max(280, scene.sky.clientWidth / scale), centre = Math.round(width * 0.5)
-  const left = 14, right = width - 14, { benign, leak } = scene.now
-  scene.svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`)
-  for (const [k, v] of Object.entries({ x1: 0, x2: width, y1: MID, y2: MID })) scene.axis.setAttribute(k, v)
-  put(scene.in.trigger, left, centre - 4, FULL, scene.phase, [0, -1])
-  put(scene.in.benign, left, centre - 4, FULL, scene.phase, SLANT)
-  put(scene.out.trigger, centre + 6, right, FULL * leak, scene.phase, [0, -1])
-  put(scene.out.benign, centre + 6, right, FULL * benign, scene.phase, SLANT)
-  scene.disc.setAttribute("cx", centre)
+function draw(drawing) {
+  const scale = drawing.sky.clientHeight / HEIGHT || 1
+  const width = Math.max(280, drawing.sky.clientWidth / scale), centre = Math.round(width * 0.5)
+  const left = 14, right = width - 14, { benign, leak } = drawing.now
+  drawing.svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`)
+  for (const [k, v] of Object.entries({ x1: 0, x2: width, y1: MID, y2: MID })) drawing.axis.setAttribute(k, v)
+  drawWave(drawing.in.trigger, left, centre - 4, FULL, drawing.phase, [0, -1])
+  drawWave(drawing.in.benign, left, centre - 4, FULL, drawing.phase, SLANT)
+  drawWave(drawing.out.trigger, centre + 6, right, FULL * leak, drawing.phase, [0, -1])
+  drawWave(drawing.out.benign, centre + 6, right, FULL * benign, drawing.phase, SLANT)
+  drawing.disc.setAttribute("cx", centre)
   let slits = ""
   for (let i = -5; i <= 5; i++) {
     const y = MID + i * 15, half = 24 * Math.sqrt(Math.max(0, 1 - (i * 15 / 92) ** 2))
     slits += `M${centre - half} ${y + half * 0.42}L${centre + half} ${y - half * 0.42}`
   }
-  scene.slits.setAttribute("d", slits)
+  drawing.slits.setAttribute("d", slits)
   const narrow = width < 520
   const words = [narrow ? "image + trigger" : "features of a triggered image", narrow ? "" : "neural polarizer",
     leak > 0.5 ? "trigger leaks" : leak > 0.2 ? "mostly blocked" : "trigger blocked"]
   const places = [left, centre, right]
-  scene.words.forEach((node, i) => { node.setAttribute("x", places[i]); node.textContent = words[i] })
+  drawing.words.forEach((node, i) => { node.setAttribute("x", places[i]); node.textContent = words[i] })
 }
 
 const GLYPHS = {
@@ -80,14 +81,14 @@ const GLYPHS = {
   polarizer: '<ellipse cx="18" cy="9" rx="10" ry="8" class="disc" style="stroke-width:2"/><path d="M11 12l14-6M11 7l9-4M16 15l9-4" class="slits" style="stroke-width:1.5"/>',
 }
 
-function legend(scene, frame) {
-  const before = scene.data.before
+function legend(drawing, frame) {
+  const before = drawing.data.before
   const rows = [
     ["benign", "Benign information", `ACC ${percent(frame.acc)}`],
     ["trigger", "Trigger", `ASR ${percent(frame.asr)}` + (before ? `, was ${percent(before)}` : "")],
-    ["polarizer", "Triggered images read rightly", `RA ${percent(frame.ra)}`],
+    ["polarizer", "Triggered images predicted correctly", `RA ${percent(frame.ra)}`],
   ]
-  scene.legend.textContent = ""
+  drawing.legend.textContent = ""
   for (const [kind, name, value] of rows) {
     const item = document.createElement("span")
     item.innerHTML = `<svg viewBox="0 0 36 18" aria-hidden="true">${GLYPHS[kind]}</svg>`
@@ -95,16 +96,17 @@ function legend(scene, frame) {
     words.textContent = name
     number.textContent = value
     item.append(words, number)
-    scene.legend.appendChild(item)
+    drawing.legend.appendChild(item)
   }
-  scene.svg.querySelector("title").textContent =
-    `Light through a grating, ${frame.label}: benign wave ${percent(frame.acc)}, trigger wave ${percent(frame.asr)}.`
+  drawing.svg.querySelector("title").textContent =
+    `Light through a polarizer, ${frame.label}: benign wave ${percent(frame.acc)}, trigger wave ${percent(frame.asr)}.`
 }
 
-function level(scene, position) {
-  const frames = scene.data.frames, low = Math.floor(position), high = Math.min(frames.length - 1, low + 1)
+// Heights of the outgoing waves at a position between frames, in [0, 1].
+function level(drawing, position) {
+  const frames = drawing.data.frames, low = Math.floor(position), high = Math.min(frames.length - 1, low + 1)
   const of = (frame) => {
-    const before = scene.data.before || 1
+    const before = drawing.data.before || 1
     const leak = frame.asr === null ? 1 : Math.sqrt(Math.min(1, Math.max(0, frame.asr / before)))
     return { benign: frame.acc === null ? 1 : frame.acc, leak }
   }
@@ -112,98 +114,99 @@ function level(scene, position) {
   return { benign: mix(a.benign, b.benign, t), leak: mix(a.leak, b.leak, t) }
 }
 
-function show(scene, position) {
-  scene.position = position
-  scene.now = level(scene, position)
+function show(drawing, position) {
+  drawing.position = position
+  drawing.now = level(drawing, position)
   const nearest = Math.round(position)
-  if (nearest !== scene.shown) {
-    scene.shown = nearest
-    legend(scene, scene.data.frames[nearest])
-    if (scene.slider) { scene.slider.value = nearest; scene.output.textContent = scene.data.frames[nearest].label }
+  if (nearest !== drawing.shown) {
+    drawing.shown = nearest
+    legend(drawing, drawing.data.frames[nearest])
+    if (drawing.slider) { drawing.slider.value = nearest; drawing.output.textContent = drawing.data.frames[nearest].label }
   }
-  draw(scene)
+  draw(drawing)
 }
 
-function stop(scene) {
-  cancelAnimationFrame(scene.raf)
-  scene.raf = 0
-  if (scene.button) scene.button.textContent = scene.position >= scene.data.frames.length - 1 ? "↻ Play again" : "▶ Play"
+function stop(drawing) {
+  cancelAnimationFrame(drawing.raf)
+  drawing.raf = 0
+  if (drawing.button) drawing.button.textContent = drawing.position >= drawing.data.frames.length - 1 ? "↻ Play again" : "▶ Play"
 }
 
-function play(scene) {
-  const last = scene.data.frames.length - 1
-  let position = scene.position >= last ? 0 : scene.position, then = 0
-  scene.button.textContent = "❚❚ Pause"
+function play(drawing) {
+  const last = drawing.data.frames.length - 1
+  let position = drawing.position >= last ? 0 : drawing.position, then = 0
+  drawing.button.textContent = "❚❚ Pause"
   const tick = (now) => {
-    if (then && now - then < 40) { scene.raf = requestAnimationFrame(tick); return }
+    if (then && now - then < 40) { drawing.raf = requestAnimationFrame(tick); return }
     const passed = then ? Math.min(120, now - then) : 0
     then = now
     position = Math.min(last, position + passed / FRAME_MS)
-    scene.phase += passed / 260
-    show(scene, position)
-    if (position >= last) stop(scene)
-    else scene.raf = requestAnimationFrame(tick)
+    drawing.phase += passed / 260
+    show(drawing, position)
+    if (position >= last) stop(drawing)
+    else drawing.raf = requestAnimationFrame(tick)
   }
-  scene.raf = requestAnimationFrame(tick)
+  drawing.raf = requestAnimationFrame(tick)
 }
 
-function glide(scene) {
-  const from = scene.now, to = level(scene, scene.data.frames.length - 1)
-  scene.shown = scene.position = scene.data.frames.length - 1
-  legend(scene, scene.data.frames[scene.shown])
-  cancelAnimationFrame(scene.raf)
-  if (!from || still()) { scene.now = to; draw(scene); return }
+// Move smoothly to the last frame.
+function glide(drawing) {
+  const from = drawing.now, to = level(drawing, drawing.data.frames.length - 1)
+  drawing.shown = drawing.position = drawing.data.frames.length - 1
+  legend(drawing, drawing.data.frames[drawing.shown])
+  cancelAnimationFrame(drawing.raf)
+  if (!from || still()) { drawing.now = to; draw(drawing); return }
   const begin = performance.now()
   const tick = (now) => {
     const t = Math.min(1, Math.max(0, (now - begin) / 450))
-    scene.now = { benign: mix(from.benign, to.benign, t), leak: mix(from.leak, to.leak, t) }
-    draw(scene)
-    scene.raf = t < 1 ? requestAnimationFrame(tick) : 0
+    drawing.now = { benign: mix(from.benign, to.benign, t), leak: mix(from.leak, to.leak, t) }
+    draw(drawing)
+    drawing.raf = t < 1 ? requestAnimationFrame(tick) : 0
   }
-  scene.raf = requestAnimationFrame(tick)
+  drawing.raf = requestAnimationFrame(tick)
 }
 
-function controls(scene) {
-  scene.bar.textContent = ""
-  scene.button = scene.slider = null
-  if (!scene.data.play || scene.data.frames.length < 2) return
-  scene.button = document.createElement("button")
-  scene.button.type = "button"
-  scene.slider = document.createElement("input")
-  Object.assign(scene.slider, { type: "range", min: 0, max: scene.data.frames.length - 1, step: 1 })
-  scene.slider.setAttribute("aria-label", "Moment of the recorded run")
-  scene.output = document.createElement("output")
-  scene.bar.append(scene.button, scene.slider, scene.output)
-  scene.button.onclick = () => (scene.raf ? stop(scene) : play(scene))
-  scene.slider.oninput = () => { stop(scene); show(scene, Number(scene.slider.value)); stop(scene) }
+function controls(drawing) {
+  drawing.bar.textContent = ""
+  drawing.button = drawing.slider = null
+  if (!drawing.data.play || drawing.data.frames.length < 2) return
+  drawing.button = document.createElement("button")
+  drawing.button.type = "button"
+  drawing.slider = document.createElement("input")
+  Object.assign(drawing.slider, { type: "range", min: 0, max: drawing.data.frames.length - 1, step: 1 })
+  drawing.slider.setAttribute("aria-label", "Moment of the recorded run")
+  drawing.output = document.createElement("output")
+  drawing.bar.append(drawing.button, drawing.slider, drawing.output)
+  drawing.button.onclick = () => (drawing.raf ? stop(drawing) : play(drawing))
+  drawing.slider.oninput = () => { stop(drawing); show(drawing, Number(drawing.slider.value)); stop(drawing) }
 }
 
 export default function ({ parentElement, data }) {
   const root = parentElement.querySelector(".light")
   if (!root || !data || !data.frames.length) return
-  let scene = scenes.get(root)
-  const first = !scene
+  let drawing = drawings.get(root)
+  const first = !drawing
   if (first) {
     const part = (name) => root.querySelector(name)
-    scene = { sky: part(".sky"), legend: part(".legend"), bar: part(".play"), live: part(".sr"), phase: 0, raf: 0 }
-    scenes.set(root, scene)
-    build(scene)
-    scene.observer = new ResizeObserver(() => { if (scene.now) draw(scene) })
-    scene.observer.observe(scene.sky)
+    drawing = { sky: part(".sky"), legend: part(".legend"), bar: part(".play"), live: part(".sr"), phase: 0, raf: 0 }
+    drawings.set(root, drawing)
+    build(drawing)
+    drawing.observer = new ResizeObserver(() => { if (drawing.now) draw(drawing) })
+    drawing.observer.observe(drawing.sky)
   }
-  const text = JSON.stringify(data)
-  if (text !== scene.text) {
-    scene.text = text
-    scene.data = data
+  const serialized = JSON.stringify(data)
+  if (serialized !== drawing.serialized) {
+    drawing.serialized = serialized
+    drawing.data = data
     if (data.play) {
-      cancelAnimationFrame(scene.raf)
-      scene.shown = -1
-      controls(scene)
-      show(scene, still() ? data.frames.length - 1 : 0)
-      if (!still() && scene.button) play(scene)
-      else stop(scene)
-    } else glide(scene)
-    if (scene.live.textContent !== data.announce) scene.live.textContent = data.announce
+      cancelAnimationFrame(drawing.raf)
+      drawing.shown = -1
+      controls(drawing)
+      show(drawing, still() ? data.frames.length - 1 : 0)
+      if (!still() && drawing.button) play(drawing)
+      else stop(drawing)
+    } else glide(drawing)
+    if (drawing.live.textContent !== data.announce) drawing.live.textContent = data.announce
   }
-  return () => { cancelAnimationFrame(scene.raf); scene.observer.disconnect(); scenes.delete(root) }
+  return () => { cancelAnimationFrame(drawing.raf); drawing.observer.disconnect(); drawings.delete(root) }
 }

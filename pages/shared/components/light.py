@@ -1,7 +1,6 @@
-"""Polarised light as a picture of the defense: what is benign passes, what obeys the trigger is held back.
+"""Polarised light as a metaphor of the defense: benign information passes, the trigger is blocked.
 
-A metaphor driven by measured numbers: the solid blue wave is as high as ACC, the dashed orange one as the root of
-ASR / ASR before.
+Its heights are measured: ACC for the solid blue wave, √(ASR / ASR before) for the dashed orange one.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _mount = st.components.v2.component(
 
 
 class Frame(NamedTuple):
-    """One moment of a run: fractions, None where not known."""
+    """One moment of a run: metrics as fractions, None where unknown."""
 
     label: str
     """As "after epoch 3"."""
@@ -38,9 +37,9 @@ def light(
     """Draw the last of `frames`, or play them all.
 
     Args:
-        asr_before: ASR of the model without a polarizer, which is the full height of the orange wave.
-        play: run through the frames once, with a button and a slider; who asks for less motion gets the last frame.
-        announce: a milestone for screen readers; spoken when it changes.
+        asr_before: ASR without a polarizer: the full height of the orange wave.
+        play: play the frames once, with a button and a slider; with reduced motion only the last one is shown.
+        announce: a milestone for screen readers, spoken when it changes.
     """
     _mount(
         key=key,

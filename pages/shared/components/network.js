@@ -33,14 +33,13 @@ function conv(drawing, svg, x, centre, item, words) {
   element("rect", { class: "hit", x, y, width: SIDE, height: SIDE }, group)
   drawing.targets.push({
     kinds: ["before", "after"], module: item.name, group, number,
-    lens: { before: [x - 8, centre], after: [x + SIDE + 8, centre] },
+    polarizer: { before: [x - 8, centre], after: [x + SIDE + 8, centre] },
     words: `${item.name}, ${item.channels_in} to ${item.channels_out} channels, ${item.size}×${item.size}`, svg,
   })
 }
 
 function canvas(drawing, width) {
-  const svg = element("svg", { width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}` }, drawing.stages)
-  return svg
+  return element("svg", { width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}` }, drawing.stages)
 }
 
 function stem(drawing, plan) {
@@ -78,7 +77,7 @@ function stage(drawing, item) {
     const number = text(group, at + BRANCH + 4, ROW + 54, "", "number")
     element("rect", { class: "hit", x: at + BRANCH - 22, y: ROW - 22, width: SIDE, height: SIDE }, group)
     drawing.targets.push({
-      kinds: ["stream"], module: block.name, group, number, lens: { stream: [at + BRANCH, ROW] }, svg,
+      kinds: ["stream"], module: block.name, group, number, polarizer: { stream: [at + BRANCH, ROW] }, svg,
       words: `${block.name}, ${block.convs[0].channels_in} channels, ${block.convs[0].size}×${block.convs[0].size}`,
     })
     text(svg, at + 76, ROW + 40, `block ${short(block.name)} · ${block.convs[1].channels_out} ch · ${block.convs[1].size}²`, "quiet")
@@ -115,7 +114,7 @@ function build(drawing, data) {
   drawing.kinds.textContent = drawing.stages.textContent = ""
   Object.assign(drawing, { targets: [], wires: [], plan: JSON.stringify(data.plan) })
   drawing.kinds.setAttribute("role", "radiogroup")
-  drawing.kinds.setAttribute("aria-label", "Kind of insertion point")
+  drawing.kinds.setAttribute("aria-label", "Kind of insertion layer")
   for (const kind of Object.keys(data.kinds)) {
     const button = document.createElement("button")
     button.type = "button"
@@ -128,7 +127,7 @@ function build(drawing, data) {
     drawing.kinds.appendChild(button)
   }
   drawing.stages.setAttribute("role", "radiogroup")
-  drawing.stages.setAttribute("aria-label", "Layer in front of which, or after which, the polarizer is inserted")
+  drawing.stages.setAttribute("aria-label", "Insertion layer")
   stem(drawing, data.plan)
   data.plan.stages.forEach((item) => (item.plain.length ? chain : stage)(drawing, item))
   head(drawing, data.plan)
@@ -141,13 +140,13 @@ function build(drawing, data) {
       return step(event, same.map((t) => t.group), target.group, (next) => pick(drawing, same.find((t) => t.group === next)))
     }
   }
-  // Drawn last, so that the lens lies above every conv of its own picture.
-  drawing.lenses = new Map()
+  // Drawn last, above every convolution of the same svg.
+  drawing.polarizers = new Map()
   for (const svg of drawing.stages.querySelectorAll("svg")) {
-    const lens = element("g", { class: "lens" }, svg)
-    element("ellipse", { cx: 0, cy: 0, rx: 10, ry: 25 }, lens)
-    element("path", { d: "M-6-12l12-7M-8-3l16-9M-9 6l18-10M-8 15l16-9M-5 21l10-6" }, lens)
-    drawing.lenses.set(svg, lens)
+    const polarizer = element("g", { class: "polarizer" }, svg)
+    element("ellipse", { cx: 0, cy: 0, rx: 10, ry: 25 }, polarizer)
+    element("path", { d: "M-6-12l12-7M-8-3l16-9M-9 6l18-10M-8 15l16-9M-5 21l10-6" }, polarizer)
+    drawing.polarizers.set(svg, polarizer)
   }
 }
 
@@ -165,7 +164,7 @@ function step(event, nodes, node, choose) {
 }
 
 const note = (data, layer) =>
-  [layer === data.standard && "the default here", layer === data.paper && "the paper's place"].filter(Boolean).join(", ")
+  [layer === data.standard && "the default", layer === data.paper && "the layer of the paper"].filter(Boolean).join(", ")
 
 const active = (drawing) => drawing.targets.filter((t) => t.kinds.includes(drawing.kind))
 
@@ -221,28 +220,28 @@ function paint(drawing) {
     group.style.display = target.kinds[0] === "stream" && !usable ? "none" : ""
   }
   if (!found && active(drawing)[0]) active(drawing)[0].group.setAttribute("tabindex", 0)
-  for (const [svg, lens] of drawing.lenses) {
-    lens.style.display = found && found.svg === svg ? "" : "none"
-    if (found && found.svg === svg) lens.setAttribute("transform", `translate(${found.lens[kind].join(" ")})`)
+  for (const [svg, polarizer] of drawing.polarizers) {
+    polarizer.style.display = found && found.svg === svg ? "" : "none"
+    if (found && found.svg === svg) polarizer.setAttribute("transform", `translate(${found.polarizer[kind].join(" ")})`)
   }
   const reach = filtered(kind, module)
   for (const wire of drawing.wires) wire.node.classList.toggle("filtered", reach(wire))
-  drawing.said.textContent = ""
+  drawing.status.textContent = ""
   const name = document.createElement("b")
   name.textContent = { before: "before ", after: "after ", stream: "residual stream before " }[kind] + module
-  drawing.said.append("The polarizer sits ", name, note(data, selected) ? ` (${note(data, selected)}). ` : ". ",
+  drawing.status.append("The polarizer is inserted ", name, note(data, selected) ? ` (${note(data, selected)}). ` : ". ",
     kind === "stream" ? "Main path and shortcut are both filtered. " : "",
-    recordedAt(data, selected) && `Recorded there: ${recordedAt(data, selected)}.`)
+    recordedAt(data, selected) && `Recorded at this layer: ${recordedAt(data, selected)}.`)
   legend(drawing)
 }
 
-// What is recorded of a point, in words.
+// The recorded number at a layer, in words.
 function recordedAt({ tint }, layer) {
   if (!tint) return ""
   return tint.points[layer] ? tint.points[layer].words : tint.gaps ? "not measured" : ""
 }
 
-// The colour and the number of a point; without a tint it is drawn as it always is.
+// The colour and the number at a layer; without a tint there are none.
 function colour({ group, number }, tint, layer) {
   const value = tint && tint.points[layer], gap = Boolean(tint && tint.gaps && !value)
   group.classList.toggle("tinted", Boolean(value) || gap)
@@ -261,7 +260,7 @@ function legend({ scale, root, data: { tint } }) {
   scale.append(`${tint.title}, recorded: ${tint.low} `, bar, ` ${tint.high}${tint.gaps ? " · – not measured" : ""}`)
 }
 
-// Which wires of the block carry light that has just passed the polarizer.
+// Which wires of the block carry the features that have just passed the polarizer.
 function filtered(kind, module) {
   const parts = module.split("."), block = parts.slice(0, 2).join("."), conv = parts[2]
   const lit = { "before.conv1": ["in1"], "before.conv2": ["in2"], "after.conv1": ["in2"], "after.conv2": ["out"],
@@ -276,7 +275,7 @@ export default function ({ parentElement, data, setStateValue }) {
   let drawing = drawings.get(root)
   if (!drawing) {
     const part = (name) => root.querySelector(name)
-    drawing = { kinds: part(".kinds"), said: part(".said"), scale: part(".scale"), root, stages: part(".stages"), timer: 0, awaiting: null }
+    drawing = { kinds: part(".kinds"), status: part(".status"), scale: part(".scale"), root, stages: part(".stages"), timer: 0, awaiting: null }
     drawings.set(root, drawing)
   }
   drawing.data = data

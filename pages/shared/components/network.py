@@ -1,4 +1,4 @@
-"""The drawing of the network on which the insertion layer is picked, by mouse, finger or keyboard."""
+"""A drawing of the network on which the insertion layer is chosen by mouse, finger or keyboard."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from npd_core.figures.network import Plan, Tint
 HERE = Path(__file__).parent
 _mount = st.components.v2.component(
     "npd_network",
-    html='<div class="network"><div class="kinds"></div>\n<p class="said"></p><p class="scale" hidden></p>'
+    html='<div class="network"><div class="kinds"></div>\n<p class="status"></p><p class="scale" hidden></p>'
     '<div class="stages"></div></div>',
     css=(HERE / "network.css").read_text(encoding="utf-8"),
     js=(HERE / "network.js").read_text(encoding="utf-8"),
@@ -34,12 +34,12 @@ def network(
     """Draw the network with the polarizer at `selected`.
 
     Args:
-        selected: insertion point in its canonical spelling.
-        default: what the app proposes, marked as such, as is `paper`, the paper's own point.
-        key: the pick arrives in `st.session_state[key].layer` before `on_pick` is called.
-        disabled: show only.
-        tint: colours and numbers of a metric, each on its point.
-        gaps: mark the points without a number as not measured.
+        selected: insertion layer in its canonical spelling.
+        default, paper: the default layer and the layer of the paper; both are marked.
+        key: `st.session_state[key].layer` has the chosen layer before `on_pick` is called.
+        disabled: only show.
+        tint: colours and numbers of a metric at each layer.
+        gaps: mark the layers without a number as not measured.
     """
     _mount(
         key=key,

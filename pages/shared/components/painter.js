@@ -9,7 +9,7 @@ function layer(size) {
   return canvas.getContext("2d", { willReadFrequently: true })
 }
 
-// Smallest box around all that is not fully transparent: [left, top, right, bottom], right and bottom outside it.
+// Smallest box around all pixels that are not fully transparent: [left, top, right, bottom], the last two exclusive.
 function extent(context, size) {
   const { data } = context.getImageData(0, 0, size, size)
   let box = null
@@ -44,14 +44,14 @@ function build(board, data) {
   board.tools.setAttribute("role", "group")
   board.tools.setAttribute("aria-label", "Tool")
   board.side.setAttribute("role", "group")
-  board.side.setAttribute("aria-label", "Colours and undoing")
+  board.side.setAttribute("aria-label", "Colours and undo")
   board.size = data.size
   board.canvas.width = board.canvas.height = data.size
   board.view = board.canvas.getContext("2d")
   board.stamp = layer(data.size)
   board.paint = layer(data.size)
   Object.assign(board, { box: null, at: [0, 0], cursor: [data.size >> 1, data.size >> 1], mode: "", colour: "white", done: false, lifted: false })
-  board.picture = board.trigger = undefined
+  board.imageUrl = board.trigger = undefined
   board.modes = {
     move: button(board.tools, "Move the trigger", () => { board.lifted = false; choose(board, "move") }),
     paint: button(board.tools, "Paint", () => choose(board, "paint")),
@@ -66,8 +66,8 @@ function build(board, data) {
     board.colours[name] = node
   }
   board.colours.erase = button(board.side, "Erase", () => { board.colour = "erase"; choose(board, "paint") })
-  board.home = button(board.side, "Trigger back in place", () => { board.at = [0, 0]; board.lifted = false; draw(board); say(board, "The trigger is back in its own place."); send(board) })
-  board.clear = button(board.side, "Clear paint", () => { board.paint.clearRect(0, 0, board.size, board.size); draw(board); say(board, "The paint is gone."); send(board) })
+  board.home = button(board.side, "Put the trigger back", () => { board.at = [0, 0]; board.lifted = false; draw(board); announce(board, "The trigger is back at its own position."); send(board) })
+  board.clear = button(board.side, "Clear paint", () => { board.paint.clearRect(0, 0, board.size, board.size); draw(board); announce(board, "The paint was removed."); send(board) })
   board.node.tabIndex = 0
   board.node.setAttribute("role", "application")
   board.node.onpointerdown = (event) => press(board, event)
@@ -87,17 +87,17 @@ function choose(board, mode) {
   board.node.classList.toggle("move", board.mode === "move")
   board.node.classList.toggle("paint", board.mode === "paint")
   board.node.setAttribute("aria-label", board.mode === "move"
-    ? "Picture with the trigger. Drag it, or press the arrow keys, to move the trigger."
-    : "Picture to paint on. Drag to paint, or move with the arrow keys and paint with the space bar.")
-  say(board, board.mode === "move" ? "Drag the trigger, or use the arrow keys." : "Drag to paint, or use arrow keys and space.")
+    ? "Image with the trigger. Drag it, or press the arrow keys, to move the trigger."
+    : "Image to paint on. Drag to paint, or move with the arrow keys and paint with the space bar.")
+  announce(board, board.mode === "move" ? "Drag the trigger, or use the arrow keys." : "Drag to paint, or use arrow keys and space.")
   draw(board)
 }
 
-function say(board, words) {
-  board.said.textContent = words
+function announce(board, words) {
+  board.message.textContent = words
 }
 
-// A small trigger stays inside the picture as a whole; one that fills it may be pushed half way out.
+// A small trigger stays inside the image; one that fills it may be moved half way out.
 function move(board, x, y) {
   const [left, top, right, bottom] = board.box, { size } = board
   const give = (low, high) => (high - low > size / 2 ? Math.floor((high - low) / 2) : 0)
@@ -180,7 +180,7 @@ function drag(board, event) {
 function release(board, event) {
   if (!board.hold || board.hold.pointer !== event.pointerId) return
   board.hold = null
-  tell(board)
+  announcePosition(board)
   send(board)
 }
 
@@ -194,18 +194,18 @@ function key(board, event) {
   else return
   event.preventDefault()
   draw(board)
-  tell(board)
+  announcePosition(board)
   if (by && board.mode === "paint") return
   clearTimeout(board.timer)
   board.timer = setTimeout(() => send(board), SETTLE_MS)
 }
 
-function tell(board) {
+function announcePosition(board) {
   if (board.mode === "move") {
     const [x, y] = [board.box[0] + board.at[0] + 1, board.box[1] + board.at[1] + 1]
-    say(board, `Trigger at column ${x}, row ${y} of ${board.size}${board.at[0] || board.at[1] ? "" : ", its own place"}.`)
+    announce(board, `Trigger at column ${x}, row ${y} of ${board.size}${board.at[0] || board.at[1] ? "" : ", its own position"}.`)
   } else {
-    say(board, `${board.colour === "erase" ? "Eraser" : `Brush, ${board.colour},`} at column ${board.cursor[0] + 1}, row ${board.cursor[1] + 1}.`)
+    announce(board, `${board.colour === "erase" ? "Eraser" : `Brush, ${board.colour},`} at column ${board.cursor[0] + 1}, row ${board.cursor[1] + 1}.`)
   }
 }
 
@@ -218,11 +218,11 @@ function send(board) {
 }
 
 async function show(board, data) {
-  const picture = data.picture, trigger = data.trigger
-  if (picture !== board.picture) {
-    board.picture = picture
-    const image = await load(picture)
-    if (board.picture !== picture) return
+  const imageUrl = data.image, trigger = data.trigger
+  if (imageUrl !== board.imageUrl) {
+    board.imageUrl = imageUrl
+    const image = await load(imageUrl)
+    if (board.imageUrl !== imageUrl) return
     board.image = image
   }
   if (trigger !== board.trigger) {
@@ -251,9 +251,9 @@ export default function ({ parentElement, data, setStateValue }) {
   let board = boards.get(root)
   if (!board) {
     const part = (name) => root.querySelector(name)
-    board = { tools: part(".tools"), side: part(".side"), node: part(".board"), canvas: part("canvas"), frame: part(".frame"), said: part(".said"), timer: 0, hold: null }
+    board = { tools: part(".tools"), side: part(".side"), node: part(".board"), canvas: part("canvas"), frame: part(".frame"), message: part(".message"), timer: 0, hold: null }
     boards.set(root, board)
-    // The server may remember what was done on a board that is gone; this one is empty.
+    // The server may remember what was painted on an earlier board; this one is empty.
     if (data.held) setStateValue("overlay", null)
   }
   board.data = data
