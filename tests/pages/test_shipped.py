@@ -1,4 +1,4 @@
-"""Shipped models with their recorded runs on the pages that show a model; a few always, all in the slow tests."""
+"""Shipped models with their recorded runs on the pages that show a model: a few always, all of them slow."""
 
 from __future__ import annotations
 

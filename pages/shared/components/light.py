@@ -38,7 +38,7 @@ def light(
 
     Args:
         asr_before: ASR without a polarizer: the full height of the orange wave.
-        play: play the frames once, with a button and a slider; with reduced motion only the last one is shown.
+        play: play the frames once, with a button and a slider; with reduced motion show only the last one.
         announce: a milestone for screen readers, spoken when it changes.
     """
     _mount(
