@@ -8,8 +8,8 @@ from pathlib import Path
 from npd_core import paths
 from npd_core.cli.common import Answer, Commands, check_file
 from npd_core.errors import NPDError, StorageError, unknown_name
-from npd_core.export import MODEL_FORMATS
-from npd_core.export.run_archive import run_archive
+from npd_core.exports import MODEL_FORMATS
+from npd_core.exports.run_archive import run_archive
 from npd_core.fileio import write_bytes
 from npd_core.runs.store import Run, RunStore, read_record
 
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> Answer:
     if args.format == "polarizer":
         content = run_archive(found.folder, found.request.model)
     else:
-        from npd_core.export.model_archive import model_archive
+        from npd_core.exports.model_archive import model_archive
 
         content = model_archive(found.folder, args.format)
     write_bytes(out, content)

@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> Answer:
     """Write the report."""
     found = find_run(args.run)
     out = target_file(args.out, f"{found.request.model}-report.html")
-    from npd_core.export.report import run_report
+    from npd_core.exports.report import run_report
 
     text = run_report(found.folder)
     write_bytes(out, text.encode())

@@ -9,8 +9,8 @@ from urllib.parse import urlencode, urlsplit
 import streamlit as st
 
 from npd_core.errors import NPDError
-from npd_core.export import MODEL_FORMATS
-from npd_core.export.qr_code import qr_code
+from npd_core.exports import MODEL_FORMATS
+from npd_core.exports.qr_code import qr_code
 from npd_core.runs.store import Run
 from pages.shared import cache
 from pages.shared.text import message

@@ -23,10 +23,10 @@ from npd_core.config.npd import NPDConfig
 from npd_core.config.request import DefenseRequest
 from npd_core.errors import CheckpointError, ConfigError, UnknownNameError
 from npd_core.events import EpochEnd, Finished, Measured, Started
-from npd_core.export.model_archive import FOLDED, WHOLE, WRITERS, model_archive
-from npd_core.export.programs import use_model
-from npd_core.export.qr_code import qr_code
-from npd_core.export.run_archive import pack, run_archive
+from npd_core.exports.model_archive import FOLDED, WHOLE, WRITERS, model_archive
+from npd_core.exports.programs import use_model
+from npd_core.exports.qr_code import qr_code
+from npd_core.exports.run_archive import pack, run_archive
 from npd_core.figures import svg
 from npd_core.models import Normalized, build_model
 from npd_core.polarizer.artifact import save_polarizer
@@ -260,7 +260,7 @@ class Page(HTMLParser):
 
 def test_report_is_one_file_that_loads_nothing(saved):
     from npd_core.attribution import METHODS
-    from npd_core.export.report import METHOD, run_report
+    from npd_core.exports.report import METHOD, run_report
 
     folder, _ = saved("stream:layer3.0")
     text = run_report(folder)

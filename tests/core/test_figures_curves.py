@@ -157,7 +157,7 @@ def test_gallery_absent_or_damaged_is_no_gallery(tmp_path):
 def test_gallery_of_a_run_shows_pictures_that_the_trigger_hijacks(tiny_zoo, tmp_path):
     from npd_core.config.request import DefenseRequest
     from npd_core.data.load import class_names
-    from npd_core.export.example_images import make_gallery
+    from npd_core.exports.example_images import make_gallery
     from npd_core.polarizer.artifact import save_polarizer
     from npd_core.polarizer.insertion import PolarizedNet
     from npd_core.runs.store import RunStore, write_record

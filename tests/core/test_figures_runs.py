@@ -13,7 +13,7 @@ from npd_core.config.baselines import CONFIGS
 from npd_core.config.npd import NPDConfig
 from npd_core.config.request import DefenseRequest
 from npd_core.errors import CheckpointError
-from npd_core.export.run_archive import run_archive
+from npd_core.exports.run_archive import run_archive
 from npd_core.figures.curves import MetricCurves
 from npd_core.figures.runs import comparison_figure, differing, outcome_figure, read_row
 

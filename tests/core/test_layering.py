@@ -27,7 +27,7 @@ WITHOUT_TORCH = [
     "npd_core.experiments.plan",
     "npd_core.experiments.record",
     "npd_core.experiments.sweep",
-    "npd_core.export.run_archive",
+    "npd_core.exports.run_archive",
     "npd_core.figures",
     "npd_core.fileio",
     "npd_core.metrics",

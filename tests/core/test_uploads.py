@@ -416,7 +416,7 @@ def test_an_uploaded_model_is_defended_like_one_of_the_zoo(stolen, tiny_zoo, tmp
     assert last.result["der"] is None
     assert [(e.asr, e.ra) for e in events if isinstance(e, Measured)] == [(None, None)]
     assert len(last.result["clean_indices"]) == used.size
-    from npd_core.export.report import run_report
+    from npd_core.exports.report import run_report
 
     text = run_report(tmp_path / "out")
     assert "ASR</th><td>–</td><td>–</td>" in text

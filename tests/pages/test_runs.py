@@ -13,7 +13,7 @@ from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Button
 
 from npd_core.config.request import DefenseRequest
-from npd_core.export.run_archive import run_archive
+from npd_core.exports.run_archive import run_archive
 from npd_core.runs.store import Run, RunStore
 from pages.shared import downloads
 

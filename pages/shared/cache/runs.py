@@ -136,7 +136,7 @@ def comparison_chart(tracks: Mapping[str, MetricCurves], mode: str | None) -> st
 @by_files(st.cache_data(max_entries=8, show_spinner=False), run_files)
 def archive(run_id: str) -> bytes:
     """Return polarizer, config and metrics of a run as a zip file. Raises CheckpointError."""
-    from npd_core.export.run_archive import run_archive
+    from npd_core.exports.run_archive import run_archive
 
     run = find_run(run_id)
     return run_archive(run.folder, run.request.model)
@@ -145,7 +145,7 @@ def archive(run_id: str) -> bytes:
 @by_files(st.cache_data(max_entries=6, show_spinner=False), run_files)
 def model_archive(run_id: str, kind: str) -> bytes:
     """Return the repaired network of a run as a zip file, in a format of MODEL_FORMATS."""
-    from npd_core.export.model_archive import model_archive
+    from npd_core.exports.model_archive import model_archive
 
     return model_archive(find_run(run_id).folder, kind)
 
@@ -153,7 +153,7 @@ def model_archive(run_id: str, kind: str) -> bytes:
 @by_files(st.cache_data(max_entries=6, show_spinner=False), run_files)
 def report(run_id: str) -> bytes:
     """Return the report of a run, an HTML file. Raises as the core does."""
-    from npd_core.export.report import run_report
+    from npd_core.exports.report import run_report
 
     return run_report(find_run(run_id).folder).encode()
 
@@ -233,7 +233,7 @@ def resistance(run_id: str) -> Resistance:
     from npd_core.config.npd import NPDConfig
     from npd_core.config.presets import preset
     from npd_core.data.load import load_dataset
-    from npd_core.export.model_archive import read_repaired
+    from npd_core.exports.model_archive import read_repaired
     from npd_core.uploads.resistance import resistance
 
     found = read_repaired(find_run(run_id).folder)

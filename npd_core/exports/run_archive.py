@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from npd_core.errors import CheckpointError
-from npd_core.export.programs import use_polarizer
+from npd_core.exports.programs import use_polarizer
 from npd_core.fileio import disk_errors
 from npd_core.runs.store import EVENTS, POLARIZER, REPAIRED, REQUEST, RESULT
 

@@ -19,9 +19,9 @@ import npd_core
 from npd_core.data.load import class_names
 from npd_core.defenses.artifact import is_repaired, load_repaired
 from npd_core.errors import ConfigError, unknown_name
-from npd_core.export import MODEL_FORMATS
-from npd_core.export.programs import use_model
-from npd_core.export.run_archive import pack
+from npd_core.exports import MODEL_FORMATS
+from npd_core.exports.programs import use_model
+from npd_core.exports.run_archive import pack
 from npd_core.models import Normalized
 from npd_core.polarizer.artifact import load_polarizer
 from npd_core.polarizer.fold import fold

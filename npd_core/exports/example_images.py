@@ -1,6 +1,6 @@
 """Example test images with the predictions of both networks, for the report and for a recorded run.
 
-`python -m npd_core.export.example_images FOLDER ...` writes gallery.json and gallery.png into runs.
+`python -m npd_core.exports.example_images FOLDER ...` writes gallery.json and gallery.png into runs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from npd_core.data.load import class_names, load_dataset
 from npd_core.errors import ConfigError, NPDError
 from npd_core.evaluation import predict_proba
-from npd_core.export.model_archive import read_repaired
+from npd_core.exports.model_archive import read_repaired
 from npd_core.figures.gallery import Answer, Item, write_gallery
 from npd_core.zoo.weights import Backdoored
 

@@ -21,8 +21,8 @@ from npd_core.attribution import METHODS, attribute, shared_scale
 from npd_core.data.load import class_names, load_dataset
 from npd_core.errors import ConfigError
 from npd_core.evaluation import predict_proba
-from npd_core.export.example_images import choose_examples, first_of_each_class, top_class
-from npd_core.export.model_archive import Repaired, read_repaired
+from npd_core.exports.example_images import choose_examples, first_of_each_class, top_class
+from npd_core.exports.model_archive import Repaired, read_repaired
 from npd_core.figures import svg
 from npd_core.figures.attributions import map_image
 from npd_core.figures.curves import DASHES, read_losses, read_metrics

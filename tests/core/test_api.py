@@ -1,0 +1,157 @@
+"""The public Python API: its names, its examples, and any network of one's own."""
+
+from __future__ import annotations
+
+import doctest
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import npd_core
+import npd_core as npd
+from npd_core import api
+from npd_core.data.load import ImageSet
+from npd_core.errors import ConfigError, UnknownNameError
+from npd_core.events import EpochEnd
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+EXPECTED = [
+    "Polarized",
+    "attribute",
+    "evaluate",
+    "export",
+    "list_models",
+    "load_clean_images",
+    "load_model",
+    "load_test_images",
+    "polarize",
+    "register_attack",
+    "register_defense",
+]
+
+
+class Net(nn.Module):
+    """A network that the project has never seen."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1, stride=2)
+        self.third, self.head = nn.Conv2d(16, 16, 3, padding=1), nn.Linear(16, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.second(torch.relu(self.first(x))))
+        return self.head(torch.relu(self.third(x)).mean((2, 3)))
+
+
+def some_images(count: int = 24, size: int = 16) -> ImageSet:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
+    return ImageSet(images, torch.arange(count) % 3)
+
+
+def test_the_public_names_are_these() -> None:
+    assert npd.__all__ == api.__all__ == EXPECTED
+    assert all(getattr(npd, name) is getattr(api, name) for name in EXPECTED)
+    assert set(EXPECTED) <= set(dir(npd))
+    with pytest.raises(AttributeError, match="polarise"):
+        npd.polarise  # noqa: B018
+
+
+def test_the_package_imports_no_torch() -> None:
+    code = "import sys, npd_core; npd_core.__version__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+
+
+FINDER = doctest.DocTestFinder()
+EXAMPLES = {test.name: test for test in FINDER.find(api, globs={}) if test.examples}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_examples_run(name: str) -> None:
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    report: list[str] = []
+    assert runner.run(EXAMPLES[name], out=report.append).failed == 0, "".join(report)
+
+
+def test_every_function_has_an_example() -> None:
+    own = {name for name in EXPECTED if getattr(api, name).__module__ == "npd_core.api"}
+    assert {name.rsplit(".", 1)[-1] for name in EXAMPLES} == own - {"Polarized"}
+
+
+def test_any_network_is_polarized_and_stays_as_it_was(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, clean = Net(), some_images()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    epochs: list[int] = []
+
+    def note(event: object) -> None:
+        if isinstance(event, EpochEnd):
+            epochs.append(event.epoch)
+
+    found = npd.polarize(
+        net, *clean, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), epochs=2, warmup_epochs=1, on_event=note
+    )
+    assert found.layer == "second"
+    assert epochs == [event.epoch for event in found.history] == [-1, 0, 1]
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert found.net(clean.images.float() / 255).shape == (24, 3)
+    assert not found.net.training
+    assert {path.name for path in found.save(tmp_path / "saved").iterdir()} == {
+        "polarizer.json",
+        "polarizer.safetensors",
+    }
+    metrics = npd.evaluate(found.net, *clean)
+    assert 0 <= metrics.acc <= 1
+    assert (metrics.asr, metrics.ra) == (0.0, 0.0)
+    again = npd.polarize(
+        net, clean.images.float() / 255, clean.labels, layer="after:first", epochs=1, rho=1.0
+    )
+    assert (again.layer, again.config.rho, again.config.epochs) == ("after:first", 1.0, 1)
+
+
+def test_the_exported_network_gives_the_same_logits(tmp_path: Path) -> None:
+    clean = some_images()
+    found = npd.polarize(Net(), *clean, epochs=1, warmup_epochs=0)
+    path = npd.export(found, tmp_path / "net.pt2")
+    exported = torch.export.load(path).module()
+    x = clean.images[:4].float() / 255
+    torch.testing.assert_close(exported(x), found.net(x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "names"),
+    [
+        ({"labels": torch.zeros(5, dtype=torch.int64)}, ConfigError, "labels"),
+        ({"images": torch.zeros(24, 1, 16, 16)}, ConfigError, "images"),
+        ({"layer": "fourth"}, UnknownNameError, "third"),
+        ({"preset": "papr"}, UnknownNameError, "paper"),
+        ({"epoch": 3}, UnknownNameError, "epochs"),
+        ({"rho": -1.0}, ConfigError, "rho"),
+        ({"net": nn.Sequential(nn.Flatten(), nn.Linear(768, 3))}, ConfigError, "Conv2d"),
+    ],
+)
+def test_bad_input_is_an_error_that_names_it(changes: dict, error: type[Exception], names: str) -> None:
+    clean = some_images()
+    arguments = {"net": Net(), "images": clean.images, "labels": clean.labels} | changes
+    with pytest.raises(error, match=names):
+        npd.polarize(**arguments)
+
+
+def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="onnx"):
+        npd.export(None, tmp_path / "x", "onx")  # type: ignore[arg-type]
+
+
+def test_the_page_of_the_python_api_runs() -> None:
+    """Its first block of code is a whole program of 12 lines."""
+    page = (ROOT / "docs" / "python-api.md").read_text(encoding="utf-8")
+    code = page.split("```python\n")[1].split("```")[0]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 12
+    scope: dict[str, object] = {}
+    exec(compile(code, "python-api.md", "exec"), scope)
+    assert isinstance(scope["repaired"], npd_core.api.Polarized)
