@@ -1,5 +1,7 @@
-"""A real server and a real browser. The browser reaches nothing but this machine, and every page is watched:
-a console error, a script error or a request to another host fails the test that caused it."""
+"""A real server and a real browser that reaches only this machine.
+
+A console error, a script error or a request to another host fails the test that caused it.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, TimeoutE
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
-PICTURES = ROOT / "test-results"
+SCREENSHOTS = ROOT / "test-results"
 LOCAL = {"127.0.0.1", "localhost", "[::1]", ""}
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -43,12 +45,14 @@ BROWSER_FLAGS = [
 ]
 
 NOT_OURS: dict[str, tuple[str, str]] = {}
-"""Rule -> (selector, reason): markup that Streamlit writes and we cannot change. All else of the rule still fails."""
+"""Rule -> (selector, reason): markup of Streamlit that we cannot change; the rest of the rule still fails."""
+OWN_PROBES = r"_stcore/(health|host-config)"
+"""Streamlit asks below the path of the page first, and takes the 404 as an answer."""
+SLOW = 120_000
+"""Milliseconds that a step may take on a busy machine with two cores."""
 
 report_key = pytest.StashKey[pytest.TestReport]()
-expect.set_options(
-    timeout=30_000
-)  # the five seconds of Playwright are short for a busy machine with two cores
+expect.set_options(timeout=SLOW)
 
 
 def is_outside(address: str) -> bool:
@@ -59,11 +63,11 @@ def is_outside(address: str) -> bool:
 
 @dataclass
 class Server:
-    """`streamlit run` of one script, in a process of its own that can be stopped, killed and started again."""
+    """`streamlit run` of one script, in a process that can be stopped, killed and started again."""
 
     script: Path
     folder: Path
-    """Of this server: its runs and its log."""
+    """For its runs and its log."""
     zoo: Path | None = None
     """Folder of its models; None: the shipped ones."""
     port: int = 0
@@ -124,7 +128,7 @@ class Server:
         raise RuntimeError(f"the server did not answer within {timeout:g} s:\n{self.log[-2000:]}")
 
     def stop(self) -> None:
-        """Ask the server to end, as Ctrl-C does; insist after ten seconds."""
+        """End the server as Ctrl-C does; kill it after ten seconds."""
         if self.process is not None:
             self.process.terminate()
             try:
@@ -134,7 +138,7 @@ class Server:
             self.process = None
 
     def kill(self) -> None:
-        """End the server without a chance to tidy up."""
+        """End the server without a chance to clean up."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -143,18 +147,18 @@ class Server:
 
 @dataclass
 class Watch:
-    """What the browser complained about and whom it tried to reach, in every tab of the test."""
+    """Console errors and requests to other hosts, in every tab of the test."""
 
     errors: list[str] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
-    allowed: list[str] = field(default_factory=list)
+    allowed: list[str] = field(default_factory=lambda: [OWN_PROBES])
 
     def allow(self, pattern: str) -> None:
-        """Errors that match this regular expression are part of the test, for example of one that stops the server."""
+        """Expect errors that match this regular expression, as in a test that stops the server."""
         self.allowed.append(pattern)
 
     def check(self) -> None:
-        """Fail on the first sight of anything that should not be there."""
+        """Fail when there was an error or a request to another host."""
         errors = [e for e in self.errors if not any(re.search(pattern, e) for pattern in self.allowed)]
         assert not errors, "console errors:\n" + "\n".join(errors)
         assert not self.outside, "requests to other hosts:\n" + "\n".join(self.outside)
@@ -172,13 +176,14 @@ class Watch:
         page.on("websocket", lambda w: self.outside.append(w.url) if is_outside(w.url) else None)
 
     def look_at_links(self, page: Page) -> None:
-        """Addresses that the browser fetches out of sight of the events above: icons, style sheets, pictures."""
-        script = "Array.from(document.querySelectorAll('link[href],img[src],script[src]')).map(e => e.href || e.src)"
+        """Check the URLs of icons, style sheets and images, which cause no event."""
+        elements = "Array.from(document.querySelectorAll('link[href],img[src],script[src]'))"
+        script = f"{elements}.map(e => e.href || e.src)"
         self.outside.extend(url for url in page.evaluate(script) if is_outside(url))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A second try, reported as such (R): two cores cannot promise a browser, a server and a training their time."""
+    """Run a failed test again, reported as R: two cores are few for a browser, a server and a training."""
     for item in items:
         if item.path.parent == Path(__file__).parent and "slow" not in item.keywords:
             item.add_marker(pytest.mark.flaky(reruns=1))
@@ -186,7 +191,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """Leave each test's outcome where the `page` fixture finds it."""
+    """Keep the outcome of each test for the fixture `page`."""
     report = yield
     if report.when == "call":
         item.stash[report_key] = report
@@ -210,19 +215,19 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
 
 @pytest.fixture(scope="session")
 def server(serve: Callable[..., Server]) -> Server:
-    """The app with its shipped zoo and an empty run store, shared by all browser tests."""
+    """The app with the shipped zoo and an empty run store, shared by all browser tests."""
     return serve(ROOT / "app.py")
 
 
 @pytest.fixture(scope="session")
 def workshop(serve: Callable[..., Server], tiny_zoo_folder: Path) -> Server:
-    """The app over the tiny zoo: what is trained there takes seconds on any machine."""
+    """The app with the tiny zoo, where a training takes seconds."""
     return serve(ROOT / "app.py", tiny_zoo_folder)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Headless Chromium of the system. Closed with the module: Playwright keeps an event loop on this thread."""
+    """Headless Chromium. Closed with the module: Playwright keeps an event loop on this thread."""
     path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if path is None:
         pytest.fail(
@@ -263,13 +268,14 @@ def context(visitor: BrowserContext, watch: Watch) -> Iterator[BrowserContext]:
 
 @pytest.fixture
 def page(context: BrowserContext, watch: Watch, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """A tab. At its end: no console error, no outside request; a picture in test-results/ when the test failed."""
+    """A tab. It is checked at its end; a failed test leaves a screenshot in test-results/."""
     tab = context.new_page()
+    tab.set_default_timeout(SLOW)
     yield tab
     report = request.node.stash.get(report_key, None)
     if report is not None and report.failed:
-        PICTURES.mkdir(exist_ok=True)
-        tab.screenshot(path=PICTURES / f"{re.sub(r'[^A-Za-z0-9_-]+', '-', request.node.name)}.png")
+        SCREENSHOTS.mkdir(exist_ok=True)
+        tab.screenshot(path=SCREENSHOTS / f"{re.sub(r'[^A-Za-z0-9_-]+', '-', request.node.name)}.png")
     if not tab.is_closed() and tab.url != "about:blank":
         watch.look_at_links(tab)
     watch.check()
@@ -277,7 +283,7 @@ def page(context: BrowserContext, watch: Watch, request: pytest.FixtureRequest) 
 
 @pytest.fixture
 def visit(page: Page, server: Server) -> Callable[..., Page]:
-    """visit("/lab?run=...") -> the page once the script behind it has come to rest."""
+    """visit("/lab?run=...") -> the page after its script has ended."""
 
     def go(address: str = "/", *, base: str | None = None) -> Page:
         page.goto((base or server.url) + address, wait_until="domcontentloaded")
@@ -288,17 +294,23 @@ def visit(page: Page, server: Server) -> Callable[..., Page]:
 
 
 @pytest.fixture
+def lab(visit: Callable[..., Page], workshop: Server) -> Callable[..., Page]:
+    """lab("/lab?run=...") -> the page over the tiny zoo."""
+    return lambda address="/": visit(address, base=workshop.url)
+
+
+@pytest.fixture
 def settle() -> Callable[[Page], None]:
-    """settle(page) waits until the script of the page has come to rest, for example after a click."""
+    """settle(page) waits until the script of the page has ended, for example after a click."""
     return settled
 
 
 @pytest.fixture
 def insist() -> Callable[[Callable[[], object], Locator], None]:
-    """insist(act, sign): act as a person does, once more after ten seconds without `sign`.
+    """insist(act, sign): act again after ten seconds without `sign`, as a person does.
 
-    A page listens to its keys, and to buttons that have just been drawn, a moment after its script came to rest; what
-    is pressed in that moment is lost, and nothing on the page tells when it is over.
+    A page reacts to keys and to new buttons only a moment after its script has ended; what is pressed before
+    is lost, and nothing on the page shows when that moment is over.
     """
 
     def go(act: Callable[[], object], sign: Locator) -> None:
@@ -317,7 +329,7 @@ def settled(page: Page) -> None:
 
 
 def _violations(page: Page, rules: list[str] | None = None) -> list[str]:
-    """What axe finds serious or critical, one line for each element; without what is not ours."""
+    """Return what axe finds serious or critical, one line an element, without NOT_OURS."""
     options: dict[str, Any] = {"resultTypes": ["violations"]}
     if rules:
         options["runOnly"] = {"type": "rule", "values": rules}
@@ -342,5 +354,5 @@ def _violations(page: Page, rules: list[str] | None = None) -> list[str]:
 
 @pytest.fixture
 def violations() -> Callable[..., list[str]]:
-    """What axe finds on a page that is shown: `violations(page)`, or some rules alone `violations(page, [rule])`."""
+    """violations(page), or violations(page, [rule]) for some rules: what axe finds on the page."""
     return _violations

@@ -1,26 +1,12 @@
-"""Booth and lessons in a real browser: the loop wakes, the countdown goes back to it, a lesson travels by link."""
+"""Booth and lessons in a real browser: the loop wakes and returns, a lesson leads from page to page."""
 
 from __future__ import annotations
 
 import json
 import re
 import time
-from collections.abc import Callable
 
-import pytest
 from playwright.sync_api import Page, expect
-
-SLOW = 60_000
-OWN_PROBES = r"_stcore/(health|host-config)"
-"""Streamlit asks below the page's own path first, and takes the 404 as an answer."""
-
-
-@pytest.fixture
-def lab(workshop, watch, visit, page: Page) -> Callable[..., Page]:
-    """Opens a page of the app over the tiny zoo."""
-    watch.allow(OWN_PROBES)
-    page.set_default_timeout(SLOW)
-    return lambda address: visit(address, base=workshop.url)
 
 
 def state(server, run: str) -> str:
@@ -29,15 +15,15 @@ def state(server, run: str) -> str:
 
 def test_any_touch_wakes_the_loop(lab) -> None:
     page = lab("/booth")
-    expect(page.locator("h1")).to_contain_text("It has a secret.", timeout=SLOW)
+    expect(page.locator("h1")).to_be_visible()
     expect(page.get_by_role("button", name="Touch to find it")).to_be_visible()
     assert page.get_by_test_id("stHeader").is_hidden()
     page.mouse.click(600, 650)
-    page.wait_for_url(re.compile(r"/\?booth=1$"), timeout=SLOW)
+    page.wait_for_url(re.compile(r"/\?booth=1$"))
     page.goto(page.url.replace("?booth=1", "booth"))
     page.get_by_role("button", name="Touch to find it").wait_for()
     page.keyboard.press("x")
-    page.wait_for_url(re.compile(r"/\?booth=1$"), timeout=SLOW)
+    page.wait_for_url(re.compile(r"/\?booth=1$"))
     page.wait_for_function("parseFloat(getComputedStyle(document.documentElement).fontSize) >= 18")
 
 
@@ -53,22 +39,22 @@ def test_nobody_there_goes_back_to_the_loop(lab, settle) -> None:
     expect(page.get_by_role("alertdialog")).to_have_count(0)
     page.clock.fast_forward(11_000)
     going = page.get_by_role("button", name="Keep going")
-    expect(going).to_be_focused(timeout=SLOW)
+    expect(going).to_be_focused()
     expect(page.get_by_text(re.compile(r"Back to the start in 1\d s"))).to_be_visible()
     going.click()
     expect(page.get_by_role("alertdialog")).to_have_count(0)
     page.clock.fast_forward(61_000)
-    expect(going).to_be_visible(timeout=SLOW)
+    expect(going).to_be_visible()
     page.clock.fast_forward(16_000)
-    page.wait_for_url(re.compile(r"/booth$"), timeout=SLOW)
+    page.wait_for_url(re.compile(r"/booth$"))
 
 
 def test_never_while_a_run_of_the_visitor_goes_on(lab, workshop, page: Page) -> None:
     page.clock.install()
     page.clock.resume()
     lab("/lab?booth=1&epochs=200&clean=500&seed=71")
-    page.get_by_role("button", name="Train the polarizer").click()
-    page.wait_for_url(re.compile(r"[?&]run=[0-9a-f]{16}"), timeout=SLOW)
+    page.locator(".st-key-start button").click()
+    page.wait_for_url(re.compile(r"[?&]run=[0-9a-f]{16}"))
     run = re.search(r"run=([0-9a-z_-]+)", page.url).group(1)
     page.locator(".npd-chart[data-refreshes]").first.wait_for()
     for _ in range(3):
@@ -77,34 +63,34 @@ def test_never_while_a_run_of_the_visitor_goes_on(lab, workshop, page: Page) -> 
     assert state(workshop, run) == "running"
     assert "booth=1" in page.url
     expect(page.get_by_role("alertdialog")).to_have_count(0)
-    page.get_by_test_id("stMainBlockContainer").get_by_role("button", name="Stop").click()
-    end = time.monotonic() + SLOW / 1000
+    page.locator(".st-key-stop button").click()
+    end = time.monotonic() + 60
     while state(workshop, run) == "running" and time.monotonic() < end:
         page.wait_for_timeout(200)
     page.wait_for_timeout(6_000)  # the page asks every five seconds
     page.clock.fast_forward(61_000)
-    expect(page.get_by_role("button", name="Keep going")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_role("button", name="Keep going")).to_be_visible()
 
 
 def test_a_lesson_goes_from_page_to_page(lab, settle) -> None:
     page = lab("/lessons")
-    page.get_by_role("button", name="Begin").nth(1).click()
-    page.wait_for_url(re.compile(r"/lab\?view=layer-1$"), timeout=SLOW)
-    expect(page.get_by_text("step 1 of 4")).to_be_visible(timeout=SLOW)
+    page.locator(".st-key-begin-layer button").click()
+    page.wait_for_url(re.compile(r"/lab\?view=layer-1$"))
+    expect(page.get_by_text("step 1 of 4")).to_be_visible()
     settle(page)
-    expect(page.get_by_role("button", name="Train the polarizer")).to_be_visible()
+    expect(page.locator(".st-key-start button")).to_be_visible()
     expect(page.get_by_test_id("stTopNavLink")).to_have_count(0)
     expect(page.get_by_label("Epochs", exact=True)).to_be_hidden()
-    page.get_by_role("button", name="Next").click()
-    page.wait_for_url(re.compile(r"/lab\?.*view=layer-2"), timeout=SLOW)
-    page.wait_for_url(re.compile(r"layer=layer4\.1\.conv1"), timeout=SLOW)
-    page.get_by_role("button", name="Next").click()
-    page.wait_for_url(re.compile(r"layer=layer1\.0\.conv1"), timeout=SLOW)
-    page.get_by_role("button", name="Back", exact=True).click()
-    page.wait_for_url(re.compile(r"layer=layer4\.1\.conv1"), timeout=SLOW)
+    page.locator(".st-key-lesson-next button").click()
+    page.wait_for_url(re.compile(r"/lab\?.*view=layer-2"))
+    page.wait_for_url(re.compile(r"layer=layer4\.1\.conv1"))
+    page.locator(".st-key-lesson-next button").click()
+    page.wait_for_url(re.compile(r"layer=layer1\.0\.conv1"))
+    page.locator(".st-key-lesson-back button").click()
+    page.wait_for_url(re.compile(r"layer=layer4\.1\.conv1"))
     settle(page)
     page.reload(wait_until="domcontentloaded")
-    expect(page.get_by_text("step 2 of 4")).to_be_visible(timeout=SLOW)
-    page.get_by_role("button", name="Leave the lesson").click()
-    expect(page.get_by_test_id("stTopNavLink").first).to_be_visible(timeout=SLOW)
+    expect(page.get_by_text("step 2 of 4")).to_be_visible()
+    page.locator(".st-key-lesson-leave button").click()
+    expect(page.get_by_test_id("stTopNavLink").first).to_be_visible()
     assert "view=" not in page.url

@@ -1,30 +1,19 @@
-"""A trigger that is moved, painted and compared by hand, and the picker of attacks, in a real browser."""
+"""A trigger that is moved, painted and compared, an upload, and the list of attacks, in a real browser."""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
 
-import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
-SLOW = 120_000
 OWN = "/predictions?source=Your+image+or+trigger"
-
-
-@pytest.fixture
-def lab(workshop, watch, visit, page: Page) -> Callable[..., Page]:
-    """Opens a page of the app over the tiny zoo."""
-    watch.allow(r"_stcore/(health|host-config)")
-    page.set_default_timeout(SLOW)
-    return lambda address: visit(address, base=workshop.url)
 
 
 def test_moving_painting_and_comparing(lab, settle) -> None:
     page = lab(OWN)
-    expect(page.get_by_text("The trigger hijacks the image")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_text("The trigger hijacks the image")).to_be_visible()
     page.get_by_role("radio", name="Moved or painted").click()
     board = page.get_by_role("application")
     expect(board).to_be_visible()
@@ -49,7 +38,7 @@ def test_moving_painting_and_comparing(lab, settle) -> None:
     expect(page.get_by_role("status").filter(has_text="of 32")).to_have_text(
         "Trigger at column 5, row 5 of 32."
     )
-    page.get_by_role("button", name="Trigger back in place").click()
+    page.get_by_role("button", name="Put the trigger back").click()
     expect(page.get_by_text("The trigger hijacks the image")).to_be_visible()
     # Keyboard alone: choose a colour, walk, paint.
     page.get_by_role("button", name="paint red").press("Enter")
@@ -61,10 +50,10 @@ def test_moving_painting_and_comparing(lab, settle) -> None:
         size = button.bounding_box()
         assert size["width"] >= 43.5, button.inner_text()
         assert size["height"] >= 43.5, button.inner_text()
-    settle(page)  # until then the address may have the trigger in its own place
+    settle(page)  # until then the URL may have the trigger at its own position
     page.wait_for_url(re.compile("trigger="))
-    address = page.url
-    # The slider moves the border between the two pictures.
+    url = page.url
+    # The slider moves the border between the two images.
     slider = page.get_by_role("slider", name="Border between clean and triggered")
     slider.focus()
     page.keyboard.press("Home")
@@ -74,9 +63,9 @@ def test_moving_painting_and_comparing(lab, settle) -> None:
     settle(page)
     page.get_by_role("radio", name="Moved or painted").click()
     expect(page.get_by_text("The trigger hijacks the image")).to_be_visible()
-    # A link carries what was painted; the model's own trigger waits until it is asked for.
-    page.goto(address)
-    expect(page.get_by_text("The model was not trained with this trigger.")).to_be_visible(timeout=SLOW)
+    # A link carries what was painted; the trained trigger is not added.
+    page.goto(url)
+    expect(page.get_by_text("The model was not trained with this trigger.")).to_be_visible()
     expect(page.get_by_role("button", name=re.compile("Paint$"))).to_have_attribute("aria-pressed", "true")
 
 
@@ -113,7 +102,7 @@ def test_a_photo_from_the_camera(lab, settle, insist) -> None:
 
 def test_the_picker_of_attacks(lab, settle) -> None:
     page = lab("/attacks")
-    expect(page.get_by_role("heading", name="Model card")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_role("heading", name="Model card")).to_be_visible()
     page.get_by_role("button", name="WaNet").click()
     page.wait_for_url(re.compile("attack=wanet"))
     expect(page.get_by_text("npd zoo train signs-wanet-preact_resnet18-w4")).to_be_visible()

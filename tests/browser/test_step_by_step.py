@@ -1,36 +1,25 @@
-"""Step by step in a browser: arrow keys walk, a link opens the same scene, a slider keeps its keys to itself."""
+"""Step by step in a browser: arrow keys change the step, except in a slider; a link opens the same step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
 from playwright.sync_api import Locator, Page, expect
-
-SLOW = 180_000
-OWN_PROBES = r"_stcore/(health|host-config)"
-
-
-@pytest.fixture
-def learn(workshop, watch, visit, page: Page) -> Callable[[str], Page]:
-    watch.allow(OWN_PROBES)
-    page.set_default_timeout(SLOW)
-    return lambda query: visit(f"/step_by_step{query}", base=workshop.url)
 
 
 def heading(page: Page, number: int) -> Locator:
     return page.locator("h3").filter(has_text=f"{number} · ").first
 
 
-def test_arrow_keys_walk_and_the_address_follows(
-    learn: Callable[[str], Page], settle: Callable[[Page], None], insist
+def test_arrow_keys_walk_and_the_url_follows(
+    lab: Callable[..., Page], settle: Callable[[Page], None], insist
 ) -> None:
-    page = learn("")
+    page = lab("/step_by_step")
     heading(page, 1).wait_for()
     for number in (2, 3):
         insist(lambda: page.keyboard.press("ArrowRight"), heading(page, number))
     expect(page.get_by_text("gradient g")).to_be_visible()
-    expect(page.locator(".js-plotly-plot")).to_be_visible(timeout=SLOW)
+    expect(page.locator(".js-plotly-plot")).to_be_visible()
     assert "step=3" in page.url
     page.get_by_text("Losses, inner level and training").click()
     slider = page.get_by_role("slider").first

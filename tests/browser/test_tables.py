@@ -13,8 +13,6 @@ from npd_core.experiments.record import Cell, Scores, Seconds, TableRecord, tabl
 from npd_core.names import METRICS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SLOW = 180_000
-OWN_PROBES = r"_stcore/(health|host-config)"
 MODEL = "signs-badnets_a2o-preact_resnet18-w4"
 ASR = METRICS["asr"].full
 DATE = "2026-01-02T03:04:05+00:00"
@@ -58,8 +56,6 @@ def records(tmp_path_factory: pytest.TempPathFactory, serve, tiny_zoo_folder: Pa
 
 @pytest.fixture
 def app(records, watch, visit, page: Page) -> Callable[[str], Page]:
-    watch.allow(OWN_PROBES)
-    page.set_default_timeout(SLOW)
     return lambda address: visit(address, base=records.url)
 
 
@@ -72,36 +68,36 @@ def test_layers_are_coloured_picked_and_opened_in_the_lab(app, settle) -> None:
     good = page.get_by_role("radio", name=re.compile(r"^after layer4\.0\.conv2, .*ASR 2%"))
     bad = page.get_by_role("radio", name=re.compile(r"^after conv1, .*ASR 97%"))
     gap = page.get_by_role("radio", name=re.compile(r"^after layer2\.0\.conv1, .*not measured"))
-    expect(good).to_have_attribute("aria-checked", "true", timeout=SLOW)
+    expect(good).to_have_attribute("aria-checked", "true")
     assert len({fill(good), fill(bad)}) == 2
     assert "97%" in bad.text_content()
     assert gap.locator(".conv").evaluate("node => getComputedStyle(node).strokeDasharray") != "none"
     expect(page.get_by_text(f"{ASR}, recorded: 0%")).to_be_visible()
 
     bad.click()
-    page.wait_for_url(re.compile(r"insertion_layer=after(%3A|:)conv1"), timeout=SLOW)
+    page.wait_for_url(re.compile(r"insertion_layer=after(%3A|:)conv1"))
     settle(page)
-    expect(page.get_by_test_id("stMetricValue").filter(has_text="97.0%")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_test_id("stMetricValue").filter(has_text="97.0%")).to_be_visible()
     page.get_by_role("radio", name="ACC", exact=True).click()
-    expect(page.get_by_role("radio", name=re.compile(r"^after conv1, .*ACC 93%"))).to_be_visible(timeout=SLOW)
+    expect(page.get_by_role("radio", name=re.compile(r"^after conv1, .*ACC 93%"))).to_be_visible()
 
     page.get_by_role("button", name="Use this layer in the Lab").click()
-    page.wait_for_url(re.compile(r"/lab\?.*layer=after(%3A|:)conv1"), timeout=SLOW)
+    page.wait_for_url(re.compile(r"/lab\?.*layer=after(%3A|:)conv1"))
     expect(page.get_by_role("radio", name=re.compile(r"^after conv1, .*ASR 97%"))).to_have_attribute(
-        "aria-checked", "true", timeout=SLOW
+        "aria-checked", "true"
     )
 
 
 def test_a_live_defense_joins_the_recorded_ones(app, settle) -> None:
     page = app("/defenses?defense=EP")
     chart = page.get_by_role("img", name=re.compile(f"{ASR}: No defense 100%, FP 40%, EP 60%"))
-    expect(chart).to_be_visible(timeout=SLOW)
+    expect(chart).to_be_visible()
     page.get_by_role("button", name="Start run").click()
-    page.wait_for_url(re.compile(r"run=[0-9a-f]{16}"), timeout=SLOW)
-    expect(page.get_by_text(re.compile(r"Finished"))).to_be_visible(timeout=SLOW)
+    page.wait_for_url(re.compile(r"run=[0-9a-f]{16}"))
+    expect(page.get_by_text(re.compile(r"Finished"))).to_be_visible()
     joined = page.get_by_role(
         "img", name=re.compile(rf"{ASR}: No defense 100%, FP 40%, EP 60%, EP .*% \(live\)")
     )
-    expect(joined).to_be_visible(timeout=SLOW)
+    expect(joined).to_be_visible()
     names = joined.locator(".js-plotly-plot").evaluate("plot => plot.data.map(trace => trace.name)")
     assert "live here" in names
