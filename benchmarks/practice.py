@@ -1,5 +1,5 @@
 """What decides whether NPD works on a small network: one table of runs on one model, for
-docs/npd-in-practice.md.
+docs/lab-notes.md.
 
     python benchmarks/practice.py signs-badnets_a2o-preact_resnet18-w16 [--images 480] [--rows paper,default]
 

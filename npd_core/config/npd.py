@@ -47,7 +47,7 @@ VARIANTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class NPDConfig:
-    """Hyper-parameters of NPD. Defaults: Sec. 4.1 of the paper for CIFAR-10, and what docs/npd-in-practice.md
+    """Hyper-parameters of NPD. Defaults: Sec. 4.1 of the paper for CIFAR-10, and what docs/lab-notes.md
     found where it is silent."""
 
     lambda1: float = 1.0
@@ -76,7 +76,7 @@ class NPDConfig:
     warmup_epochs: int = 5
     """T0: epochs of L_bn alone before the bi-level problem."""
     bn_mode: str = "stats_fold"
-    """How the polarizer's BatchNorm is run: see BN_MODES and docs/npd-in-practice.md."""
+    """How the polarizer's BatchNorm is run: see BN_MODES and docs/lab-notes.md."""
     inner_steps: int = 2
     """S: steps of the targeted PGD."""
     inner_step: str = "sign"

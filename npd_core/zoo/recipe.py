@@ -16,7 +16,7 @@ PAIRS = ("growing", "again")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How the attacker trains. docs/npd-in-practice.md says what the defaults decide."""
+    """How the attacker trains. docs/lab-notes.md says what the defaults decide."""
 
     epochs: int = 20
     batch_size: int = 256
@@ -95,7 +95,7 @@ BY_DATASET: dict[str, dict[str, Any]] = {
 }
 OVERLAY = {"blended": 0.35}
 """For attacks with a trigger over the whole image: the network learns to tolerate an overlay;
-docs/npd-in-practice.md says where this helps."""
+docs/lab-notes.md says where this helps."""
 OVERLAY_BY_DATASET = {"signs": 0.5}
 """The same by data set: more costs signs no clean accuracy, and leaves the polarizer more of the true
 class."""
