@@ -33,12 +33,10 @@ from pages.shared import (
 from pages.shared.components.chart import chart
 from pages.shared.text import message
 
-MOST_SETTINGS = 3
-"""Settings that fit into the title of a run."""
+MOST_SETTINGS = 3  # that fit into the title of a run
 FEW_IMAGES = 48
 UNCHANGED = "unchanged"
-CLOSE = 0.005
-"""Metrics that differ by less are called equal."""
+CLOSE = 0.005  # metrics that differ by less are called equal
 PAIRS = {
     "Recommended or paper settings": (DEFAULT, "paper"),
     "Recommended or paper layer": (DEFAULT, "paper_layer"),

@@ -26,10 +26,8 @@ from pages.shared import (
 )
 from pages.shared.text import message
 
-MOST = 6
-"""Runs compared at once."""
-REFRESH = 2.0
-"""Seconds between two looks at the list while a run is active."""
+MOST = 6  # runs compared at once
+REFRESH = 2.0  # seconds between two looks at the list while a run is active
 COLUMNS: dict[str, Any] = {
     "state": st.column_config.TextColumn("State", pinned=True),
     "model": "Model",

@@ -379,7 +379,7 @@ def is_broken(run: Run) -> bool:
 
 def training_title(run: Run, usable: bool, right: bool) -> str:
     if usable:
-        return "Blocked: your image is predicted correctly again" if right else "Not repaired this time"
+        return "Blocked: the prediction is correct again" if right else "Not repaired this time"
     return "The polarizer learns to block the trigger" if run.active else ended(run)
 
 

@@ -177,7 +177,7 @@ def _show(run: Run, card: Card | None) -> None:
         _moments(run, card, before, seen.measured, kept)
     else:
         _moment(run, before, seen.measured, None)
-    titles = "Metrics on test images, after each epoch", "Loss terms of the training"
+    titles = "Metrics on test images", "Loss terms"
     alts = _metrics_alt(seen.measured), "Loss terms by epoch; the table below has the numbers."
     with st.grid(2, min_column_width=260):
         for figure, key, title, alt in zip(seen.charts, ("metrics", "losses"), titles, alts, strict=True):

@@ -63,7 +63,7 @@ def test_never_while_a_run_of_the_visitor_goes_on(lab, workshop, page: Page) -> 
     assert state(workshop, run) == "running"
     assert "booth=1" in page.url
     expect(page.get_by_role("alertdialog")).to_have_count(0)
-    page.locator(".st-key-stop button").click()
+    page.locator(".st-key-stop").get_by_role("button").click()
     end = time.monotonic() + 60
     while state(workshop, run) == "running" and time.monotonic() < end:
         page.wait_for_timeout(200)

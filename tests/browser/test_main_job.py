@@ -84,7 +84,7 @@ def test_train_watch_reload_and_reconnect(lab, workshop, browser: Browser, watch
         )  # the settings of the run came along
         expect(guest.get_by_label("Seed", exact=True)).to_have_value("11")
         assert state(workshop, run) == "running"
-        guest.locator(".st-key-stop button").click()
+        guest.locator(".st-key-stop").get_by_role("button").click()
         wait_for_end(guest)
         wait_for_end(page)
     finally:
@@ -144,7 +144,7 @@ def test_two_layers_are_compared_and_stopped(workshop, watch, visit, settle, vio
     assert requests[0]["config"]["lambda2"] != 0.3
     curves = page.locator(".npd-chart .js-plotly-plot")
     expect(curves).to_be_visible()
-    stop = page.locator(".st-key-stop button")
+    stop = page.locator(".st-key-stop").get_by_role("button")
     stop.click()
     expect(stop).to_have_count(0)
     settle(page)

@@ -228,7 +228,7 @@ function paint(drawing) {
   for (const wire of drawing.wires) wire.node.classList.toggle("filtered", reach(wire))
   drawing.status.textContent = ""
   const name = document.createElement("b")
-  name.textContent = { before: "before ", after: "after ", stream: "residual stream before " }[kind] + module
+  name.textContent = { before: "before ", after: "after ", stream: "in the residual stream before " }[kind] + module
   drawing.status.append("The polarizer is inserted ", name, note(data, selected) ? ` (${note(data, selected)}). ` : ". ",
     kind === "stream" ? "Main path and shortcut are both filtered. " : "",
     recordedAt(data, selected) && `Recorded at this layer: ${recordedAt(data, selected)}.`)
