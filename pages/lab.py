@@ -144,7 +144,7 @@ with right:
         )
         arcs = ", each arc a shortcut" if "stream" in plan.kinds() else ""
         st.caption(
-            f"Each box is a convolution{arcs}. The violet lens is the polarizer: a 1×1 convolution with "
+            f"Each box is a convolution{arcs}. The violet ellipse is the polarizer: a 1×1 convolution with "
             "BatchNorm, the only part that is trained. Move it with a click or with the arrow keys."
         )
 

@@ -36,7 +36,7 @@ def test_the_whole_story(lab, workshop, settle, violations) -> None:
         found[step] = violations(page)
         begin += time.monotonic() - since  # the check is no part of the Story
 
-    prediction = page.locator(".npd-says").first
+    prediction = page.locator(".npd-predicts").first
     forward(page, 0).click()
     expect(prediction).to_contain_text("✓")
     page.locator(".st-key-story-photo summary").click()
@@ -79,7 +79,7 @@ def test_the_whole_story(lab, workshop, settle, violations) -> None:
     check("training")
     forward(page, 5).click()
     page.wait_for_url(re.compile("step=6"))
-    expect(page.locator(".npd-says")).to_have_count(2)
+    expect(page.locator(".npd-predicts")).to_have_count(2)
     assert time.monotonic() - begin < WHOLE_STORY
     check("your turn")
     assert not any(found.values()), found

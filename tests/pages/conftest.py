@@ -186,10 +186,15 @@ class FakeManager:
         self.store = RunStore(folder)
         self.owner = Owner(folder)
         self.requests: list[DefenseRequest] = []
+        self.cancelled: list[str] = []
+        self.usable: Callable[[Run], bool] = lambda run: True
 
     def submit(self, request: DefenseRequest) -> str:
         self.requests.append(request)
-        return self.store.join_or_create(request, owner=self.owner.name)[0]
+        return self.store.join_or_create(request, owner=self.owner.name, usable=self.usable)[0]
+
+    def cancel(self, run_id: str) -> None:
+        self.cancelled.append(run_id)
 
     def position(self, run_id: str) -> int | None:
         return 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +10,8 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from npd_core.config.presets import PAPER_LAYERS, PRESETS, default_layer, preset
-from npd_core.config.request import DefenseRequest
 from npd_core.errors import ConfigError, UnknownNameError
-from npd_core.runs import queue
-from npd_core.runs.store import Owner, Run, RunStore
+from npd_core.runs.store import Run
 from npd_core.zoo import Zoo
 from pages.shared import controls, describe
 from pages.shared.settings import ALL
@@ -22,41 +20,12 @@ Open = Callable[..., AppTest]
 Make = Callable[..., Run]
 
 
-class FakeManager:
-    """Stands in for the run manager: collects the requests, runs nothing."""
-
-    def __init__(self, folder: Path) -> None:
-        self.store = RunStore(folder)
-        self.owner = Owner(folder)
-        self.requests: list[DefenseRequest] = []
-        self.cancelled: list[str] = []
-        self.usable: Callable[[Run], bool] = lambda run: True
-
-    def submit(self, request: DefenseRequest) -> str:
-        self.requests.append(request)
-        return self.store.join_or_create(request, owner=self.owner.name, usable=self.usable)[0]
-
-    def cancel(self, run_id: str) -> None:
-        self.cancelled.append(run_id)
-
-    def position(self, run_id: str) -> int | None:
-        return 2
-
-
-@pytest.fixture
-def manager(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeManager]:
-    found = FakeManager(runs_dir)
-    monkeypatch.setattr(queue, "manager", lambda: found)
-    yield found
-    found.owner.release()
-
-
 def errors(page: AppTest) -> list[str]:
     assert not page.exception, page.exception
     return [element.value for element in page.error]
 
 
-def test_the_defaults_are_those_of_the_preset(tiny_zoo: str, manager: FakeManager, open_page: Open) -> None:
+def test_the_defaults_are_those_of_the_preset(tiny_zoo: str, manager, open_page: Open) -> None:
     page = open_page("lab").run()
     assert errors(page) == []
     page.button(key="start").click().run()
@@ -69,9 +38,7 @@ def test_the_defaults_are_those_of_the_preset(tiny_zoo: str, manager: FakeManage
     assert page.query_params["run"] == request.key
 
 
-def test_a_preset_sets_every_widget_and_is_recognised(
-    tiny_zoo: str, manager: FakeManager, open_page: Open
-) -> None:
+def test_a_preset_sets_every_widget_and_is_recognised(tiny_zoo: str, manager, open_page: Open) -> None:
     page = open_page("lab", clean="120", seed="3").run()
     assert any(caption.value == PRESETS["default"].help for caption in page.caption)
     page.button(key="preset-too_weak").click().run()
@@ -87,7 +54,7 @@ def test_a_preset_sets_every_widget_and_is_recognised(
     assert not {preset.help for preset in PRESETS.values()} & {caption.value for caption in page.caption}
 
 
-def test_every_widget_reaches_the_request(tiny_zoo: str, manager: FakeManager, open_page: Open) -> None:
+def test_every_widget_reaches_the_request(tiny_zoo: str, manager, open_page: Open) -> None:
     page = open_page("lab").run()
     page.selectbox(key="layer").select("stream:layer4.0")
     page.slider(key="lambda2").set_value(0.8)
@@ -106,9 +73,7 @@ def test_every_widget_reaches_the_request(tiny_zoo: str, manager: FakeManager, o
     assert (config.norm, config.rho, config.bn_mode) == ("linf", 0.1, "stats_fold")
 
 
-def test_the_length_of_inner_steps_follows_their_direction(
-    tiny_zoo: str, manager: FakeManager, open_page: Open
-) -> None:
+def test_the_length_of_inner_steps_follows_their_direction(tiny_zoo: str, manager, open_page: Open) -> None:
     page = open_page("lab").run()
     page.number_input(key="inner_steps").set_value(3).run()
     page.selectbox(key="inner_step").select("l2").run()
@@ -121,7 +86,7 @@ def test_the_length_of_inner_steps_follows_their_direction(
     assert request.config.inner_lr == pytest.approx(1.5 * request.config.rho / 3)
 
 
-def test_settings_come_from_the_url(tiny_zoo: str, manager: FakeManager, open_page: Open) -> None:
+def test_settings_come_from_the_url(tiny_zoo: str, manager, open_page: Open) -> None:
     page = open_page("lab", lambda3="1.2", layer="after:layer2.0.conv1", seed="7").run()
     assert errors(page) == []
     page.button(key="start").click().run()
@@ -149,7 +114,7 @@ def test_settings_come_from_the_url(tiny_zoo: str, manager: FakeManager, open_pa
     ],
 )
 def test_nonsense_in_the_url_is_one_sentence_and_a_working_page(
-    query: dict[str, str], named: str, tiny_zoo: str, manager: FakeManager, open_page: Open
+    query: dict[str, str], named: str, tiny_zoo: str, manager, open_page: Open
 ) -> None:
     page = open_page("lab", **query).run()
     (shown,) = errors(page)
@@ -178,7 +143,7 @@ def test_what_the_browser_sends_is_checked_again(tiny_zoo: str) -> None:
         controls.build(card, "layer9", good)
 
 
-def test_a_finished_run_of_the_url_is_opened(manager: FakeManager, make_run: Make, open_page: Open) -> None:
+def test_a_finished_run_of_the_url_is_opened(manager, make_run: Make, open_page: Open) -> None:
     run = make_run(seed=5)
     page = open_page("lab", run=run.id).run()
     assert errors(page) == []
@@ -196,7 +161,7 @@ def test_a_finished_run_of_the_url_is_opened(manager: FakeManager, make_run: Mak
     assert page.number_input(key="epochs").value == 2
 
 
-def test_a_link_to_a_run_carries_its_settings(manager: FakeManager, make_run: Make, open_page: Open) -> None:
+def test_a_link_to_a_run_carries_its_settings(manager, make_run: Make, open_page: Open) -> None:
     run = make_run(seed=5, lambda2=0.85, layer="layer3.0.conv1", early_stop=None, lambda4=0.25)
     page = open_page("lab", run=run.id).run()
     assert errors(page) == []
@@ -214,9 +179,7 @@ def test_a_link_to_a_run_carries_its_settings(manager: FakeManager, make_run: Ma
     assert second == replace(first, config=replace(first.config, early_stop=0.6)), "a URL cannot hold None"
 
 
-def test_settings_that_the_lab_cannot_repeat_are_named(
-    manager: FakeManager, make_run: Make, open_page: Open
-) -> None:
+def test_settings_that_the_lab_cannot_repeat_are_named(manager, make_run: Make, open_page: Open) -> None:
     run = make_run(weight_decay=0.0, epochs=1000)
     page = open_page("lab", run=run.id).run()
     epochs, decay = errors(page)
@@ -226,9 +189,7 @@ def test_settings_that_the_lab_cannot_repeat_are_named(
     assert errors(page) == []
 
 
-def test_settings_of_the_url_win_over_those_of_a_run(
-    manager: FakeManager, make_run: Make, open_page: Open
-) -> None:
+def test_settings_of_the_url_win_over_those_of_a_run(manager, make_run: Make, open_page: Open) -> None:
     run = make_run(seed=5, lambda2=0.85)
     page = open_page("lab", run=run.id, epochs="7").run()
     assert errors(page) == []
@@ -237,7 +198,7 @@ def test_settings_of_the_url_win_over_those_of_a_run(
 
 
 def test_a_run_of_a_baseline_has_no_settings_for_the_lab(
-    manager: FakeManager, make_baseline: Make, open_page: Open
+    manager, make_baseline: Make, open_page: Open
 ) -> None:
     run = make_baseline("fp", seed=5)
     page = open_page("lab", run=run.id).run()
@@ -248,7 +209,7 @@ def test_a_run_of_a_baseline_has_no_settings_for_the_lab(
 
 
 def test_a_run_that_exists_is_shown_with_a_notice(
-    manager: FakeManager, make_run: Make, tiny_zoo: str, open_page: Open
+    manager, make_run: Make, tiny_zoo: str, open_page: Open
 ) -> None:
     page = open_page("lab").run()
     page.button(key="start").click().run()
@@ -266,27 +227,25 @@ def test_a_run_that_exists_is_shown_with_a_notice(
     assert not page.toast
 
 
-def test_a_queued_run_shows_its_position_and_can_be_stopped(
-    tiny_zoo: str, manager: FakeManager, open_page: Open
-) -> None:
+def test_a_queued_run_shows_its_position_and_can_be_stopped(tiny_zoo: str, manager, open_page: Open) -> None:
     page = open_page("lab").run()
     page.button(key="start").click().run()
     assert errors(page) == []
-    assert any("position 2;" in bar.text for bar in page.get("progress"))
+    assert any("position 1;" in bar.text for bar in page.get("progress"))
     assert page.button(key="start").disabled
     page.button(key="stop").click().run()
     assert errors(page) == []
     assert manager.cancelled == [manager.requests[0].key]
 
 
-def test_a_failed_run_shows_its_message(manager: FakeManager, make_run: Make, open_page: Open) -> None:
+def test_a_failed_run_shows_its_message(manager, make_run: Make, open_page: Open) -> None:
     run = make_run(polarizer=False)
     page = open_page("lab", run=run.id).run()
     assert errors(page) == ["Training diverged."]
 
 
 def test_without_the_data_set_nothing_can_be_started(
-    tiny_zoo: str, manager: FakeManager, open_page: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tiny_zoo: str, manager, open_page: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from npd_core.data import load
 
@@ -299,7 +258,7 @@ def test_without_the_data_set_nothing_can_be_started(
 
 
 def test_without_models_the_page_names_the_command(
-    manager: FakeManager, open_page: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    manager, open_page: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("NPD_ZOO_DIR", str(tmp_path / "empty"))
     page = open_page("lab").run()
@@ -307,7 +266,7 @@ def test_without_models_the_page_names_the_command(
     assert "npd zoo train" in page.info[0].value
 
 
-def test_reset_goes_back_to_the_preset(tiny_zoo: str, manager: FakeManager, open_page: Open) -> None:
+def test_reset_goes_back_to_the_preset(tiny_zoo: str, manager, open_page: Open) -> None:
     page = open_page("lab", lambda2="1.5").run()
     assert page.slider(key="lambda2").value == 1.5
     page.button(key="reset").click().run()

@@ -37,9 +37,9 @@ def test_a_recorded_run_belongs_to_the_shipped_model(run: Run) -> None:
 def test_recorded_runs_are_named_by_their_models(open_page: Callable[..., AppTest]) -> None:
     models = {run.request.model for run in RunStore(paths.recorded()).list()}
     page = open_page("runs").run()
-    said = [words.split(" · ") for words in page.multiselect(key="compare").options]
-    assert {words[0] for words in said} == models
-    assert all(words.count(words[0]) == 1 for words in said)
+    titles = [words.split(" · ") for words in page.multiselect(key="compare").options]
+    assert {words[0] for words in titles} == models
+    assert all(words.count(words[0]) == 1 for words in titles)
     one, two = sorted(models)[:2]
     page.multiselect(key="compare").set_value([one, two]).run()
     drawn = json.loads(page.get("plotly_chart")[0].proto.spec)["data"]

@@ -357,12 +357,12 @@ def test_the_polarizer_is_trained_where_the_visitor_put_it(tiny_zoo: str, manage
     page = open_page("story", step="4", story_layer="layer4.1.conv1").run()
     page.button(key="story-go-4").click().run()
     assert not page.exception, page.exception
-    (asked,) = manager.requests
-    assert (asked.model, asked.layer, asked.clean) == (tiny_zoo, "layer4.1.conv1", 360)
-    assert asked.config.epochs == EPOCHS["signs"]
-    assert asked.config.lambda2 == preset("signs").lambda2
+    (request,) = manager.requests
+    assert (request.model, request.layer, request.clean) == (tiny_zoo, "layer4.1.conv1", 360)
+    assert request.config.epochs == EPOCHS["signs"]
+    assert request.config.lambda2 == preset("signs").lambda2
     assert page.query_params["step"] == "5"
-    assert page.query_params["run"] == asked.key
+    assert page.query_params["run"] == request.key
     assert any("position 1;" in bar.text for bar in page.get("progress"))
     assert page.button(key="story-go-5").disabled
     other = open_page("story", step="4").run()
