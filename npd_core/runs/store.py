@@ -423,25 +423,14 @@ class _Read(NamedTuple):
 
 def _read(folder: Path, unsaved: Mapping[str, Any] | None, recorded: bool) -> _Read:
     """Read a run folder, without the events. Raises StorageError when its request is unreadable."""
-    result, damage = None, ""
-    if os.path.exists(folder / RESULT):  # False, not an error, without permission
-        try:
-            result = _load_json(folder / RESULT)
-        except StorageError as error:
-            damage = str(error)
-    try:
-        if os.path.exists(folder / REQUEST) or result is None:
-            request = DefenseRequest.from_dict(_load_json(folder / REQUEST))
-        else:
-            request = DefenseRequest.from_dict(result["config"])
-    except StorageError:
-        raise
-    except (NPDError, TypeError, KeyError, AttributeError) as error:
-        reason = str(error) if isinstance(error, NPDError) else "its request is missing or malformed."
-        raise StorageError(
-            f"Run {folder.name} was written by another version or damaged: {reason}"
-        ) from error
+    damage = ""
+    result: dict[str, Any] | None = None
     state: Mapping[str, Any] = {}
+    try:
+        result = _load_json(folder / RESULT) if os.path.exists(folder / RESULT) else None
+    except StorageError as error:
+        damage = str(error)
+    request = _read_request(folder, result)
     try:
         state = unsaved or _load_state(folder, strict=True)
     except StorageError as error:
@@ -454,13 +443,8 @@ def _read(folder: Path, unsaved: Mapping[str, Any] | None, recorded: bool) -> _R
         name = "failed"
     created = _number(state.get("created"))
     progress = state.get("progress")
-    known = {
-        key: value
-        for key in STORED
-        if isinstance(progress, dict)
-        and isinstance(value := progress.get(key), int)
-        and not isinstance(value, bool)
-    }
+    progress = progress if isinstance(progress, dict) else {}
+    known = {key: progress[key] for key in STORED if type(progress.get(key)) is int}
     run = Run(
         id=folder.name,
         request=request,
@@ -475,6 +459,21 @@ def _read(folder: Path, unsaved: Mapping[str, Any] | None, recorded: bool) -> _R
         **known,
     )
     return _Read(run, str(state.get("owner", "")), not run.active and "epochs" in known)
+
+
+def _read_request(folder: Path, result: Mapping[str, Any] | None) -> DefenseRequest:
+    """Return the request of a run, from its result where it has no file of its own. Raises StorageError."""
+    try:
+        if os.path.exists(folder / REQUEST) or result is None:
+            return DefenseRequest.from_dict(_load_json(folder / REQUEST))
+        return DefenseRequest.from_dict(result["config"])
+    except StorageError:
+        raise
+    except (NPDError, TypeError, KeyError, AttributeError) as error:
+        reason = str(error) if isinstance(error, NPDError) else "its request is missing or malformed."
+        raise StorageError(
+            f"Run {folder.name} was written by another version or damaged: {reason}"
+        ) from error
 
 
 def _number(value: object) -> float | None:

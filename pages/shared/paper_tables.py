@@ -116,32 +116,34 @@ def origin(found: TableRecord | None, cells: Sequence[Cell], card: Card) -> None
     """Show where recorded numbers come from, and whether they are of the chosen model."""
     if found is None:
         return
-    measured = [cell for cell in cells if cell.after is not None]
-    if measured:
-        seeds, devices = (sorted({str(getattr(c, name)) for c in measured}) for name in ("seed", "device"))
-        dates = sorted({describe.local_time(cell.date)[:10] for cell in measured})
-        between = " to ".join(dict.fromkeys((dates[0], dates[-1])))
-        st.caption(
-            f"recorded · seed {', '.join(seeds)} · {', '.join(devices)} · {between} · command "
-            f"`{found.command}`"
-        )
-    others = [cell for cell in cells if not is_of(cell, card)]
-    models = [f"`{name}`" for name in sorted({cell.model for cell in others})]
-    if others and len(others) == len(cells):
-        names = ", ".join(models[:3]) + (f" and {len(models) - 3} more" if models[3:] else "")
-        st.info(
-            f"These numbers are not of the chosen model but of {names}.", icon=":material/compare_arrows:"
-        )
-    elif others:
-        count = len({(cell.model, cell.row.get("poison_ratio")) for cell in others})
-        st.caption(
-            f"Includes {count} other model{'s' * (count > 1)}; the table below names the model of each row."
-        )
+    if measured := [cell for cell in cells if cell.after is not None]:
+        st.caption(f"{_provenance(measured)} · command `{found.command}`")
+    _name_other_models(cells, card)
     for reason in dict.fromkeys(cell.failed for cell in cells if cell.failed):
         st.caption(f":material/error: {message(reason)}")
     if found.cut:
         with st.expander("Differences from the paper's table", icon=":material/content_cut:"):
             st.markdown("\n".join(f"- {sentence}" for sentence in found.cut))
+
+
+def _provenance(cells: Sequence[Cell]) -> str:
+    seeds, devices = (sorted({str(getattr(c, name)) for c in cells}) for name in ("seed", "device"))
+    dates = sorted({describe.local_time(cell.date)[:10] for cell in cells})
+    between = " to ".join(dict.fromkeys((dates[0], dates[-1])))
+    return f"recorded · seed {', '.join(seeds)} · {', '.join(devices)} · {between}"
+
+
+def _name_other_models(cells: Sequence[Cell], card: Card) -> None:
+    others = [cell for cell in cells if not is_of(cell, card)]
+    models = [f"`{name}`" for name in sorted({cell.model for cell in others})]
+    if others and len(others) == len(cells):
+        names = ", ".join(models[:3]) + (f" and {len(models) - 3} more" if models[3:] else "")
+        st.info(f"These numbers are of other models: {names}.", icon=":material/compare_arrows:")
+    elif others:
+        count = len({(cell.model, cell.row.get("poison_ratio")) for cell in others})
+        st.caption(
+            f"Includes {count} other model{'s' * (count > 1)}; the table below names the model of each row."
+        )
 
 
 def layer_tint(card: Card, metric: str = "asr") -> Tint | None:

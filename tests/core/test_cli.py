@@ -138,7 +138,7 @@ def test_a_zoo_of_damaged_cards_alone_is_not_called_empty(capsys, mixed_zoo, tmp
 
 def test_what_needs_a_trigger_refuses_a_clean_network_and_a_damaged_card(capsys, mixed_zoo, tmp_path):
     backdoored, clean, damaged = mixed_zoo
-    assert "has no backdoor, hence no trigger to show" in refused(capsys, "attack", clean)
+    assert "signs-clean-preact_resnet18-w4" in refused(capsys, "attack", clean)
     assert "not a readable model card" in refused(capsys, "attack", damaged)
     shutil.rmtree(tmp_path / "zoo" / backdoored)
     assert "The zoo has no backdoored model" in refused(capsys, "bench")
