@@ -6,6 +6,7 @@ same modules. `import npd_core` itself imports no torch; the functions do when t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from npd_core import evaluation
-from npd_core.attacks import Attack
+from npd_core.attacks import AllToOne, Attack
 from npd_core.attacks import register as register_attack
-from npd_core.attacks.poison import poison_test_set
+from npd_core.attacks.poison import PoisonedTest, poison_test_set
 from npd_core.attribution import attribute as _attribute
-from npd_core.config.npd import NPDConfig
+from npd_core.config.npd import NPDConfig, get_variant
 from npd_core.config.presets import DEFAULT, preset_layer
 from npd_core.config.presets import preset as _preset
 from npd_core.data.clean import load_clean
 from npd_core.data.load import ImageSet, load_dataset
 from npd_core.defenses import register as register_defense
 from npd_core.device import resolve_device
-from npd_core.errors import ConfigError, UnknownNameError, unknown_name
+from npd_core.errors import ConfigError, TrainingError, unknown_name
 from npd_core.events import EpochEnd, Event, Failed
 from npd_core.exports.model_archive import WRITERS
 from npd_core.fileio import write_bytes
@@ -147,6 +148,8 @@ def polarize(
     *,
     layer: str | None = None,
     preset: str = DEFAULT,
+    variant: str = "npd",
+    target: int | None = None,
     dataset: str = "",
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
@@ -166,6 +169,8 @@ def polarize(
             the project's ResNet `stream:BLOCK`; None: the preset's for a known architecture, else before the
             last but one convolution.
         preset: `default`, `paper`, `authors`, or one that fails on purpose.
+        variant: npd, npd_tu, npd_tp, npd_uu or npd_up.
+        target: class that the attacker wants, which npd_tu and npd_tp need.
         dataset: data set whose preset is used; "": the settings for unknown images of this size.
         mean, std: normalisation to be applied to images in [0, 1] first, one number per color, for a network
             that expects normalised images.
@@ -175,41 +180,47 @@ def polarize(
     Returns:
         the polarized network with its config and history.
     Raises:
-        UnknownNameError: no such layer, preset or setting.
-        ConfigError: a value out of its range, images and labels that do not fit each other, or a network
-            without convolutions.
-        RuntimeError: the training diverged; the message says how and what to change.
+        UnknownNameError: no such layer, preset, variant or setting.
+        ConfigError: a value out of its range, images or labels that cannot be used, or a network without
+            convolutions.
+        TrainingError: the training diverged; the message says how and what to change.
 
     >>> import npd_core as npd
     >>> model = npd.load_model("signs-badnets_a2o-preact_resnet18-w16")
     >>> clean = npd.load_clean_images("signs", 120)
-    >>> brief = {"epochs": 1, "epoch_steps": 8}
+    >>> brief = {"epochs": 1, "epoch_steps": 4}
     >>> repaired = npd.polarize(model.net, *clean, dataset="signs", layer=model.card.layer, **brief)
     >>> repaired.layer, len(repaired.history)
     ('stream:layer3.1', 2)
     """
     _check_images(images, labels)
     if mean is not None or std is not None:
-        net = Normalized(net, mean or (0.0,) * 3, std or (1.0,) * 3)
+        net = Normalized(net, *_normalisation(mean, std))
     size = int(images.shape[-1])
-    values = _preset(dataset, preset, size=size).to_dict()
+    values = _preset(dataset, preset, variant=variant, size=size).to_dict()
     for name in settings:
         if name not in values:
             raise unknown_name("setting", name, values)
     config = NPDConfig.from_dict(values | settings)
+    if get_variant(variant).target == "known" and target is None:
+        raise ConfigError(f"`{variant}` needs `target`, the class that the attacker wants.")
+    rule = None if target is None else AllToOne(target).target
     where = resolve_device(device)
     polarized = PolarizedNet(
         net, layer or _layer(net, preset, dataset, size), (3, int(images.shape[-2]), size)
     ).to(where)
-    as_bytes = images if images.dtype == torch.uint8 else (images * 255).round().clamp(0, 255).to(torch.uint8)
+    clean = _image_set(images, labels)
+    classes = evaluation.predict(polarized, clean.images[:1], where).shape[1]
+    if int(labels.max()) >= classes:
+        raise ConfigError(f"`labels` must be below {classes}, the classes of `net`, got {int(labels.max())}.")
     history = []
-    for event in train_polarizer(polarized, ImageSet(as_bytes.cpu(), labels.long().cpu()), config, where):
+    for event in train_polarizer(polarized, clean, config, where, variant=variant, target_rule=rule):
         if on_event is not None:
             on_event(event)
         if isinstance(event, EpochEnd):
             history.append(event)
         if isinstance(event, Failed):
-            raise RuntimeError(event.reason)
+            raise TrainingError(event.reason)
     return Polarized(polarized.eval(), config, tuple(history), size)
 
 
@@ -220,12 +231,12 @@ def evaluate(net: nn.Module, images: Tensor, labels: Tensor, attack: Attack | No
         net: (B, 3, H, W) in [0, 1] -> (B, K) logits; its mode is restored.
         images: test images, (N, 3, H, W), uint8 or float in [0, 1].
         labels: their true classes, (N,) int64.
-        attack: whose trigger is applied to the images that do not belong to its target class already, such as
-            `load_model(...).attack`; needs uint8 images.
+        attack: its trigger is applied to the images outside its target class, such as
+            `load_model(...).attack`.
     Returns:
-        fractions `acc`, `asr`, `ra`; the last two are 0 without an attack.
+        fractions `acc`, `asr`, `ra`; the last two are NaN without an attack.
     Raises:
-        ConfigError: images and labels that do not fit each other.
+        ConfigError: images or labels that cannot be used.
 
     >>> import npd_core as npd
     >>> model = npd.load_model("signs-badnets_a2o-preact_resnet18-w16")
@@ -234,11 +245,12 @@ def evaluate(net: nn.Module, images: Tensor, labels: Tensor, attack: Attack | No
     True
     """
     _check_images(images, labels)
-    clean = ImageSet(images, labels)
-    if attack is None:
-        predicted = evaluation.predict(net.eval(), images, next(net.parameters()).device).argmax(1).cpu()
-        return Metrics(float(predicted.eq(labels).float().mean()), 0.0, 0.0)
-    return evaluation.evaluate(net, evaluation.TestSets(clean, poison_test_set(clean, attack)))
+    clean = _image_set(images, labels)
+    if attack is not None:
+        return evaluation.evaluate(net, evaluation.TestSets(clean, poison_test_set(clean, attack)))
+    nothing = labels[:0]
+    none = PoisonedTest(images[:0], nothing, nothing, nothing)
+    return evaluation.evaluate(net, evaluation.TestSets(clean, none))._replace(asr=math.nan, ra=math.nan)
 
 
 def attribute(
@@ -297,21 +309,43 @@ def export(polarized: Polarized, path: Path | str, format: str = "pt2") -> Path:
 
 
 def _check_images(images: Tensor, labels: Tensor) -> None:
-    if images.ndim != 4 or images.shape[1] != 3:
+    if images.ndim != 4 or images.shape[1] != 3 or not len(images):
         raise ConfigError(f"`images` must have the shape (N, 3, H, W), got {tuple(images.shape)}.")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ConfigError(f"`images` must be uint8 or float in [0, 1], got {images.dtype}.")
+    if images.is_floating_point() and not (images.min() >= 0 and images.max() <= 1):
+        raise ConfigError(
+            f"`images` must be in [0, 1], got {float(images.min()):.3g} to {float(images.max()):.3g}. "
+            "Divide by 255, or undo the normalisation and pass `mean` and `std` to `polarize`."
+        )
     if labels.ndim != 1 or len(labels) != len(images):
         raise ConfigError(
             f"`labels` must be one class per image, (N,), got {tuple(labels.shape)} for {len(images)} images."
         )
+    if labels.is_floating_point() or labels.min() < 0:
+        raise ConfigError(f"`labels` must be integers from 0, got {labels.min().item()} ({labels.dtype}).")
+
+
+def _image_set(images: Tensor, labels: Tensor) -> ImageSet:
+    pixels = images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
+    return ImageSet(pixels.cpu(), labels.long().cpu())
+
+
+def _normalisation(
+    mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    mean, std = mean or (0.0,) * 3, std or (1.0,) * 3
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise ConfigError(f"`mean` and `std` must be three numbers each, `std` positive, got {mean}, {std}.")
+    return mean, std
 
 
 def _layer(net: nn.Module, preset: str, dataset: str, size: int) -> str:
     """Return the insertion layer of the preset for an architecture of the project, else the suggested one."""
     plain = net.net if isinstance(net, Normalized) else net
     arch = {"PreActResNet18": "preact_resnet18", "VGG19BN": "vgg19_bn"}.get(type(plain).__name__, "")
-    try:
+    if arch:
         return preset_layer(preset, arch, dataset)
-    except UnknownNameError:
-        if preset in (DEFAULT, "too_weak", "too_strong"):
-            return default_insertion_layer(net, size)
-        raise
+    if preset == "wrong_layer":
+        raise ConfigError("`preset='wrong_layer'` needs `layer` for this network: name an early convolution.")
+    return default_insertion_layer(net, size)

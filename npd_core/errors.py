@@ -5,7 +5,8 @@ NPDError
 ├── ConfigError        a value out of its range, or two values that contradict each other
 ├── DataMissingError   a data set, or a part of it, that this machine lacks
 ├── CheckpointError    weights or a saved polarizer that are absent, damaged, or do not fit
-└── StorageError       a file that could not be written or read (disk full, no permission)
+├── StorageError       a file that could not be written or read (disk full, no permission)
+└── TrainingError      a training that diverged
 """
 
 from __future__ import annotations
@@ -38,6 +39,10 @@ class CheckpointError(NPDError):
 
 class StorageError(NPDError):
     """A file that could not be read or written."""
+
+
+class TrainingError(NPDError):
+    """A training that diverged."""
 
 
 def unknown_name(kind: str, name: object, choices: Iterable[str]) -> UnknownNameError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 import npd_core
 import npd_core as npd
 from npd_core import api
+from npd_core.attacks import AllToOne, Attack
 from npd_core.data.load import ImageSet
-from npd_core.errors import ConfigError, UnknownNameError
+from npd_core.errors import ConfigError, TrainingError, UnknownNameError
 from npd_core.events import EpochEnd
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -107,11 +109,28 @@ def test_any_network_is_polarized_and_stays_as_it_was(tmp_path: Path) -> None:
     }
     metrics = npd.evaluate(found.net, *clean)
     assert 0 <= metrics.acc <= 1
-    assert (metrics.asr, metrics.ra) == (0.0, 0.0)
+    assert math.isnan(metrics.asr)
+    assert math.isnan(metrics.ra)
     again = npd.polarize(
         net, clean.images.float() / 255, clean.labels, layer="after:first", epochs=1, rho=1.0
     )
     assert (again.layer, again.config.rho, again.config.epochs) == ("after:first", 1.0, 1)
+
+
+def test_a_variant_is_trained_with_its_own_settings() -> None:
+    brief = {"epochs": 1, "warmup_epochs": 0}
+    found = npd.polarize(Net(), *some_images(), variant="npd_tu", target=1, **brief)
+    assert (found.config.attack_on, found.config.lambda2) == ("polarized", 0.1)
+
+
+def test_a_measurement_restores_the_mode_and_takes_floats() -> None:
+    net = Net().train()
+    images, labels = some_images()
+    attack = Attack("half", lambda x: x * 0.5, AllToOne(0))
+    found = npd.evaluate(net, images, labels, attack)
+    assert net.training
+    assert npd.evaluate(net, images.float() / 255, labels, attack) == found
+    assert 0 <= found.asr <= 1
 
 
 def test_the_exported_network_gives_the_same_logits(tmp_path: Path) -> None:
@@ -127,7 +146,25 @@ def test_the_exported_network_gives_the_same_logits(tmp_path: Path) -> None:
     ("changes", "error", "names"),
     [
         ({"labels": torch.zeros(5, dtype=torch.int64)}, ConfigError, "labels"),
+        ({"labels": torch.arange(24) % 3 - 1}, ConfigError, "-1"),
+        ({"labels": torch.arange(24) % 4}, ConfigError, "below 3"),
+        ({"labels": torch.arange(24) % 3 + 0.5}, ConfigError, "float32"),
         ({"images": torch.zeros(24, 1, 16, 16)}, ConfigError, "images"),
+        (
+            {"images": torch.zeros(0, 3, 16, 16), "labels": torch.zeros(0, dtype=torch.int64)},
+            ConfigError,
+            "0,",
+        ),
+        ({"images": torch.zeros(24, 3, 16, 16, dtype=torch.int64)}, ConfigError, "int64"),
+        ({"images": torch.full((24, 3, 16, 16), 255.0)}, ConfigError, "255"),
+        ({"images": torch.full((24, 3, 16, 16), -1.0)}, ConfigError, "mean"),
+        ({"images": torch.full((24, 3, 16, 16), torch.nan)}, ConfigError, "nan"),
+        ({"mean": (0.5, 0.5)}, ConfigError, "mean"),
+        ({"std": (0.0, 1.0, 1.0)}, ConfigError, "std"),
+        ({"variant": "npd_xx"}, UnknownNameError, "npd_tu"),
+        ({"variant": "npd_tu", "epochs": 1}, ConfigError, "target"),
+        ({"preset": "wrong_layer"}, ConfigError, "layer"),
+        ({"net": Net(1), "labels": torch.zeros(24, dtype=torch.int64), "epochs": 1}, TrainingError, "lr"),
         ({"layer": "fourth"}, UnknownNameError, "third"),
         ({"preset": "papr"}, UnknownNameError, "paper"),
         ({"epoch": 3}, UnknownNameError, "epochs"),
