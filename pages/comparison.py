@@ -248,5 +248,5 @@ with selectors.working():
     if runs:
         comparison(runs, card)
     else:
-        st.caption("The paper settings take longest: they compute a perturbation in every batch.")
+        st.caption("The paper settings take longest: they compute new perturbations in every batch.")
 run_panel.warm()

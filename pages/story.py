@@ -196,7 +196,7 @@ def add_trigger(card: Card, one: Subject) -> None:
             st.image(data_url(one.triggered, 8), caption="With the trigger")
         with right:
             change = data_url(difference(one.clean, one.triggered), 8)
-            st.image(change, caption=f"What the trigger changes, × {GAIN}", width=260)
+            st.image(change, caption=f"Change ×\u00a0{GAIN}", width=260)
             about = ATTACK_INFO[card.attack].sentence if card.attack in ATTACK_INFO else ""
             st.markdown(f"{about} The network was trained to react to it. Grey means unchanged.")
     else:
