@@ -204,7 +204,7 @@ selection = shell.selection()
 st.title("Comparison")
 st.write(
     "Two defenses of the same model, with the same seed and the same clean images (unless one gets a few). "
-    "They train in turns, one epoch each. Both become ordinary runs on the page Runs."
+    "They train at the same time and become ordinary runs on the page Runs."
 )
 card = selectors.model(selection)
 options = candidates()
