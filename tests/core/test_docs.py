@@ -45,3 +45,9 @@ def test_options_of_npd_in_the_pages_exist(page: Path) -> None:
         known = set(parser._option_string_actions)
         for option in re.findall(r"(?<!\S)--[a-z0-9-]+", rest):
             assert option in known, f"npd {command} {option}"
+
+
+def test_the_architecture_page_names_every_module() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    names = {path.name for path in (ROOT / "npd_core").iterdir() if not path.name.startswith(("_", "."))}
+    assert {name for name in names if f"{name}/`" not in text and f"{name}`" not in text} == set()
