@@ -17,6 +17,7 @@ __all__ = [
     "list_models",
     "load_clean_images",
     "load_model",
+    "load_polarized",
     "load_test_images",
     "polarize",
     "register_attack",

@@ -33,7 +33,7 @@ from npd_core.exports.model_archive import WRITERS
 from npd_core.fileio import write_bytes
 from npd_core.metrics import Metrics
 from npd_core.models import Normalized
-from npd_core.polarizer.artifact import save_polarizer
+from npd_core.polarizer.artifact import load_polarizer, read_description, save_polarizer
 from npd_core.polarizer.fold import fold
 from npd_core.polarizer.insertion import PolarizedNet, default_insertion_layer
 from npd_core.polarizer.training import train_polarizer
@@ -49,6 +49,7 @@ __all__ = [
     "list_models",
     "load_clean_images",
     "load_model",
+    "load_polarized",
     "load_test_images",
     "polarize",
     "register_attack",
@@ -80,8 +81,10 @@ class Polarized:
         return self.history[-1].seconds if self.history else 0.0
 
     def save(self, folder: Path | str) -> Path:
-        """Write polarizer.safetensors and polarizer.json into `folder` and return it. Raises StorageError."""
-        save_polarizer(self.net, Path(folder), {"config": self.config.to_dict(), "torch": torch.__version__})
+        """Write polarizer.safetensors and polarizer.json into `folder`, for `load_polarized`, and return it.
+        Raises StorageError."""
+        notes = {"image_size": self.image_size, "torch": torch.__version__}
+        save_polarizer(self.net, Path(folder), {"config": self.config.to_dict(), **notes})
         return Path(folder)
 
 
@@ -163,7 +166,7 @@ def polarize(
 
     Args:
         net: classifier, (B, 3, H, W) in [0, 1] -> (B, K) logits, with at least one nn.Conv2d.
-        images: clean images, (N, 3, H, W), uint8 or float in [0, 1]; at least 2.
+        images: clean images, (N, 3, S, S), uint8 or float in [0, 1]; at least 2.
         labels: their true classes, (N,) integers.
         layer: insertion layer: the name of a convolution (the polarizer sits before it), `after:NAME`, or for
             the project's ResNet `stream:BLOCK`; None: the preset's for a known architecture, else before the
@@ -197,6 +200,8 @@ def polarize(
     if mean is not None or std is not None:
         net = Normalized(net, *_normalisation(mean, std))
     size = int(images.shape[-1])
+    if images.shape[-2] != size:
+        raise ConfigError(f"`images` must be square, got {images.shape[-2]} x {size}: crop or resize them.")
     values = _preset(dataset, preset, variant=variant, size=size).to_dict()
     for name in settings:
         if name not in values:
@@ -206,9 +211,7 @@ def polarize(
         raise ConfigError(f"`{variant}` needs `target`, the class that the attacker wants.")
     rule = None if target is None else AllToOne(target).target
     where = resolve_device(device)
-    polarized = PolarizedNet(
-        net, layer or _layer(net, preset, dataset, size), (3, int(images.shape[-2]), size)
-    ).to(where)
+    polarized = PolarizedNet(net, layer or _layer(net, preset, dataset, size), size).to(where)
     clean = _image_set(images, labels)
     classes = evaluation.predict(polarized, clean.images[:1], where).shape[1]
     if int(labels.max()) >= classes:
@@ -222,6 +225,40 @@ def polarize(
         if isinstance(event, Failed):
             raise TrainingError(event.reason)
     return Polarized(polarized.eval(), config, tuple(history), size)
+
+
+def load_polarized(
+    folder: Path | str,
+    net: nn.Module,
+    *,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> Polarized:
+    """Insert a polarizer that `Polarized.save` wrote into the network it was trained for.
+
+    Args:
+        folder: polarizer.safetensors and polarizer.json.
+        net, mean, std: as they were given to `polarize`.
+    Returns:
+        the polarized network; its logits equal those before saving up to float32
+        rounding, and its history is empty.
+    Raises:
+        CheckpointError: files missing, changed, or made for another network.
+        UnknownNameError: `net` has no such layer.
+
+    >>> import tempfile, npd_core as npd
+    >>> model = npd.load_model("signs-badnets_a2o-preact_resnet18-w16")
+    >>> clean = npd.load_clean_images("signs", 60)
+    >>> folder = npd.polarize(model.net, *clean, epochs=1, warmup_epochs=0).save(tempfile.mkdtemp())
+    >>> npd.load_polarized(folder, model.net).layer
+    'stream:layer4.0'
+    """
+    notes = read_description(Path(folder))
+    size = int(notes.get("image_size", 32))
+    if mean is not None or std is not None:
+        net = Normalized(net, *_normalisation(mean, std))
+    polarized = load_polarizer(Path(folder), net, size=size)
+    return Polarized(polarized, NPDConfig.from_dict(notes.get("config", {})), (), size)
 
 
 def evaluate(net: nn.Module, images: Tensor, labels: Tensor, attack: Attack | None = None) -> Metrics:

@@ -10,7 +10,7 @@ from typing import Any
 
 import safetensors
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from npd_core.errors import CheckpointError, StorageError
 from npd_core.fileio import sha256, write_described, write_tensors
@@ -65,12 +65,15 @@ def read_description(folder: Path) -> dict[str, Any]:
     return values
 
 
-def load_polarizer(folder: Path, backdoored: Normalized, card: Card | None = None) -> PolarizedNet:
+def load_polarizer(
+    folder: Path, backdoored: nn.Module, card: Card | None = None, size: int = 32
+) -> PolarizedNet:
     """Rebuild f_hat_theta: a copy of `backdoored` with the saved polarizer inserted; logits are
     bit-identical.
 
     Args:
         card: of `backdoored`; when given, a polarizer that was trained for other weights is refused.
+        size: height and width of the images, where there is no card.
     Raises:
         CheckpointError: files missing, changed, or made for another network.
         UnknownNameError: the network has no such layer.
@@ -82,7 +85,7 @@ def load_polarizer(folder: Path, backdoored: Normalized, card: Card | None = Non
             f"{weights} is missing or was changed since it was saved: train the polarizer again."
         )
     _check_model(folder, description, card)
-    net = PolarizedNet(backdoored, description["layer"], card.image_size if card else 32)
+    net = PolarizedNet(backdoored, description["layer"], card.image_size if card else size)
     try:
         state = load_file(weights)
     except safetensors.SafetensorError as error:

@@ -17,7 +17,7 @@ import npd_core as npd
 from npd_core import api
 from npd_core.attacks import AllToOne, Attack
 from npd_core.data.load import ImageSet
-from npd_core.errors import ConfigError, TrainingError, UnknownNameError
+from npd_core.errors import CheckpointError, ConfigError, TrainingError, UnknownNameError
 from npd_core.events import EpochEnd
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -29,6 +29,7 @@ EXPECTED = [
     "list_models",
     "load_clean_images",
     "load_model",
+    "load_polarized",
     "load_test_images",
     "polarize",
     "register_attack",
@@ -117,6 +118,20 @@ def test_any_network_is_polarized_and_stays_as_it_was(tmp_path: Path) -> None:
     assert (again.layer, again.config.rho, again.config.epochs) == ("after:first", 1.0, 1)
 
 
+def test_a_saved_polarizer_gives_the_same_logits(tmp_path: Path) -> None:
+    net, clean = Net(), some_images()
+    normal = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+    found = npd.polarize(net, *clean, **normal, epochs=1, warmup_epochs=0, device="cpu")
+    again = npd.load_polarized(found.save(tmp_path / "saved"), net, **normal)
+    x = clean.images[:4].float() / 255
+    torch.testing.assert_close(again.net(x), found.net(x), rtol=1e-5, atol=1e-6)
+    assert (again.layer, again.config, again.image_size) == (found.layer, found.config, 16)
+    with pytest.raises(CheckpointError, match="saved"):
+        npd.load_polarized(tmp_path, net)
+    with pytest.raises((CheckpointError, UnknownNameError), match="second"):
+        npd.load_polarized(tmp_path / "saved", nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()))
+
+
 def test_a_variant_is_trained_with_its_own_settings() -> None:
     brief = {"epochs": 1, "warmup_epochs": 0}
     found = npd.polarize(Net(), *some_images(), variant="npd_tu", target=1, **brief)
@@ -161,6 +176,7 @@ def test_the_exported_network_gives_the_same_logits(tmp_path: Path) -> None:
         ({"images": torch.full((24, 3, 16, 16), torch.nan)}, ConfigError, "nan"),
         ({"mean": (0.5, 0.5)}, ConfigError, "mean"),
         ({"std": (0.0, 1.0, 1.0)}, ConfigError, "std"),
+        ({"images": torch.zeros(24, 3, 16, 12)}, ConfigError, "16 x 12"),
         ({"variant": "npd_xx"}, UnknownNameError, "npd_tu"),
         ({"variant": "npd_tu", "epochs": 1}, ConfigError, "target"),
         ({"preset": "wrong_layer"}, ConfigError, "layer"),
