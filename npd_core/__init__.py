@@ -5,7 +5,23 @@ so that `import npd_core` takes no time.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # type hints and completion for the names that are loaded on first use
+    from npd_core.api import (
+        Polarized,
+        attribute,
+        evaluate,
+        export,
+        list_models,
+        load_clean_images,
+        load_model,
+        load_polarized,
+        load_test_images,
+        polarize,
+        register_attack,
+        register_defense,
+    )
 
 __version__ = "0.1.0"
 

@@ -214,6 +214,8 @@ def polarize(
     polarized = PolarizedNet(net, layer or _layer(net, preset, dataset, size), size).to(where)
     clean = _image_set(images, labels)
     classes = evaluation.predict(polarized, clean.images[:1], where).shape[1]
+    if classes < 2:
+        raise ConfigError(f"`net` must have at least 2 classes, got {classes}.")
     if int(labels.max()) >= classes:
         raise ConfigError(f"`labels` must be below {classes}, the classes of `net`, got {int(labels.max())}.")
     history = []

@@ -180,7 +180,7 @@ def test_the_exported_network_gives_the_same_logits(tmp_path: Path) -> None:
         ({"variant": "npd_xx"}, UnknownNameError, "npd_tu"),
         ({"variant": "npd_tu", "epochs": 1}, ConfigError, "target"),
         ({"preset": "wrong_layer"}, ConfigError, "layer"),
-        ({"net": Net(1), "labels": torch.zeros(24, dtype=torch.int64), "epochs": 1}, TrainingError, "lr"),
+        ({"net": Net(1), "labels": torch.zeros(24, dtype=torch.int64)}, ConfigError, "classes"),
         ({"layer": "fourth"}, UnknownNameError, "third"),
         ({"preset": "papr"}, UnknownNameError, "paper"),
         ({"epoch": 3}, UnknownNameError, "epochs"),
@@ -193,6 +193,13 @@ def test_bad_input_is_an_error_that_names_it(changes: dict, error: type[Exceptio
     arguments = {"net": Net(), "images": clean.images, "labels": clean.labels} | changes
     with pytest.raises(error, match=names):
         npd.polarize(**arguments)
+
+
+def test_a_training_that_diverges_is_an_error() -> None:
+    net = Net()
+    nn.init.constant_(net.head.weight, torch.nan)
+    with pytest.raises(TrainingError, match="`lr`"):
+        npd.polarize(net, *some_images(), epochs=1)
 
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
