@@ -173,13 +173,13 @@ def polarize(
             last but one convolution.
         preset: `default`, `paper`, `authors`, or one that fails on purpose.
         variant: npd, npd_tu, npd_tp, npd_uu or npd_up.
-        target: class that the attacker wants, which npd_tu and npd_tp need.
+        target: target class of the attack, which npd_tu and npd_tp need.
         dataset: data set whose preset is used; "": the settings for unknown images of this size.
-        mean, std: normalisation to be applied to images in [0, 1] first, one number per color, for a network
+        mean, std: normalisation applied to images in [0, 1] first, one number per channel, for a network
             that expects normalised images.
         device: auto, cpu or cuda.
         on_event: called with every event of the training, such as `EpochEnd`.
-        settings: fields of NPDConfig, such as `epochs=5` or `rho=3.0`.
+        settings: fields of NPDConfig, such as `epochs=5`, `rho=3.0` or `seed=1`.
     Returns:
         the polarized network with its config and history.
     Raises:
@@ -197,27 +197,17 @@ def polarize(
     ('stream:layer3.1', 2)
     """
     _check_images(images, labels)
-    if mean is not None or std is not None:
-        net = Normalized(net, *_normalisation(mean, std))
-    size = int(images.shape[-1])
+    net, size = _normalised(net, mean, std), int(images.shape[-1])
     if images.shape[-2] != size:
         raise ConfigError(f"`images` must be square, got {images.shape[-2]} x {size}: crop or resize them.")
-    values = _preset(dataset, preset, variant=variant, size=size).to_dict()
-    for name in settings:
-        if name not in values:
-            raise unknown_name("setting", name, values)
-    config = NPDConfig.from_dict(values | settings)
+    config = _config(_preset(dataset, preset, variant=variant, size=size), settings)
     if get_variant(variant).target == "known" and target is None:
-        raise ConfigError(f"`{variant}` needs `target`, the class that the attacker wants.")
+        raise ConfigError(f"`{variant}` needs `target`, the target class of the attack.")
     rule = None if target is None else AllToOne(target).target
     where = resolve_device(device)
     polarized = PolarizedNet(net, layer or _layer(net, preset, dataset, size), size).to(where)
     clean = _image_set(images, labels)
-    classes = evaluation.predict(polarized, clean.images[:1], where).shape[1]
-    if classes < 2:
-        raise ConfigError(f"`net` must have at least 2 classes, got {classes}.")
-    if int(labels.max()) >= classes:
-        raise ConfigError(f"`labels` must be below {classes}, the classes of `net`, got {int(labels.max())}.")
+    _check_classes(labels, evaluation.predict(polarized, clean.images[:1], where).shape[1])
     history = []
     for event in train_polarizer(polarized, clean, config, where, variant=variant, target_rule=rule):
         if on_event is not None:
@@ -257,9 +247,7 @@ def load_polarized(
     """
     notes = read_description(Path(folder))
     size = int(notes.get("image_size", 32))
-    if mean is not None or std is not None:
-        net = Normalized(net, *_normalisation(mean, std))
-    polarized = load_polarizer(Path(folder), net, size=size)
+    polarized = load_polarizer(Path(folder), _normalised(net, mean, std), size=size)
     return Polarized(polarized, NPDConfig.from_dict(notes.get("config", {})), (), size)
 
 
@@ -370,13 +358,28 @@ def _image_set(images: Tensor, labels: Tensor) -> ImageSet:
     return ImageSet(pixels.cpu(), labels.long().cpu())
 
 
-def _normalisation(
-    mean: tuple[float, ...] | None, std: tuple[float, ...] | None
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _normalised(net: nn.Module, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> nn.Module:
+    if mean is None and std is None:
+        return net
     mean, std = mean or (0.0,) * 3, std or (1.0,) * 3
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise ConfigError(f"`mean` and `std` must be three numbers each, `std` positive, got {mean}, {std}.")
-    return mean, std
+    return Normalized(net, mean, std)
+
+
+def _config(preset: NPDConfig, changes: dict[str, Any]) -> NPDConfig:
+    values = preset.to_dict()
+    for name in changes:
+        if name not in values:
+            raise unknown_name("setting", name, values)
+    return NPDConfig.from_dict(values | changes)
+
+
+def _check_classes(labels: Tensor, classes: int) -> None:
+    if classes < 2:
+        raise ConfigError(f"`net` must have at least 2 classes, got {classes}.")
+    if int(labels.max()) >= classes:
+        raise ConfigError(f"`labels` must be below {classes}, the classes of `net`, got {int(labels.max())}.")
 
 
 def _layer(net: nn.Module, preset: str, dataset: str, size: int) -> str:
