@@ -1,4 +1,4 @@
-"""What `npd sweep` and `npd table` share: their options, and cells as text."""
+"""Options and messages that `npd sweep` and `npd table` share."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def exit_code(cells: Sequence[Cell]) -> int:
 
 def failures(cells: Sequence[Cell], axes: Sequence[str]) -> list[str]:
     """Return why cells failed, each reason once."""
-    from npd_core.experiments.render import said
+    from npd_core.experiments.render import text_of
 
     reasons: dict[str, list[str]] = {}
     for cell in cells:
         if cell.failed:
-            reasons.setdefault(cell.failed, []).append(" ".join(said(cell.row.get(axis)) for axis in axes))
+            reasons.setdefault(cell.failed, []).append(" ".join(text_of(cell.row.get(axis)) for axis in axes))
     return [
         f"{where[0]}{f' and {len(where) - 1} more' * (len(where) > 1)}: {why}"
         for why, where in reasons.items()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from npd_core.cli.common import (
     Answer,
@@ -21,6 +23,16 @@ from npd_core.cli.common import (
     text_table,
 )  # fmt: skip
 from npd_core.cli.runs_common import list_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from npd_core.config.npd import NPDConfig
+    from npd_core.data.load import ImageSet
+    from npd_core.experiments.suggest import Candidate
+    from npd_core.models.normalized import Normalized
+    from npd_core.zoo.card import Card
+    from npd_core.zoo.weights import Backdoored
 
 
 def add(commands: Commands) -> None:
@@ -75,81 +87,105 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> Answer:
     """Train at each layer, measure on held-out clean images, and choose."""
-    from npd_core.config.presets import preset
     from npd_core.data.clean import load_clean
     from npd_core.data.load import ImageSet
     from npd_core.device import environment, resolve_device
-    from npd_core.experiments.suggest import Candidate, candidates, choose, choose_budget, reached
-    from npd_core.polarizer.insertion import find_layer, insertion_layers
+    from npd_core.experiments.suggest import choose, choose_budget, reached
     from npd_core.zoo import Zoo
 
     device, backdoored = resolve_device(args.device), Zoo().load(args.model)
     card, net = backdoored.card, backdoored.net.to(device)
-    names = [str(info.layer) for info in insertion_layers(net, card.image_size)]
-    streams = [name for name in names if name.startswith("stream:")] or [
-        name for name in names if ":" not in name
-    ]
-    layers = [str(find_layer(net, name, card.image_size).layer) for name in args.layers or streams]
-    layers.sort(key=names.index)
-    config = preset(card.dataset, size=card.image_size)
-    config = replace(
-        config,
-        seed=args.seed,
-        epochs=args.epochs or config.epochs,
-        inner_steps=args.inner_steps or config.inner_steps,
-    )
-    weights = args.weights or (config.lambda2,)
+    layers = _layers(net, card.image_size, args.layers)
+    config = _config(card, args)
     loaded = load_clean(card.dataset, args.clean, args.seed)
     clean = ImageSet(loaded.images, loaded.labels)
     shares: dict[float, float] = {}
     if args.rhos:
         shares = reached(net, clean, sorted(args.rhos), config, device)
         config = replace(config, rho=choose_budget(shares))
-    found: list[Candidate] = []
-    with progress_bar("{task.completed:.0f}/{task.total:.0f} settings · {task.fields[note]}") as bar:
-        task = bar.add_task(f"suggest for {card.id}", total=len(layers) * len(weights), note="")
-        for event in candidates(
-            net, clean, layers, weights, config, card.image_size, device, args.folds, args.held
-        ):
-            if isinstance(event, Candidate):
-                found.append(event)
-                bar.update(task, completed=len(found), note=event.layer)
-                progress_line(
-                    f"{len(found)}/{len(layers) * len(weights)} {event.layer}, lambda {event.weight:g}"
-                )
+    found = _candidates(backdoored, clean, layers, config, device, args)
     best = choose(found, args.max_loss)
-    head = ["layer", "lambda 2, 3", "clean acc. before %", "after %", "lost, points", "s"]
-    rows = [
-        [
-            c.layer,
-            f"{c.weight:g}",
-            *(f"{100 * share:.1f}" for share in (c.before, c.after, c.loss)),
-            f"{c.seconds:.0f}",
-        ]
-        for c in found
-    ]
-    allowed = f"{100 * args.max_loss:g} points of clean accuracy"
-    if best is None:
-        said = (
-            f"No layer keeps the loss within {allowed}: try smaller --lambdas, or allow more with --max-loss."
-        )
-    else:
-        weight = f"--lambda2 {best.weight:g} --lambda3 {best.weight:g}"
-        weight += f" --rho {config.rho:g}" if shares else ""
-        weight += f" --inner-steps {config.inner_steps}" if args.inner_steps else ""
-        said = (
-            f"Earliest layer that costs at most {allowed}: npd defend {card.id} --layer {best.layer} {weight}"
-        )
     value = {
         "model": card.id, "max_loss": args.max_loss, "folds": args.folds, "held": args.held or args.folds,
         "reached": {f"{rho:g}": share for rho, share in shares.items()},
         "candidates": [{**c._asdict(), "loss": c.loss} for c in found],
         "chosen": best and best._asdict(), "config": config.to_dict(), "environment": environment(device),
     }  # fmt: skip
-    title = f"{card.id}, images held out of {len(clean.labels)} clean ones"
+    text = [f"{card.id}, cross-validated on {len(clean.labels)} clean images", _table(found)]
     if shares:
         moved = ", ".join(f"{100 * share:.0f} % at rho {rho:g}" for rho, share in shares.items())
-        title = (
-            f"Clean images that reach their surrogate target: {moved}; rho {config.rho:g} is used.\n{title}"
+        text.insert(
+            0, f"Clean images that reach their surrogate target: {moved}; rho {config.rho:g} is used."
         )
-    return Answer(value, "\n".join([title, text_table(head, rows), said]))
+    options = f" --rho {config.rho:g}" if shares else ""
+    options += f" --inner-steps {config.inner_steps}" if args.inner_steps else ""
+    return Answer(value, "\n".join([*text, _advice(card.id, best, args.max_loss, options)]))
+
+
+def _layers(net: Normalized, size: int, names: Sequence[str] | None) -> list[str]:
+    """Return the layers to try, in forward order. Args: names: None: the residual stream, or every
+    convolution."""
+    from npd_core.polarizer.insertion import find_layer, insertion_layers
+
+    known = [str(info.layer) for info in insertion_layers(net, size)]
+    streams = [name for name in known if name.startswith("stream:")]
+    default = streams or [name for name in known if ":" not in name]
+    layers = [str(find_layer(net, name, size).layer) for name in names or default]
+    return sorted(layers, key=known.index)
+
+
+def _config(card: Card, args: argparse.Namespace) -> NPDConfig:
+    from npd_core.config.presets import preset
+
+    config = preset(card.dataset, size=card.image_size)
+    epochs, steps = args.epochs or config.epochs, args.inner_steps or config.inner_steps
+    return replace(config, seed=args.seed, epochs=epochs, inner_steps=steps)
+
+
+def _candidates(
+    backdoored: Backdoored,
+    clean: ImageSet,
+    layers: Sequence[str],
+    config: NPDConfig,
+    device: torch.device,
+    args: argparse.Namespace,
+) -> list[Candidate]:
+    """Train at every layer with every weight, under a progress bar."""
+    from npd_core.experiments.suggest import Candidate, candidates
+
+    weights = args.weights or (config.lambda2,)
+    net, size, total = backdoored.net, backdoored.card.image_size, len(layers) * len(weights)
+    found: list[Candidate] = []
+    with progress_bar("{task.completed:.0f}/{task.total:.0f} settings · {task.fields[note]}") as bar:
+        task = bar.add_task(f"suggest for {backdoored.card.id}", total=total, note="")
+        for event in candidates(net, clean, layers, weights, config, size, device, args.folds, args.held):
+            if isinstance(event, Candidate):
+                found.append(event)
+                bar.update(task, completed=len(found), note=event.layer)
+                progress_line(f"{len(found)}/{total} {event.layer}, lambda {event.weight:g}")
+    return found
+
+
+def _table(found: Sequence[Candidate]) -> str:
+    head = ["layer", "lambda 2, 3", "clean acc. before %", "after %", "lost, points", "s"]
+    rows = [
+        [
+            c.layer,
+            f"{c.weight:g}",
+            *(f"{100 * x:.1f}" for x in (c.before, c.after, c.loss)),
+            f"{c.seconds:.0f}",
+        ]
+        for c in found
+    ]
+    return text_table(head, rows)
+
+
+def _advice(model: str, best: Candidate | None, max_loss: float, options: str) -> str:
+    """Return the command to run next, or the remedy where no layer keeps within the limit."""
+    allowed = f"{100 * max_loss:g} points of clean accuracy"
+    if best is None:
+        return (
+            f"No layer keeps the loss within {allowed}: try smaller --lambdas, or allow more with --max-loss."
+        )
+    options = f"--layer {best.layer} --lambda2 {best.weight:g} --lambda3 {best.weight:g}{options}"
+    return f"Earliest layer that costs at most {allowed}: npd defend {model} {options}"

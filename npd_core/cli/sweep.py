@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import fields
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from npd_core.cli.common import (
     PAPER_SETTINGS,
@@ -27,6 +28,9 @@ from npd_core.config.npd import VARIANTS, NPDConfig
 from npd_core.defenses import DEFENSES
 from npd_core.experiments.record import Cell
 from npd_core.fileio import write_text
+
+if TYPE_CHECKING:
+    from npd_core.experiments.task import Job, Outcome
 
 LISTS = tuple(name for name in PAPER_SETTINGS if name != "seed")
 """Settings of NPD that take several values."""
@@ -75,9 +79,7 @@ def run(args: argparse.Namespace) -> Answer:
     """Run what is not on disk yet and show all results."""
     from npd_core.experiments.grid import Grid, requests
     from npd_core.experiments.render import terminal_rows, to_csv
-    from npd_core.experiments.sweep import sweep as run_jobs
-    from npd_core.experiments.tables import measured
-    from npd_core.experiments.task import Outcome, job_for
+    from npd_core.experiments.task import job_for
 
     check_file("--csv", args.csv)
     settings = {name: getattr(args, name) for name in LISTS if getattr(args, name) is not None}
@@ -90,43 +92,57 @@ def run(args: argparse.Namespace) -> Answer:
         seeds=args.seeds,
         device=args.device,
     )
-    asked = [job_for(request, args.images) for request in requests(grid)]
+    jobs = [job_for(request, args.images) for request in requests(grid)]
     baselines = [name for name in grid.defenses if name not in VARIANTS]
     if baselines and (settings or args.layers):
         progress_line(
-            f"{', '.join(baselines)}: with their default settings; the settings named here are those of NPD."
+            f"The settings given here apply to NPD only; defaults are used for {', '.join(baselines)}."
         )
     axes = ["defense", "layer", "clean", *settings, *(["seed"] if len(args.seeds) > 1 else [])]
-    done: dict[str, Outcome] = {}
-    with progress_bar("{task.completed:.0f}/{task.total:.0f} runs · {task.fields[note]}") as bar:
-        task = bar.add_task(f"sweep of {grid.model}", total=len(asked), note="")
-        for event in run_jobs(asked, workers=args.workers, scheduler=args.scheduler):
-            request = event.job.request
-            what = f"{request.defense} at {request.layer}" if request.layer else request.defense
-            if not isinstance(event, Outcome):
-                bar.update(task, note=f"{what}: {event.text}")
-                continue
-            done[event.job.name] = event
-            bar.update(task, completed=len(done))
-            end = event.failed or ("was there" if event.cached else "done")
-            progress_line(f"{len(done)}/{len(asked)} {what}: {end}")
-    cells: list[Cell] = []
-    environment: dict[str, Any] = {}
-    for job in asked:
-        outcome = done[job.name]
-        request = outcome.job.request
-        values = request.config.to_dict() if request.defense in VARIANTS else {"seed": request.config.seed}
-        row = {"defense": request.defense, "layer": (outcome.result or {}).get("layer", request.layer)}
-        row |= {"clean": request.clean} | {name: values.get(name) for name in axes[3:]}
-        cells.append(measured(Cell(row=row, model=request.model, defense=request.defense), outcome))
-        environment = (outcome.result or {}).get("environment", environment)
+    outcomes = _run(jobs, grid.model, args)
+    cells = [_cell(outcomes[job.name], axes) for job in jobs]
+    results = [outcomes[job.name].result for job in jobs]
+    environment: Mapping[str, Any] = next(
+        (result["environment"] for result in reversed(results) if result), {}
+    )
     if args.csv is not None:
         write_text(args.csv, to_csv(cells, axes))
     head, rows = terminal_rows(cells, axes)
     value = {"model": grid.model, "cells": [_plain(cell) for cell in cells], "environment": environment}
-    return Answer(
-        value, "\n".join([grid.model, text_table(head, rows), *failures(cells, axes)]), exit_code(cells)
-    )
+    text = "\n".join([grid.model, text_table(head, rows), *failures(cells, axes)])
+    return Answer(value, text, exit_code(cells))
+
+
+def _run(jobs: list[Job], model: str, args: argparse.Namespace) -> dict[str, Outcome]:
+    """Run the jobs under a progress bar. Return the outcomes by the name of the job."""
+    from npd_core.experiments.sweep import JobProgress, sweep
+
+    outcomes: dict[str, Outcome] = {}
+    with progress_bar("{task.completed:.0f}/{task.total:.0f} runs · {task.fields[note]}") as bar:
+        task = bar.add_task(f"sweep of {model}", total=len(jobs), note="")
+        for event in sweep(jobs, workers=args.workers, scheduler=args.scheduler):
+            request = event.job.request
+            what = f"{request.defense} at {request.layer}" if request.layer else request.defense
+            if isinstance(event, JobProgress):
+                bar.update(task, note=f"{what}: {event.text}")
+                continue
+            outcomes[event.job.name] = event
+            bar.update(task, completed=len(outcomes))
+            end = event.failed or ("already measured" if event.cached else "done")
+            progress_line(f"{len(outcomes)}/{len(jobs)} {what}: {end}")
+    return outcomes
+
+
+def _cell(outcome: Outcome, axes: list[str]) -> Cell:
+    """Return an outcome as a cell. Args: axes: of its row; the first three are defense, layer and clean."""
+    from npd_core.experiments.tables import measured
+
+    request = outcome.job.request
+    config = request.config.to_dict() if request.defense in VARIANTS else {"seed": request.config.seed}
+    layer = (outcome.result or {}).get("layer", request.layer)
+    row = {"defense": request.defense, "layer": layer, "clean": request.clean}
+    row |= {name: config.get(name) for name in axes[3:]}
+    return measured(Cell(row=row, model=request.model, defense=request.defense), outcome)
 
 
 def _plain(cell: Cell) -> dict[str, Any]:

@@ -10,12 +10,14 @@ from npd_core.experiments.record import Cell, Published, Scores, Seconds
 from npd_core.metrics import Metrics, der, mean
 
 AVG = "AVG"
-"""In place of an attack."""
+"""In place of an attack in a row of means."""
 
 
 def averages(cells: Sequence[Cell], dataset: str) -> tuple[list[Cell], list[str]]:
-    """A cell for each defense, of means over the attacks for which every one has numbers; and those attacks.
-    What the paper prints is averaged in the same way."""
+    """Return one cell of means per defense, and the attacks averaged: those with numbers for every defense.
+
+    The published numbers are averaged in the same way.
+    """
     numbers = {(cell.row["attack"], cell.defense): cell for cell in cells if cell.before and cell.after}
     attacks = dict.fromkeys(cell.row["attack"] for cell in cells)
     defenses = dict.fromkeys(cell.defense for cell in cells)
@@ -26,7 +28,7 @@ def averages(cells: Sequence[Cell], dataset: str) -> tuple[list[Cell], list[str]
 
 
 def _average(cells: Sequence[Cell], dataset: str) -> Cell:
-    """Of the cells of one defense."""
+    """Average the cells of one defense."""
     defense = cells[0].defense
     before = mean([Metrics(*cell.before) for cell in cells if cell.before])
     after = mean([Metrics(*cell.after) for cell in cells if cell.after])
@@ -53,7 +55,7 @@ def _published(cells: Sequence[Cell], dataset: str) -> Published | None:
 
 
 def _printed(found: Sequence[Published | None]) -> Metrics | None:
-    """The mean of what is printed; None where something is not."""
+    """Return the mean of the published numbers; None where one is missing."""
     known = [
         Metrics(p.acc, p.asr) for p in found if p is not None and p.acc is not None and p.asr is not None
     ]

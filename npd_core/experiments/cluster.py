@@ -1,5 +1,4 @@
-"""Tasks on a Dask cluster. Its workers need the project installed, and the same zoo and data as this
-machine."""
+"""Run tasks on a Dask cluster. Its workers need this project, and the same zoo and data as this machine."""
 
 from __future__ import annotations
 
@@ -16,15 +15,14 @@ PATIENCE = 10.0
 def run_on_cluster(
     function: Function, tasks: Sequence[Any], scheduler: str, *, patience: float = PATIENCE
 ) -> Iterator[tuple[int, Message]]:
-    """Do all tasks on the cluster of a scheduler. A task whose worker dies is done again by another one.
+    """Run all tasks on the cluster of a scheduler. When a worker dies, another one runs its task again.
 
     Args:
         scheduler: address such as `tcp://10.0.0.1:8786`.
     Yields:
-        number of the task, and its result.
+        The number of a task, and its result.
     Raises:
-        ConfigError: the package is not installed, nothing answers at the address, or the cluster has no
-            worker.
+        ConfigError: `distributed` is missing, nothing answers at the address, or the cluster has no worker.
     """
     try:
         from distributed import Client, as_completed
@@ -51,11 +49,14 @@ def run_on_cluster(
             if future.status == "finished":
                 yield numbers[future], future.result()
             else:
-                said = future.exception()
-                yield numbers[future], {"failed": f"{type(said).__name__}: {' '.join(str(said).split())}"}
+                failure = future.exception()
+                yield (
+                    numbers[future],
+                    {"failed": f"{type(failure).__name__}: {' '.join(str(failure).split())}"},
+                )
 
 
 def _last(function: Function, task: Any) -> Message:
-    """On the worker: the result, the notes on the way left out."""
+    """Return the result alone; runs on the worker."""
     *_, message = function(task)
     return message

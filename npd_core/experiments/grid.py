@@ -1,5 +1,5 @@
-"""A grid of runs of one model: every combination of what was named, as a list of requests. No torch until the
-names of layers are looked up."""
+"""A grid of runs of one model: a request for every combination of values. Imports torch only to look up
+layers."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from npd_core.zoo import Zoo
 from npd_core.zoo.card import Card
 
 ALL_LAYERS = "all"
-"""In place of a layer: every insertion point of the network."""
+"""In place of a layer: every insertion layer of the network."""
 MAIN_LAYERS = "main"
-"""In place of a layer: after every main-path convolution, the points of Figure 3."""
+"""In place of a layer: after every main-path convolution, as in Figure 3."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """What is to be combined. A baseline has neither layer nor settings of NPD, so it is run once for each
-    `clean` and seed."""
+    """The values to combine. A baseline has neither a layer nor NPD settings: it runs once per `clean` and
+    seed."""
 
     model: str
     defenses: tuple[str, ...] = ("npd",)
     layers: tuple[str | None, ...] = (None,)
-    """Names of insertion points, ALL_LAYERS or MAIN_LAYERS; None: the default of the architecture."""
+    """Names of insertion layers, ALL_LAYERS or MAIN_LAYERS; None: the default of the architecture."""
     clean: tuple[float | int, ...] = (0.05,)
     """Shares or numbers, as in DefenseRequest."""
     settings: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -39,11 +39,11 @@ class Grid:
 
 
 def requests(grid: Grid) -> list[DefenseRequest]:
-    """Every run of a grid, each once.
+    """Return every run of a grid, each once.
 
     Raises:
         UnknownNameError: a model, defense, layer or setting that does not exist.
-        ConfigError: a value out of its range, or layers and settings of NPD for baselines alone.
+        ConfigError: a value out of range, or layers or NPD settings although every defense is a baseline.
     """
     card = Zoo().card(grid.model)
     names = [f.name for f in fields(NPDConfig)]
@@ -53,9 +53,7 @@ def requests(grid: Grid) -> list[DefenseRequest]:
     known = [defense_config(defense, card) for defense in grid.defenses]
     special = [f"`{name}`" for name in grid.settings] + ["`layers`"] * (grid.layers != (None,))
     if special and not any(isinstance(config, NPDConfig) for config in known):
-        raise ConfigError(
-            f"{special[0]} belongs to NPD, and no variant of it is among the defenses: add npd."
-        )
+        raise ConfigError(f"{special[0]} is a setting of NPD, but all defenses are baselines: add npd.")
     found: dict[str, DefenseRequest] = {}
     layers: Sequence[str | None] = (None,) if grid.layers == (None,) else layer_names(card, grid.layers)
     for defense in grid.defenses:
@@ -78,8 +76,11 @@ def requests(grid: Grid) -> list[DefenseRequest]:
 
 
 def layer_names(card: Card, layers: Sequence[str | None]) -> list[str | None]:
-    """Layers in their canonical spelling, each once, ALL_LAYERS and MAIN_LAYERS replaced by what they stand
-    for, in the order of the forward pass. Raises UnknownNameError."""
+    """Return the layers in canonical spelling, each once, with ALL_LAYERS and MAIN_LAYERS expanded in forward
+    order.
+
+    Raises UnknownNameError.
+    """
     from npd_core.models import build_model
     from npd_core.polarizer.insertion import find_layer, insertion_layers
 
@@ -96,9 +97,10 @@ def layer_names(card: Card, layers: Sequence[str | None]) -> list[str | None]:
 
 
 def main_path(arch: str, size: int = 32) -> list[str]:
-    """`after:conv1`, ...: the point after each convolution of the main path in the order of the forward pass,
-    the x-axis of Figure 3; 1x1 convolutions are shortcuts and left out. Args: size: height and width of the
-    images."""
+    """Return the insertion layers after each main-path convolution in forward order: the x-axis of Figure 3.
+
+    1x1 convolutions are shortcuts and left out. Args: size: height and width of the images.
+    """
     from torch import nn
 
     from npd_core.models import build_model
@@ -108,5 +110,5 @@ def main_path(arch: str, size: int = 32) -> list[str]:
     shortcuts = [
         name for name, m in net.net.named_modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)
     ]
-    points = [info for info in insertion_layers(net, size) if info.layer.kind == "after"]
-    return [info.name for info in points if info.layer.module not in shortcuts]
+    after = [info for info in insertion_layers(net, size) if info.layer.kind == "after"]
+    return [info.name for info in after if info.layer.module not in shortcuts]

@@ -1,17 +1,20 @@
-"""Tables 1 to 7 and Figure 3 of the paper: which cells they have, and which models of the zoo they are for.
-Nothing is run here; no torch until Figure 3 asks for the names of its layers."""
+"""Plan Tables 1 to 7 and Figure 3 of the paper: their cells, and the model of each. Nothing is run here.
+
+No torch until Figure 3 needs the names of its layers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, NamedTuple
 
 from npd_core.config.baselines import CONFIGS
 from npd_core.config.npd import VARIANTS
 from npd_core.config.presets import BASELINE_DEFAULTS, PAPER_LAYERS, default_layer, defense_config, preset
 from npd_core.data.load import availability
-from npd_core.data.spec import get_dataset
+from npd_core.data.spec import DatasetSpec, get_dataset
 from npd_core.errors import CheckpointError, DataMissingError, UnknownNameError, unknown_name
 from npd_core.experiments.grid import main_path
 from npd_core.experiments.published import ATTACKS, DEFENSES, TERMS
@@ -22,13 +25,12 @@ from npd_core.zoo.card import Card, model_id
 
 PAPER_WIDTH = 64
 DEMO_WIDTH = 16
-"""Of the model that is asked for where the zoo has none at all."""
+"""Used where the zoo has no model at all."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """What one table of the paper has. The first of two tuples is the whole table, the second what `quick`
-    leaves."""
+    """One table of the paper. Of two tuples, the first is the whole table and the second its quick form."""
 
     title: str
     dataset: str
@@ -77,12 +79,12 @@ TABLES: dict[str, Table] = {
     "table7": Table("Running time", "cifar10", (("badnets_a2o",), ("badnets_a2o",)), (*_BASELINES, "npd")),
     "figure3": Table("Where the polarizer is put", "cifar10", (_LOSSES, _LOSSES), ("npd",)),
 }
-"""As in the paper, but for Figure 3, whose three attacks can be read off its picture alone: ours are those of
-Table 3. Its points: every main-path convolution, quick every second, and the default point and the
+"""As in the paper. Figure 3 does not name its three attacks in the text, so those of Table 3 are used; its
+layers are all main-path convolutions (every second in the quick form), the default insertion layer and the
 paper's."""
 
 QUICK_IMAGES = 1000
-"""Test images that a quick table is measured on."""
+"""Test images used by a quick table."""
 QUICK: dict[str, dict[str, dict[str, Any]]] = {
     "signs": {"fp": {"epochs": 10}, "nad": {"epochs": 5, "teacher_epochs": 5}},
     "": {
@@ -93,18 +95,18 @@ QUICK: dict[str, dict[str, dict[str, Any]]] = {
         "i_bau": {"rounds": 2},
     },
 }
-"""What a quick table changes in the settings of a baseline, by data set (the empty name: any other), so that
-it can be had on two CPU cores. NPD and its variants keep their presets, and EP is a single pass."""
+"""Baseline settings that a quick table changes so that it runs on two CPU cores, by data set (the empty name:
+any other). NPD and its variants keep their presets; EP needs a single pass anyway."""
 BENCHMARK: dict[str, dict[str, Any]] = {
     "fp": {"holdout": "the test images"},
     "nad": {"levels": "two"},
     "nc": {"screening_epochs": 0},
     "anp": {"select": "the ASR on test images"},
 }
-"""Settings of the baselines in the reference benchmark where they are neither our defaults nor, on Tiny
-ImageNet, those of our preset."""
+"""Baseline settings of the reference benchmark that differ from our defaults and, on Tiny ImageNet, from our
+preset."""
 OF_THE_IMAGES = ("flip", "pad", "seed")
-"""Settings of a baseline that are no choice of its own: how the network's own training treated the images."""
+"""Settings that a baseline takes over from the network's own training; they are not compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,14 +122,14 @@ class Options:
     """None: those of the table."""
     arch: str = "preact_resnet18"
     width: int | None = None
-    """None: the one at which most of the models are there, of equals the smallest when quick, the largest
-    otherwise."""
+    """None: the width with models for most attacks; of several, the smallest for a quick table, otherwise the
+    largest."""
     seed: int = 0
     device: str = "auto"
 
 
-class Wanted(NamedTuple):
-    """A cell before its model is looked for."""
+class CellRequest(NamedTuple):
+    """A cell of a table before its model is found."""
 
     row: Mapping[str, Any]
     attack: str
@@ -137,13 +139,13 @@ class Wanted(NamedTuple):
     terms: str | None = None
     """Terms of the loss that keep their weight; None: all."""
     poison_ratio: float | None = None
-    """None: as the model of the zoo has it."""
+    """None: that of the model in the zoo."""
 
 
 class Planned(NamedTuple):
-    """A cell with the model that it is for."""
+    """A cell with its model."""
 
-    wanted: Wanted
+    request: CellRequest
     model: str
     zoo: Zoo
     """Holds the model."""
@@ -160,19 +162,49 @@ class Plan:
     options: Options
     cells: tuple[Planned, ...]
     trainings: tuple[Training, ...]
-    """Models that have to be trained before."""
+    """Models to train first."""
     cut: tuple[str, ...]
+    """Sentences on the differences from the paper's table."""
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Defense -> settings that `quick` changes."""
 
 
+class _Scope(NamedTuple):
+    """What a plan covers."""
+
+    table: str
+    dataset: DatasetSpec
+    attacks: tuple[str, ...]
+    defenses: tuple[str, ...]
+    values: tuple[Any, ...]
+    all_values: tuple[Any, ...]
+    width: int
+    cards: Mapping[str, Card]
+    """Models of this width, by attack."""
+
+
 def plan_table(table: str, options: Options) -> Plan:
-    """What has to be done for a table; nothing is run.
+    """Return the cells and trainings of a table; nothing is run.
 
     Raises:
-        UnknownNameError: no such table, data set, attack or defense of it, or architecture.
-        DataMissingError: the data set is not here.
+        UnknownNameError: no such table, data set, attack, defense or architecture.
+        DataMissingError: the data set is not on this machine.
     """
+    scope = _scope(table, options)
+    cells: list[Planned] = []
+    trainings: dict[Training, None] = {}
+    for request in _cells(scope, default_layer(options.arch, scope.dataset.id)):
+        planned, training = _find(request, scope, options)
+        cells.append(planned)
+        if training is not None:
+            trainings[training] = None
+    changes = QUICK.get(scope.dataset.id, QUICK[""]) if options.quick else {}
+    cut = (*_left_out(scope, options), *_other_settings(scope, changes), *_other_models(scope))
+    return Plan(table, scope.dataset.id, options, tuple(cells), tuple(trainings), cut, changes)
+
+
+def _scope(table: str, options: Options) -> _Scope:
+    """Return attacks, defenses, values, width and models of a table. Raises as `plan_table`."""
     if table not in TABLES:
         raise unknown_name("table", table, TABLES)
     whole = TABLES[table]
@@ -185,61 +217,62 @@ def plan_table(table: str, options: Options) -> Plan:
     state = availability(dataset.id)
     if not state.available:
         raise DataMissingError(state.reason)
-
     cards = [card for card in Zoo().cards() if (card.dataset, card.arch) == (dataset.id, options.arch)]
     width = options.width or _width(cards, attacks, smallest=options.quick)
     here = {card.attack: card for card in cards if card.width == width}
-    layers = _layers(options, dataset.id, dataset.size) if table == "figure3" else ((), ())
-    values = layers if table == "figure3" else whole.values
-    cells: list[Planned] = []
-    trainings: dict[Training, None] = {}
-    for wanted in _cells(
-        table, attacks, defenses, values[options.quick], default_layer(options.arch, dataset.id)
-    ):
-        planned, training = _find(wanted, here.get(wanted.attack), dataset.id, options, width)
-        cells.append(planned)
-        if training is not None:
-            trainings[training] = None
+    values = _layers(options, dataset.id, dataset.size) if table == "figure3" else whole.values
+    return _Scope(table, dataset, attacks, defenses, values[options.quick], values[0], width, here)
 
-    changes = QUICK.get(dataset.id, QUICK[""]) if options.quick else {}
-    cut = (
-        [f"The networks have width {width}, the paper's have {PAPER_WIDTH}."] if width != PAPER_WIDTH else []
-    )
+
+def _left_out(scope: _Scope, options: Options) -> list[str]:
+    """Say what the table lacks beside the paper's."""
+    whole = TABLES[scope.table]
+    notes = []
+    if scope.width != PAPER_WIDTH:
+        notes.append(f"The networks have width {scope.width}, the paper's have {PAPER_WIDTH}.")
     for kind, used, all_of in (
-        ("Attacks", attacks, whole.attacks[0]),
-        ("Defenses", defenses, whole.defenses),
-        ("Values", values[options.quick], values[0]),
+        ("Attacks", scope.attacks, whole.attacks[0]),
+        ("Defenses", scope.defenses, whole.defenses),
+        ("Values", scope.values, scope.all_values),
     ):
-        left_out = [str(name) for name in all_of if name not in used]
-        cut += [f"{kind} left out: {', '.join(left_out)}."] if left_out else []
-    if options.quick and dataset.test_images > QUICK_IMAGES:
-        cut.append(f"Measured on {QUICK_IMAGES} of {dataset.test_images} test images.")
-    if here:
-        card = next(iter(here.values()))
-        variants = [name for name in defenses if name in VARIANTS]
-        cut += _baselines(changes, [name for name in defenses if name in CONFIGS], card)
-        cut += _unlike(table, variants, card)
-        cut += _apart(variants, card) if table == "table4" else []
-    if table == "table5":
-        cut += _longer([card for name, card in here.items() if name in attacks], values[options.quick])
-    else:
-        other = [f"{card.id} ({card.poison_ratio:.0%})" for name, card in here.items() if name in attacks]
-        other = [said for said in other if not said.endswith("(10%)")]
-        cut += [f"Poisoned at another ratio than the paper's 10%: {', '.join(other)}."] if other else []
-    return Plan(table, dataset.id, options, tuple(cells), tuple(trainings), tuple(cut), changes)
+        names = [str(name) for name in all_of if name not in used]
+        notes += [f"{kind} left out: {', '.join(names)}."] if names else []
+    if options.quick and scope.dataset.test_images > QUICK_IMAGES:
+        notes.append(f"Measured on {QUICK_IMAGES} of {scope.dataset.test_images} test images.")
+    return notes
+
+
+def _other_settings(scope: _Scope, changes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say which settings are not those of the paper or of the reference benchmark."""
+    card = next(iter(scope.cards.values()), None)
+    if card is None:
+        return []
+    variants = [name for name in scope.defenses if name in VARIANTS]
+    notes = _baselines(changes, [name for name in scope.defenses if name in CONFIGS], card)
+    notes += _unlike_paper(scope.table, variants, card)
+    return notes + (_unlike_each_other(variants, card) if scope.table == "table4" else [])
+
+
+def _other_models(scope: _Scope) -> list[str]:
+    """Say which models are not poisoned or trained as the paper's."""
+    cards = [card for attack, card in scope.cards.items() if attack in scope.attacks]
+    if scope.table == "table5":
+        return _trained_longer(cards, scope.values)
+    other = [f"{card.id} ({card.poison_ratio:.0%})" for card in cards if round(card.poison_ratio, 2) != 0.1]
+    return [f"Poisoned at another ratio than the paper's 10%: {', '.join(other)}."] if other else []
 
 
 def _chosen(
-    kind: str, asked: Sequence[str] | None, choices: Iterable[str], default: Sequence[str]
+    kind: str, names: Sequence[str] | None, choices: Iterable[str], default: Sequence[str]
 ) -> tuple[str, ...]:
-    for name in asked or ():
+    for name in names or ():
         if name not in choices:
             raise unknown_name(kind, name, choices)
-    return tuple(name for name in choices if name in (asked or default))
+    return tuple(name for name in choices if name in (names or default))
 
 
 def _width(cards: Sequence[Card], attacks: Sequence[str], *, smallest: bool) -> int:
-    """The width at which most of the attacks have a model: one for the whole table."""
+    """Return the width at which most of the attacks have a model."""
     counts: dict[int, int] = {}
     for card in cards:
         counts[card.width] = counts.get(card.width, 0) + (card.attack in attacks)
@@ -247,66 +280,42 @@ def _width(cards: Sequence[Card], attacks: Sequence[str], *, smallest: bool) -> 
 
 
 def _layers(options: Options, dataset: str, size: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Points of Figure 3: all, and what `quick` leaves."""
+    """Return the insertion layers of Figure 3: all, and those of its quick form."""
     main = main_path(options.arch, size)
     extra = dict.fromkeys((PAPER_LAYERS[options.arch], default_layer(options.arch, dataset)))
     return (*main, *extra), (*main[::2], *extra)
 
 
-def _cells(
-    table: str, attacks: Sequence[str], defenses: Sequence[str], values: Sequence[Any], default: str
-) -> list[Wanted]:
-    """Every cell of a table. Args: default: the insertion point that a request need not name."""
-    pairs = [(attack, defense) for attack in attacks for defense in defenses]
-    match table:
-        case "table1" | "table2":
-            return [Wanted({"attack": a, "defense": d}, a, d) for a, d in pairs]
-        case "table3":
-            return [
-                Wanted({"attack": a, "terms": terms}, a, d, terms=terms) for a, d in pairs for terms in values
-            ]
-        case "table4":
-            return [Wanted({"attack": a, "targeted": d == "npd", "defense": d}, a, d) for a, d in pairs]
-        case "table5":
-            return [
-                Wanted({"attack": a, "poison_ratio": ratio, "defense": d}, a, d, poison_ratio=ratio)
-                for a in attacks
-                for ratio in values
-                for d in defenses
-            ]
-        case "table6":
-            return [
-                Wanted({"attack": a, "clean": count, "defense": d}, a, d, clean=count)
-                for a in attacks
-                for count in values
-                for d in defenses
-            ]
-        case "table7":
-            return [Wanted({"defense": d}, a, d) for a, d in pairs]
-        case _:
-            return [
-                Wanted({"attack": a, "layer": layer}, a, d, layer=None if layer == default else layer)
-                for a, d in pairs
-                for layer in values
-            ]
+VALUE_AXES = {"table3": "terms", "table5": "poison_ratio", "table6": "clean", "figure3": "layer"}
+"""Axis besides attack and defense, which is also the field of CellRequest that it sets."""
 
 
-def _find(
-    wanted: Wanted, card: Card | None, dataset: str, options: Options, width: int
-) -> tuple[Planned, Training | None]:
-    """The model of a cell, and the training that makes it where it is one of another poison ratio."""
-    model = model_id(dataset, wanted.attack, options.arch, width)
-    ratio = wanted.poison_ratio
+def _cells(scope: _Scope, default: str) -> list[CellRequest]:
+    """Return every cell of a table. Args: default: insertion layer that a request need not name."""
+    axis = VALUE_AXES.get(scope.table)
+    found = []
+    for attack, value, defense in product(scope.attacks, scope.values if axis else (None,), scope.defenses):
+        facts = {"attack": attack, "defense": defense, "targeted": defense == "npd", axis or "": value}
+        row = {name: facts[name] for name in AXES[scope.table]}
+        settings: dict[str, Any] = {axis: None if value == default else value} if axis else {}
+        found.append(CellRequest(row, attack, defense, **settings))
+    return found
+
+
+def _find(request: CellRequest, scope: _Scope, options: Options) -> tuple[Planned, Training | None]:
+    """Return a cell with its model, and the training that must make this model first, if any."""
+    model = model_id(scope.dataset.id, request.attack, options.arch, scope.width)
+    card, ratio = scope.cards.get(request.attack), request.poison_ratio
     if card is not None and (ratio is None or card.poison_ratio == ratio):
-        return Planned(wanted, model, Zoo(), None), None
+        return Planned(request, model, Zoo(), None), None
     if ratio is None:
         missing = f"There is no model {model} here: make it with `npd zoo train {model}`."
-        return Planned(wanted, model, Zoo(), missing), None
+        return Planned(request, model, Zoo(), missing), None
     for zoo in (shipped_ratio_zoo(ratio), ratio_zoo(ratio)):
         if _holds(zoo, model, ratio):
-            return Planned(wanted, model, zoo, None), None
+            return Planned(request, model, zoo, None), None
     training = Training(model=model, poison_ratio=ratio, device=options.device)
-    return Planned(wanted, model, ratio_zoo(ratio), None), training
+    return Planned(request, model, ratio_zoo(ratio), None), training
 
 
 def _holds(zoo: Zoo, model: str, poison_ratio: float) -> bool:
@@ -316,44 +325,40 @@ def _holds(zoo: Zoo, model: str, poison_ratio: float) -> bool:
         return False
 
 
-def _unlike(table: str, variants: Sequence[str], card: Card) -> list[str]:
-    """One sentence for each set of settings in which NPD and its variants are not as in the paper."""
-    said: dict[str, list[str]] = {}
+def _unlike_paper(table: str, variants: Sequence[str], card: Card) -> list[str]:
+    """Say in which settings NPD and its variants are not as in the paper."""
+    groups: dict[str, list[str]] = {}
     for variant in variants:
-        ours = preset(card.dataset, variant=variant).to_dict()
-        theirs = preset(card.dataset, "paper", variant=variant).to_dict()
-        parts = [
-            f"{name} {value} instead of {theirs[name]}"
-            for name, value in ours.items()
-            if value != theirs[name]
-        ]
+        parts = _differences(
+            preset(card.dataset, variant=variant).to_dict(),
+            preset(card.dataset, "paper", variant=variant).to_dict(),
+        )
         layer = default_layer(card.arch, card.dataset)
         if layer != PAPER_LAYERS[card.arch] and table != "figure3":
             parts.insert(0, f"at {layer} instead of {PAPER_LAYERS[card.arch]}")
-        said.setdefault(", ".join(parts), []).append(DEFENSES[variant])
-    return [f"{', '.join(names)}: {parts}." for parts, names in said.items() if parts]
+        groups.setdefault(", ".join(parts), []).append(DEFENSES[variant])
+    return [f"{', '.join(names)}: {parts}." for parts, names in groups.items() if parts]
 
 
-def _apart(variants: Sequence[str], card: Card) -> list[str]:
-    """One sentence on the settings in which the variants are not like each other."""
+def _unlike_each_other(variants: Sequence[str], card: Card) -> list[str]:
+    """Say in which settings the variants differ among each other."""
     configs = {variant: preset(card.dataset, variant=variant).to_dict() for variant in variants}
-    said: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for variant, config in configs.items():
         parts = [
             f"{name} {value}"
             for name, value in config.items()
-            if any(c[name] != value for c in configs.values())
+            if any(other[name] != value for other in configs.values())
         ]
-        said.setdefault(", ".join(parts), []).append(DEFENSES[variant])
-    if len(said) < 2:
+        groups.setdefault(", ".join(parts), []).append(DEFENSES[variant])
+    if len(groups) < 2:
         return []
-    parts = [f"{', '.join(names)} with {settings}" for settings, names in said.items()]
+    parts = [f"{', '.join(names)} with {settings}" for settings, names in groups.items()]
     return [f"The variants differ in more than the perturbation: {'; '.join(parts)}."]
 
 
-def _longer(cards: Sequence[Card], ratios: Sequence[Any]) -> list[str]:
-    """One sentence on models of the zoo that had more training than `npd table` gives those of other
-    ratios."""
+def _trained_longer(cards: Sequence[Card], ratios: Sequence[Any]) -> list[str]:
+    """Name models of the zoo that were trained longer than `npd table` trains those of other ratios."""
     more = [(card, sum(epochs for epochs, _ in card.recipe.get("again", ()))) for card in cards]
     parts = [
         f"{card.id} ({card.poison_ratio:.0%}, {epochs} epochs more)"
@@ -364,23 +369,20 @@ def _longer(cards: Sequence[Card], ratios: Sequence[Any]) -> list[str]:
 
 
 def _baselines(changes: Mapping[str, Mapping[str, Any]], defenses: Sequence[str], card: Card) -> list[str]:
-    """One sentence for each baseline whose settings are not those of the reference benchmark."""
-    said = []
+    """Say in which settings the baselines are not as in the reference benchmark."""
+    notes = []
     for defense in defenses:
+        theirs = CONFIGS[defense]().to_dict()
+        if card.dataset == "tiny_imagenet":
+            theirs |= BASELINE_DEFAULTS[card.dataset].get(defense, {})
+        theirs |= BENCHMARK.get(defense, {})
         ours = defense_config(defense, card, **changes.get(defense, {})).to_dict()
-        theirs = _benchmark(defense, card.dataset)
-        parts = [
-            f"{name} {value} instead of {theirs[name]}"
-            for name, value in ours.items()
-            if value != theirs[name] and name not in OF_THE_IMAGES
-        ]
-        said += [f"{DEFENSES[defense]}: {', '.join(parts)}."] if parts else []
-    return said
+        parts = _differences({k: v for k, v in ours.items() if k not in OF_THE_IMAGES}, theirs)
+        notes += [f"{DEFENSES[defense]}: {', '.join(parts)}."] if parts else []
+    return notes
 
 
-def _benchmark(defense: str, dataset: str) -> dict[str, Any]:
-    """Settings of a baseline in the reference benchmark; what it has not run, as on CIFAR-10."""
-    theirs = CONFIGS[defense]().to_dict()
-    if dataset == "tiny_imagenet":
-        theirs |= BASELINE_DEFAULTS[dataset].get(defense, {})
-    return theirs | BENCHMARK.get(defense, {})
+def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name} {value} instead of {theirs[name]}" for name, value in ours.items() if value != theirs[name]
+    ]

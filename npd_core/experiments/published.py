@@ -1,4 +1,4 @@
-"""The numbers that the paper prints, `assets/paper_tables.json`, as fractions, by our names."""
+"""The paper's published numbers, from `assets/paper_tables.json`, as fractions under our names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ATTACKS = {
 """Our name -> the paper's."""
 DEFENSES = {name: title for name, title in NAMES.items() if name != "none"}
 ROUNDING = 0.005
-"""DERs that differ by less are the same: the network before a defense is printed in Tables 1 and 2 alone."""
+"""DERs that differ by less count as equal."""
 TERMS = {
     "bn": "L_bn",
     "bn+bce1": "L_bn+L_bce1",
@@ -35,14 +35,16 @@ TERMS = {
     "bn+bce1+bce2": "L_bn+L_bce1+L_bce2",
     "bn+bce1+bce2+asr": "L_bn+L_bce1+L_bce2+L_asr",
 }
-"""Rows of Table 3: the terms of the loss that have a weight."""
+"""Rows of Table 3: the loss terms with a weight."""
 
 
 def published(
     table: str, dataset: str, attack: str, defense: str, row: Mapping[str, Any]
 ) -> Published | None:
-    """What the paper prints for a cell; None where it has no such cell. Tables 1 and 2 are one, on two data
-    sets."""
+    """Return the published numbers of a cell; None where the paper has none.
+
+    Tables 1 and 2 are one table on two data sets.
+    """
     before, attack, defense = undefended(dataset, attack), ATTACKS[attack], DEFENSES[defense]
     where: dict[str, tuple[str, ...]] = {"table4": (attack, defense), "table7": ("running_time_sec", defense)}
     if table == "table3":
@@ -61,15 +63,16 @@ def published(
         return None
     if table == "table7":
         return Published(seconds=found)
-    said = _fractions(found)
-    if before is None or None in (*before[:2], *said[:3]):
-        return said
-    rating = der(Metrics(before.acc, before.asr), Metrics(said.acc, said.asr))  # type: ignore[arg-type]
-    return said if abs(rating - said.der) < ROUNDING else said._replace(der_corrected=round(rating, 4))  # type: ignore[operator]
+    numbers = _fractions(found)
+    if before is None or None in (*before[:2], *numbers[:3]):
+        return numbers
+    rating = der(Metrics(before.acc, before.asr), Metrics(numbers.acc, numbers.asr))  # type: ignore[arg-type]
+    same = abs(rating - numbers.der) < ROUNDING  # type: ignore[operator]
+    return numbers if same else numbers._replace(der_corrected=round(rating, 4))
 
 
 def undefended(dataset: str, attack: str) -> Published | None:
-    """What the paper prints for the backdoored network itself; None where it has no such row."""
+    """Return the published numbers of the undefended network; None where the paper has none."""
     for table in ("table1", "table2"):
         found = paper()[table].get(dataset, {}).get(ATTACKS[attack], {}).get("Backdoored")
         if found is not None:
@@ -84,7 +87,7 @@ def _fractions(printed: Mapping[str, float | None]) -> Published:
 
 @cache
 def paper() -> dict[str, Any]:
-    """The paper's tables as printed, in percent. Raises StorageError."""
+    """Return the paper's tables as printed, in percent. Raises StorageError."""
     path = paths.assets() / "paper_tables.json"
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

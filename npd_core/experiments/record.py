@@ -1,10 +1,9 @@
-"""A measured table of the paper as one JSON file: what was run, what came out, what the paper has printed. No
-torch.
+"""A measured table of the paper as one JSON file, with the paper's published numbers. No torch.
 
     <paths.tables()>/<table>-<dataset>.json     `table1-signs.json`, `figure3-cifar10.json`
 
-Fractions are in [0, 1], times in seconds, dates in ISO 8601. Such files are made by `npd table`, never by
-hand.
+Fractions are in [0, 1], times in seconds, dates in ISO 8601. `npd table` writes these files; none is edited
+by hand.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ AXES: dict[str, tuple[str, ...]] = {
     "table7": ("defense",),
     "figure3": ("attack", "layer"),
 }
-"""What tells the cells of a table apart: the keys of `Cell.row`, in the order in which they are shown.
-`terms` is such as `bn+bce1+asr`, `targeted` true or false, `poison_ratio` a fraction, `clean` a number of
-images, `layer` the name of an insertion point."""
+"""The axes of each table: the keys of `Cell.row`, in display order. `terms` is such as `bn+bce1+asr`,
+`targeted` true or false, `poison_ratio` a fraction, `clean` a number of images, `layer` the name of an
+insertion layer."""
 
 
 class Scores(NamedTuple):
@@ -46,47 +45,47 @@ class Scores(NamedTuple):
 
 
 class Seconds(NamedTuple):
-    """How long a run took."""
+    """Running times."""
 
     train: float
     evaluate: float
 
 
 class Published(NamedTuple):
-    """What the paper prints for a cell, fractions and seconds; None: not printed."""
+    """The published numbers of a cell, fractions and seconds; None: not printed."""
 
     acc: float | None = None
     asr: float | None = None
     der: float | None = None
     seconds: float | None = None
     der_corrected: float | None = None
-    """Eq. 6 on the printed ACC and ASR, where the printed DER is another."""
+    """Eq. 6 on the printed ACC and ASR, where the printed DER differs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One run in a table. A cell that failed has a sentence in `failed`, and may have no numbers."""
+    """One run in a table. A failed cell gives the reason in `failed` and may have no numbers."""
 
     row: Mapping[str, Any]
-    """Axis -> value, the axes of AXES."""
+    """Axis of the table (see AXES) -> value."""
     model: str
     """Id of the zoo model."""
     defense: str
     layer: str | None = None
-    """Where the polarizer was, in its canonical spelling; None for a baseline, or when nothing was run."""
+    """Insertion layer in canonical spelling; None for a baseline, or when nothing was run."""
     before: Scores | None = None
     after: Scores | None = None
     der: float | None = None
     seconds: Seconds | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
-    """The whole request, as `DefenseRequest.to_dict` gives it; empty when none could be made."""
+    """The request as `DefenseRequest.to_dict` gives it; empty when there is none."""
     seed: int = 0
     device: str = ""
     date: str = ""
     published: Published | None = None
-    """The paper's numbers for this cell, of a network of width 64; None: it has no such cell."""
+    """The paper's numbers, measured at width 64; None: the paper has no such cell."""
     failed: str | None = None
-    """One sentence that says why there are no numbers, or why they are those of a failed training."""
+    """One sentence: why there are no numbers, or why the training counts as failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +98,9 @@ class TableRecord:
     dataset: str
     quick: bool = False
     cut: tuple[str, ...] = ()
-    """Sentences that say what was left out."""
+    """Sentences on the differences from the paper's table."""
     command: str
-    """What makes this record."""
+    """The command that makes this record."""
     date: str
     environment: Mapping[str, Any] = field(default_factory=dict)
     cells: tuple[Cell, ...] = ()
@@ -121,31 +120,30 @@ class TableRecord:
 
 
 def table_path(table: str, dataset: str, folder: Path | None = None) -> Path:
-    """Where the record of a table lies. Args: folder: instead of `paths.tables()`."""
+    """Return the path of a record. Args: folder: instead of `paths.tables()`."""
     return (folder or paths.tables()) / f"{table}-{dataset}.json"
 
 
 def list_tables(folder: Path | None = None) -> list[Path]:
-    """Every record that is there, in the paper's order, then by data set. Whether it can be read,
-    `read_table` says."""
+    """Return the paths of all records, in the paper's order, then by data set. They may be unreadable."""
     known = re.compile(rf"({'|'.join(TABLES)})-[a-z0-9_]+\.json")
     found = [path for path in (folder or paths.tables()).glob("*.json") if known.fullmatch(path.name)]
     return sorted(found, key=lambda path: (TABLES.index(path.name.split("-")[0]), path.name))
 
 
 def find_table(table: str, dataset: str, folder: Path | None = None) -> TableRecord | None:
-    """The record of a table on a data set; None when there is none. Raises as `read_table`."""
+    """Return the record of a table on a data set; None when there is none. Raises as `read_table`."""
     path = table_path(table, dataset, folder)
     return read_table(path) if path.exists() else None
 
 
 def write_table(record: TableRecord, path: Path) -> None:
-    """Write a record as a whole or not at all. Raises StorageError."""
+    """Write a record atomically. Raises StorageError."""
     write_json(path, record.to_dict())
 
 
 def read_table(path: Path) -> TableRecord:
-    """The record in a file. Raises StorageError when it cannot be read or is no such record."""
+    """Return the record in a file. Raises StorageError when it cannot be read or is not a table record."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         cells = tuple(_cell(plain, AXES[values["table"]]) for plain in values["cells"])
@@ -153,26 +151,26 @@ def read_table(path: Path) -> TableRecord:
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror}).") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        remedy = "Restore it from git, or make it anew with `npd table`."
+        remedy = "Restore it from git, or measure it again with `npd table`."
         raise StorageError(
             f"{path}: not a readable table record ({type(error).__name__}: {error}). {remedy}"
         ) from error
 
 
 def _cell(plain: Mapping[str, Any], axes: tuple[str, ...]) -> Cell:
-    """One cell of the JSON. Raises TypeError, KeyError, ValueError on anything that is none."""
+    """Return a cell of the JSON. Raises TypeError, KeyError or ValueError on anything else."""
     kinds: dict[str, Any] = {"before": Scores, "after": Scores, "seconds": Seconds, "published": Published}
     parts = {name: None if plain.get(name) is None else kind(**plain[name]) for name, kind in kinds.items()}
     cell = Cell(**{**plain, **parts})
     if not isinstance(cell.row, dict) or set(cell.row) != set(axes):
         raise ValueError(f"a row must have the axes {', '.join(axes)}, got {cell.row}")
     if cell.failed is None and (cell.before is None or cell.after is None or cell.seconds is None):
-        raise ValueError(f"no numbers, and no reason why, at {cell.row}")
+        raise ValueError(f"neither numbers nor a reason at {cell.row}")
     printed = cell.published or Published()
     shares = [*(cell.before or ()), *(cell.after or ()), cell.der]
     shares += [printed.acc, printed.asr, printed.der, printed.der_corrected]
     times = [*(cell.seconds or ()), printed.seconds]
     for number in shares + times:
         if number is not None and not (0 <= number <= (1 if number in shares else math.inf)):
-            raise ValueError(f"a number out of its range at {cell.row}: {number}")
+            raise ValueError(f"a number out of range at {cell.row}: {number}")
     return cell

@@ -1,11 +1,9 @@
-"""Where to put the polarizer, and with which weight, judged by clean images alone: what a defender can do.
+"""Choose the insertion layer and the loss weights by clean images alone, as a defender has to.
 
-Behind a trigger, layers further forward still hold more of the true class, but clean accuracy pays for it. So
-the rule
-is: as far forward as the clean accuracy allows. Clean accuracy is cross-validated on the defender's own
-    images; no
-trigger and no test image is looked at. A budget of the inner level is judged by what it is for: how many
-clean images it moves to their surrogate target.
+Earlier layers keep more of a triggered image's true class, but a polarizer there costs more clean accuracy.
+The rule is therefore: the earliest layer that clean accuracy allows. Clean accuracy is cross-validated on the
+defender's own images; neither triggers nor test images are used. A perturbation budget is chosen by the share
+of clean images that it moves to their surrogate target.
 """
 
 from __future__ import annotations
@@ -29,11 +27,11 @@ from npd_core.polarizer.training import train_polarizer
 
 BATCH = 250
 SAME = 0.02
-"""Shares of images that are called equal."""
+"""Shares of images that differ by no more count as equal."""
 
 
 class Candidate(NamedTuple):
-    """A point and a weight, with the clean accuracy of images that the polarizer was not trained on."""
+    """A layer and a weight, with the clean accuracy on held-out images."""
 
     layer: str
     weight: float
@@ -45,12 +43,12 @@ class Candidate(NamedTuple):
 
     @property
     def loss(self) -> float:
-        """Clean accuracy that was lost, as a fraction; negative when some was won."""
+        """Clean accuracy lost, as a fraction; negative when it rose."""
         return self.before - self.after
 
 
 def fold_of(labels: Tensor, folds: int, seed: int) -> Tensor:
-    """Number of the fold of each image, (N,) in [0, folds): of each class as equally many as can be.
+    """Return the fold of each image, (N,) in [0, folds), each class spread as evenly as possible.
 
     Args:
         labels: (N,) int64.
@@ -75,18 +73,17 @@ def candidates(
     folds: int = 5,
     held: int | None = None,
 ) -> Iterator[Event | Candidate]:
-    """Train a polarizer for each point, weight and fold; yields the events of each training, then its
-    Candidate.
+    """Train a polarizer per layer, weight and fold. Yields the events of each training, then its Candidate.
 
     Args:
-        backdoored: classifier of [0, 1] pixels on `device`; stays as it is.
+        backdoored: classifier of [0, 1] pixels on `device`; not changed.
         clean: D_bn.
-        layers: insertion points.
+        layers: names of insertion layers.
         weights: values of lambda 2 = lambda 3.
         config: everything else.
         size: height and width of the images.
-        folds: the images are dealt into so many parts, each of which is held out once.
-        held: hold out only so many of the parts, which costs less and says less; None: each once.
+        folds: number of parts, each held out once.
+        held: hold out only this many parts, which is faster and less certain; None: all.
     Raises:
         ConfigError: fewer than 2 folds, or more than images of the smallest class.
         UnknownNameError: no such layer.
@@ -94,7 +91,7 @@ def candidates(
     smallest = int(clean.labels.unique(return_counts=True)[1].min())
     if not 2 <= folds <= smallest:
         raise ConfigError(
-            f"`folds` must be from 2 to {smallest}, the images of the smallest class, got {folds}."
+            f"`folds` must be from 2 to {smallest}, the number of images of the smallest class, got {folds}."
         )
     fold = fold_of(clean.labels, folds, config.seed)
     rounds = range(min(folds, held or folds))
@@ -128,15 +125,15 @@ def _right(net: nn.Module, images: ImageSet, device: torch.device) -> int:
 def reached(
     backdoored: Normalized, clean: ImageSet, budgets: Sequence[float], config: NPDConfig, device: torch.device
 ) -> dict[float, float]:
-    """Share of the clean images that the inner level (Eq. 4) brings to their surrogate target y', by budget
-    rho.
+    """Return, per budget rho, the share of clean images that the inner level (Eq. 4) moves to their surrogate
+    target.
 
     Args:
-        backdoored: classifier of [0, 1] pixels on `device`; the steps are taken on it, without a polarizer.
+        backdoored: classifier of [0, 1] pixels on `device`; attacked without a polarizer.
         clean: D_bn.
-        config: norm, number, size and kind of the inner steps; all steps are taken.
+        config: norm, number, size and kind of the inner steps; all of them are taken.
     Raises:
-        ConfigError: a budget that none can be.
+        ConfigError: an invalid budget.
     """
     balls = {rho: BALLS[config.norm](replace(config, rho=rho).rho) for rho in budgets}
     hits = dict.fromkeys(budgets, 0)
@@ -154,18 +151,19 @@ def reached(
 
 
 def choose_budget(shares: Mapping[float, float]) -> float:
-    """The smallest budget that reaches the surrogate target about as often as any (SAME apart)."""
+    """Return the smallest budget whose share is within SAME of the largest."""
     most = max(shares.values())
     return min(rho for rho, share in shares.items() if share >= most - SAME)
 
 
 def choose(found: Sequence[Candidate], max_loss: float) -> Candidate | None:
-    """The rule: the foremost point that some weight affords, there the largest such weight; None: no point
-    does.
+    """Return the earliest layer that loses at most `max_loss` with some weight, and the largest such weight.
 
     Args:
-        found: points in the order of the forward pass.
+        found: candidates in the order of the forward pass.
         max_loss: clean accuracy that may be lost, as a fraction.
+    Returns:
+        None: no layer keeps within the limit.
     """
     layers = list(dict.fromkeys(candidate.layer for candidate in found))
     for layer in layers:

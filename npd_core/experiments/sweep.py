@@ -1,5 +1,4 @@
-"""Many jobs, each done once: what is on disk is taken from there, the others run, and each is kept as it
-ends."""
+"""Run many jobs, each once: stored outcomes are read from disk, the others run and are stored as they end."""
 
 from __future__ import annotations
 
@@ -11,13 +10,13 @@ from npd_core import paths
 from npd_core.data.load import availability
 from npd_core.errors import ConfigError, DataMissingError
 from npd_core.experiments.cluster import run_on_cluster
-from npd_core.experiments.task import Job, Outcome, keep, kept, now, run_job
+from npd_core.experiments.task import Job, Outcome, now, run_job, store, stored
 from npd_core.experiments.workers import run_local
 
 
 @dataclass(frozen=True)
-class Note:
-    """How far a job is that is being done in this moment."""
+class JobProgress:
+    """The progress of a running job."""
 
     job: Job
     text: str
@@ -41,52 +40,51 @@ def sweep(
     scheduler: str | None = None,
     folder: Path | None = None,
     alone: bool = False,
-) -> Iterator[Note | Outcome]:
-    """Do every job that has no outcome yet; one Outcome a job comes out, those that were there first.
+) -> Iterator[JobProgress | Outcome]:
+    """Run every job that has no stored outcome. Yields one Outcome per job, the stored ones first.
 
-    It can be left at any moment: what has come out is on disk, and the next call goes on from there. A job
-    that failed without a result is tried again by the next call.
+    It can be interrupted at any time: every outcome is already on disk, and the next call continues from
+    there. The next call also tries jobs again that failed without a result.
 
     Args:
-        jobs: equal ones are done once.
+        jobs: equal ones are run once.
         workers: processes on this machine.
-        scheduler: address of a Dask scheduler, which then does them; None: this machine.
-        folder: where outcomes are kept; None: `paths.sweeps()`.
-        alone: take no outcome of a job that shared the machine with others, or may have, as its seconds mean
-            nothing.
+        scheduler: address of a Dask scheduler that runs them; None: this machine.
+        folder: where outcomes are stored; None: `paths.sweeps()`.
+        alone: ignore stored outcomes of jobs that shared the machine, or may have: their times mean nothing.
     Raises:
-        ConfigError, DataMissingError, StorageError: what no job can be done with; what is wrong with a single
-            one is said in its outcome.
+        ConfigError, DataMissingError, StorageError: no job can run. An error of a single job is in its
+            outcome.
     """
     if workers < 1:
         raise ConfigError(f"`workers` must be at least 1, got {workers}.")
     folder = folder or paths.sweeps()
-    left: list[Job] = []
+    remaining: list[Job] = []
     for job in {job.name: job for job in jobs}.values():
-        found = kept(job, folder)
+        found = stored(job, folder)
         if found is None or (alone and found.workers != 1):
-            left.append(job)
+            remaining.append(job)
         else:
             yield found
-    if not left:
+    if not remaining:
         return
     if scheduler is None:
-        _check_here(left)
-        workers = min(workers, len(left))
-        messages = run_local(run_job, left, workers=workers)
+        _check_here(remaining)
+        workers = min(workers, len(remaining))
+        messages = run_local(run_job, remaining, workers=workers)
     else:
         workers = 0
-        messages = run_on_cluster(run_job, left, scheduler)
+        messages = run_on_cluster(run_job, remaining, scheduler)
     for number, message in messages:
         if isinstance(message, str):
-            yield Note(left[number], message)
+            yield JobProgress(remaining[number], message)
             continue
         outcome = Outcome(
-            job=left[number],
+            job=remaining[number],
             result=message.get("result"),
             failed=message["failed"],
             date=now(),
             workers=workers,
         )
-        keep(outcome, folder)
+        store(outcome, folder)
         yield outcome

@@ -1,5 +1,4 @@
-"""A planned table, run: its cells are jobs of a sweep, and what comes out is put beside the paper's
-numbers."""
+"""Run a planned table: its cells are jobs of a sweep, and their results stand beside the paper's numbers."""
 
 from __future__ import annotations
 
@@ -15,88 +14,69 @@ from npd_core.errors import ConfigError
 from npd_core.experiments.plan import QUICK_IMAGES, TABLES, Plan, Planned
 from npd_core.experiments.published import published
 from npd_core.experiments.record import Cell, Scores, Seconds, TableRecord
-from npd_core.experiments.sweep import Note, sweep
-from npd_core.experiments.task import Job, Outcome, job_for, now, ratio_zoo, run_training
+from npd_core.experiments.sweep import JobProgress, sweep
+from npd_core.experiments.task import Job, Outcome, Training, job_for, now, ratio_zoo, run_training
 from npd_core.experiments.workers import run_local
 from npd_core.zoo import Zoo
 
 
 class Progress(NamedTuple):
-    """How far a table is."""
+    """The progress of a table."""
 
     done: int
+    """Cells that are finished, of `total`."""
     total: int
-    """Cells."""
     text: str
-    """What has just ended, or is being done."""
+    """What is running, or has just ended."""
     ended: bool
-    """Whether this says that something has ended."""
+    """Whether `text` is the end of a job or a training."""
 
 
 def run_table(
     plan: Plan, *, command: str, workers: int = 1, scheduler: str | None = None, folder: Path | None = None
 ) -> Iterator[Progress | TableRecord]:
-    """Train what models are missing at other poison ratios, run every cell that has not been run before, and
-    put the table together. The TableRecord comes last; until then every outcome is kept on disk, see `sweep`.
+    """Train the missing models of other poison ratios, run every cell without a stored outcome, and yield the
+    record.
+
+    The TableRecord comes last. An interrupted call loses nothing: every outcome is on disk, see `sweep`.
 
     Args:
-        command: what is run, for the record.
+        command: the command that makes the record, for the record.
         workers, scheduler, folder: as for `sweep`. Models are trained on this machine.
     Raises:
-        ConfigError: Table 7 measures time and bears no company; and as `sweep`.
+        ConfigError: more than one worker for Table 7, which measures time; and as `sweep`.
     """
     alone = plan.table == "table7"
     if alone and (workers > 1 or scheduler is not None):
         raise ConfigError(
-            "Table 7 measures time, so its runs have the machine to themselves: leave --workers out."
+            "Table 7 measures time, so its runs need the machine to themselves: leave --workers out."
         )
     total = len(plan.cells)
     untrained: dict[tuple[str, Zoo], str] = {}
-    for number, message in run_local(run_training, plan.trainings, workers=workers):
-        task = plan.trainings[number]
-        what = f"training {task.model} at poison ratio {task.poison_ratio:g}"
-        if isinstance(message, str):
-            yield Progress(0, total, f"{what}: {message}", ended=False)
-            continue
-        if message["failed"]:
-            untrained[task.model, ratio_zoo(task.poison_ratio)] = message["failed"]
-        yield Progress(0, total, f"{what}: {message['failed'] or 'done'}", ended=True)
-
-    cells: dict[int, Cell] = {}
+    for training, text, failed in _train(plan, workers):
+        if failed:
+            untrained[training.model, ratio_zoo(training.poison_ratio)] = failed
+        what = f"training {training.model} at poison ratio {training.poison_ratio:g}"
+        yield Progress(0, total, f"{what}: {failed or text or 'done'}", ended=text is None)
+    jobs, cells = _jobs(plan, untrained)
     waiting: dict[str, list[int]] = {}
-    jobs: list[Job] = []
-    latest: tuple[str, Mapping[str, Any]] = ("", {})
-    images = QUICK_IMAGES if plan.options.quick else None
-    for number, planned in enumerate(plan.cells):
-        failed = planned.failed or untrained.get((planned.model, planned.zoo))
-        if failed is not None:
-            cells[number] = _cell(plan, planned, None, failed)
-            continue
-        try:
-            job = job_for(_request(plan, planned), images, planned.zoo)
-        except ConfigError as error:
-            cells[number] = _cell(plan, planned, None, str(error))
-            continue
-        jobs.append(job)
+    for number, job in jobs.items():
         waiting.setdefault(job.name, []).append(number)
-    for said in sweep(jobs, workers=workers, scheduler=scheduler, folder=folder, alone=alone):
-        numbers = waiting[said.job.name]
-        planned = plan.cells[numbers[0]]
-        what = f"{planned.model}: {', '.join(str(value) for value in planned.wanted.row.values())}"
-        if isinstance(said, Note):
-            yield Progress(len(cells), total, f"{what}: {said.text}", ended=False)
+    environment: tuple[str, Mapping[str, Any]] = ("", {})
+    for event in sweep(jobs.values(), workers=workers, scheduler=scheduler, folder=folder, alone=alone):
+        numbers = waiting[event.job.name]
+        first = plan.cells[numbers[0]]
+        what = f"{first.model}: {', '.join(str(value) for value in first.request.row.values())}"
+        if isinstance(event, JobProgress):
+            yield Progress(len(cells), total, f"{what}: {event.text}", ended=False)
             continue
-        if said.result is not None and said.date >= latest[0]:
-            latest = (said.date, said.result["environment"])
-        for number in numbers:
-            cells[number] = _cell(plan, plan.cells[number], said, said.failed)
-        yield Progress(
-            len(cells),
-            total,
-            f"{what}: {said.failed or ('was there' if said.cached else 'done')}",
-            ended=True,
-        )
-    ordered = [cells[number] for number in range(total)]
+        if event.result is not None and event.date >= environment[0]:
+            environment = (event.date, event.result["environment"])
+        cells |= {
+            number: measured(_cell(plan, plan.cells[number], event.failed), event) for number in numbers
+        }
+        end = event.failed or ("already measured" if event.cached else "done")
+        yield Progress(len(cells), total, f"{what}: {end}", ended=True)
     yield TableRecord(
         table=plan.table,
         title=TABLES[plan.table].title,
@@ -105,33 +85,58 @@ def run_table(
         cut=plan.cut,
         command=command,
         date=now(),
-        environment=latest[1],
-        cells=tuple(ordered),
+        environment=environment[1],
+        cells=tuple(cells[number] for number in range(total)),
     )
 
 
+def _train(plan: Plan, workers: int) -> Iterator[tuple[Training, str | None, str]]:
+    """Run the trainings of a plan. Yields a training, its progress (None: it has ended), and its error, if
+    any."""
+    for number, message in run_local(run_training, plan.trainings, workers=workers):
+        if isinstance(message, str):
+            yield plan.trainings[number], message, ""
+        else:
+            yield plan.trainings[number], None, message["failed"] or ""
+
+
+def _jobs(plan: Plan, untrained: Mapping[tuple[str, Zoo], str]) -> tuple[dict[int, Job], dict[int, Cell]]:
+    """Return the job of each cell, by its number, and the cells that cannot be run."""
+    jobs: dict[int, Job] = {}
+    failed: dict[int, Cell] = {}
+    images = QUICK_IMAGES if plan.options.quick else None
+    for number, planned in enumerate(plan.cells):
+        reason = planned.failed or untrained.get((planned.model, planned.zoo))
+        if reason is None:
+            try:
+                jobs[number] = job_for(_request(plan, planned), images, planned.zoo)
+            except ConfigError as error:
+                reason = str(error)
+        if reason is not None:
+            failed[number] = _cell(plan, planned, reason)
+    return jobs, failed
+
+
 def _request(plan: Plan, planned: Planned) -> DefenseRequest:
-    """Raises ConfigError, UnknownNameError."""
-    wanted = planned.wanted
-    card = planned.zoo.card(planned.model)
-    settings = dict(plan.changes.get(wanted.defense, {})) | {"seed": plan.options.seed}
-    config = defense_config(wanted.defense, card, **settings)
-    if wanted.terms is not None:
+    """Return the request of a cell. Raises ConfigError, UnknownNameError."""
+    cell = planned.request
+    settings = dict(plan.changes.get(cell.defense, {})) | {"seed": plan.options.seed}
+    config = defense_config(cell.defense, planned.zoo.card(planned.model), **settings)
+    if cell.terms is not None:
         assert isinstance(config, NPDConfig)
-        config = only(config, wanted.terms)
+        config = only(config, cell.terms)
     return DefenseRequest(
         model=planned.model,
-        defense=wanted.defense,
-        layer=wanted.layer,
-        clean=wanted.clean,
+        defense=cell.defense,
+        layer=cell.layer,
+        clean=cell.clean,
         config=config,
         device=plan.options.device,
     )
 
 
 def only(config: NPDConfig, terms: str) -> NPDConfig:
-    """The config with the weight of every term of the loss taken away but of those in `terms`, such as
-    `bn+bce2`."""
+    """Return the config with only the loss terms in `terms`, such as `bn+bce2`; the others get weight 0."""
     kept = terms.split("+")
     if all(term in kept for term in config.weights):
         return config
@@ -139,22 +144,22 @@ def only(config: NPDConfig, terms: str) -> NPDConfig:
     return replace(config, lambda1=bn, lambda2=asr, lambda3=bce1, lambda4=bce2)
 
 
-def _cell(plan: Plan, planned: Planned, outcome: Outcome | None, failed: str | None) -> Cell:
-    wanted = planned.wanted
-    cell = Cell(
-        row=dict(wanted.row),
+def _cell(plan: Plan, planned: Planned, failed: str | None) -> Cell:
+    """Return a cell without numbers."""
+    cell = planned.request
+    return Cell(
+        row=dict(cell.row),
         model=planned.model,
-        defense=wanted.defense,
-        layer=wanted.layer,
+        defense=cell.defense,
+        layer=cell.layer,
         seed=plan.options.seed,
-        published=published(plan.table, plan.dataset, wanted.attack, wanted.defense, wanted.row),
+        published=published(plan.table, plan.dataset, cell.attack, cell.defense, cell.row),
         failed=failed,
     )
-    return cell if outcome is None else measured(cell, outcome)
 
 
 def measured(cell: Cell, outcome: Outcome) -> Cell:
-    """The cell with what a job has brought."""
+    """Return the cell with the numbers of a job."""
     request = outcome.job.request
     cell = replace(
         cell,

@@ -1,9 +1,8 @@
-"""One run of a sweep: what it is, how it is done in whatever process does it, and how its result is kept on
-disk.
+"""One run of a sweep: the job, how a worker process runs it, and how its result is stored.
 
     <paths.sweeps()>/<key of the request>-<sha256 of the model, 8 digits>[-<test images>].json
 
-No torch until a job is run.
+Imports torch only when a job runs.
 """
 
 from __future__ import annotations
@@ -32,53 +31,53 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A request, the very model that it is for, and how many test images measure it."""
+    """A request, the hash of its model, and the number of test images."""
 
     request: DefenseRequest
     sha256: str
-    """Of the model's weights: a model that was made anew is another job."""
+    """Of the model's weights: retraining a model makes it another job."""
     images: int | None = None
     """Test images; None: all."""
     zoo: Zoo = Zoo()
-    """Holds the model; without a root, the default zoo of the process that does the job."""
+    """Holds the model. Without a root: the default zoo of the process that runs the job."""
 
     @property
     def name(self) -> str:
-        """Equal jobs have equal names; that of its file."""
+        """The name of its file; equal jobs have equal names."""
         return f"{self.request.key}-{self.sha256[:8]}" + (f"-{self.images}" if self.images else "")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values. The zoo is left out: the hash identifies the model."""
+        """Return plain JSON values. The zoo is left out: the hash identifies the model."""
         return {"request": self.request.to_dict(), "sha256": self.sha256, "images": self.images}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a job."""
+    """The end of a job."""
 
     job: Job
     result: Mapping[str, Any] | None
-    """What `run_defense` measured, without the indices of the clean images; None when it came to nothing."""
+    """The result of `run_defense` without the indices of the clean images; None when there is none."""
     failed: str | None
-    """Why there is no result, or why it is one of a training that failed."""
+    """Why there is no result, or why its training counts as failed."""
     date: str
     """When it ended, ISO 8601."""
     workers: int = 1
-    """How many jobs shared the machine meanwhile; 0: it was done on a cluster, where nobody knows."""
+    """How many jobs shared the machine; 0: unknown, as it ran on a cluster."""
     cached: bool = False
-    """Whether it was there already."""
+    """Whether it was read from disk."""
 
 
 def job_for(request: DefenseRequest, images: int | None = None, zoo: Zoo = Zoo()) -> Job:
-    """The job of a request, with the model as it is now. Raises UnknownNameError, CheckpointError."""
+    """Return the job of a request, for the model as it is now. Raises UnknownNameError, CheckpointError."""
     card = zoo.card(request.model)
     if images is not None and images >= get_dataset(card.dataset).test_images:
         images = None
     return Job(request=request, sha256=card.files.get(WEIGHTS, ""), images=images, zoo=zoo)
 
 
-def kept(job: Job, folder: Path) -> Outcome | None:
-    """The outcome of a job from an earlier time; None when there is none that can be read and is of this very
+def stored(job: Job, folder: Path) -> Outcome | None:
+    """Return the stored outcome of a job; None when there is none, or the file is unreadable or of another
     job."""
     try:
         values = json.loads((folder / f"{job.name}.json").read_text(encoding="utf-8"))
@@ -86,32 +85,31 @@ def kept(job: Job, folder: Path) -> Outcome | None:
             return None
         layer = values["result"].get("layer")
         if layer is not None and job.request.layer is None and layer != job.zoo.card(job.request.model).layer:
-            return None  # measured when the point that needs no name was another one
+            return None  # measured when the default layer was another one
         parts = {name: values[name] for name in ("result", "failed", "date", "workers")}
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # made anew, and then replaced
+        return None  # run again, which replaces the file
     return Outcome(job=job, cached=True, **parts)
 
 
-def keep(outcome: Outcome, folder: Path) -> None:
-    """Write an outcome that has a result, so that `kept` finds it. Raises StorageError."""
+def store(outcome: Outcome, folder: Path) -> None:
+    """Store an outcome that has a result, for `stored` to find. Raises StorageError."""
     if outcome.result is not None:
         parts = {name: value for name, value in asdict(outcome).items() if name not in ("job", "cached")}
         write_json(folder / f"{outcome.job.name}.json", {"job": outcome.job.to_dict(), **parts})
 
 
 def now() -> str:
-    """This second, ISO 8601 in UTC."""
+    """Return the current second, ISO 8601 in UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 _one_at_a_time = threading.Lock()
-"""Threads of one process, such as a Dask worker's, take turns: torch uses all its threads for one
-training."""
+"""Threads of one process, such as a Dask worker's, take turns: one training uses all of torch's threads."""
 
 
 def run_job(job: Job) -> Iterator[str | dict[str, Any]]:
-    """Do a job: yields a note an epoch, at the end {"result", "failed"}. Whatever goes wrong is said in
+    """Run a job. Yields a progress text per epoch, and at the end {"result", "failed"}, with any error in
     `failed`."""
     with _one_at_a_time:
         try:
@@ -128,7 +126,7 @@ def _run(job: Job) -> Iterator[str | dict[str, Any]]:
     model = job.request.model
     if job.zoo.card(model).files.get(WEIGHTS, "") != job.sha256:
         raise CheckpointError(
-            f"{model} is another one here than where the sweep was started: copy the zoo anew."
+            f"{model} differs from the model where the sweep was started: copy the zoo again."
         )
     yield "measuring the model"
     _warm_up()
@@ -147,8 +145,8 @@ def _run(job: Job) -> Iterator[str | dict[str, Any]]:
 
 @lru_cache(maxsize=1)
 def _warm_up() -> None:
-    """What torch loads at the first training step of a process takes seconds, which are not the first
-    job's."""
+    """Take one training step: the first one in a process takes seconds, which would count for the first
+    job."""
     import torch
 
     weight = torch.ones(1, requires_grad=True)
@@ -160,7 +158,7 @@ def _warm_up() -> None:
 
 @lru_cache(maxsize=8)
 def _before(zoo: Zoo, model: str, sha256: str, images: int | None, device: str) -> Metrics:
-    """The undefended model, measured once for all jobs of a process; `sha256` is part of the key."""
+    """Measure the undefended model, once for all jobs of a process; `sha256` is part of the cache key."""
     from npd_core.device import resolve_device
     from npd_core.evaluation import evaluate, test_sets
 
@@ -171,18 +169,18 @@ def _before(zoo: Zoo, model: str, sha256: str, images: int | None, device: str) 
 
 
 def ratio_zoo(poison_ratio: float) -> Zoo:
-    """The models trained here at another poison ratio than the zoo's, which an id does not tell apart."""
+    """Return the zoo of models trained here at another poison ratio; their ids are those of the main zoo."""
     return Zoo(paths.sweeps() / "models" / f"ratio-{poison_ratio:g}")
 
 
 def shipped_ratio_zoo(poison_ratio: float) -> Zoo:
-    """The models poisoned at another ratio that come with the zoo."""
+    """Return the zoo of shipped models of another poison ratio."""
     return Zoo(paths.pretrained() / f"ratio-{poison_ratio:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A model to be trained at a poison ratio of its own, into `ratio_zoo`."""
+    """A model to train at another poison ratio, into `ratio_zoo`."""
 
     model: str
     poison_ratio: float
@@ -190,7 +188,8 @@ class Training:
 
 
 def run_training(task: Training) -> Iterator[str | dict[str, Any]]:
-    """Train the model, going on where an interrupted training was: a note an epoch, at the end {"failed"}."""
+    """Train a model, resuming an interrupted training. Yields a progress text per epoch, and at the end
+    {"failed"}."""
     with _one_at_a_time:
         try:
             from npd_core.zoo.train import train_model

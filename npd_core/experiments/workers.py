@@ -1,5 +1,4 @@
-"""Tasks in processes of this machine. A process that is killed costs the task that it had, which is done
-again."""
+"""Run tasks in processes of this machine. When a process is killed, its task is run again."""
 
 from __future__ import annotations
 
@@ -21,8 +20,8 @@ THREADS = "OMP_NUM_THREADS"
 
 Message = str | dict[str, Any]
 Function = Callable[[Any], Iterator[Message]]
-"""What does a task: it yields notes, and at the end its result as a dict. Found by its name in the process,
-so it is at the top of a module."""
+"""Runs a task: yields progress texts, and at the end its result as a dict. A worker process imports it by
+name, so it must be at the top level of a module."""
 
 
 @dataclass
@@ -30,21 +29,21 @@ class _Worker:
     process: BaseProcess
     connection: Connection
     task: int | None = None
-    """Number of the task that it works on."""
+    """Number of its current task."""
 
 
 def run_local(
     function: Function, tasks: Sequence[Any], *, workers: int = 1, tries: int = 3
 ) -> Iterator[tuple[int, Message]]:
-    """Do all tasks in `workers` processes, which share the machine's threads.
+    """Run all tasks in `workers` processes, which share the machine's threads.
 
     Args:
-        tries: how often a task is begun whose process dies; then its result is {"failed": ...}.
+        tries: how often a task is started whose process dies; after that, its result is {"failed": ...}.
     Yields:
-        number of the task, and what the function yields for it.
+        The number of a task, and what the function yields for it.
     """
     waiting = deque(range(len(tasks)))
-    begun = [0] * len(tasks)
+    starts = [0] * len(tasks)
     live: list[_Worker] = []
     try:
         while waiting or any(worker.task is not None for worker in live):
@@ -53,8 +52,8 @@ def run_local(
                 if worker is None:
                     live.append(worker := _start(function, workers))
                 worker.task = waiting.popleft()
-                begun[worker.task] += 1
-                with contextlib.suppress(OSError):  # it died meanwhile, which is seen below
+                starts[worker.task] += 1
+                with contextlib.suppress(OSError):  # the process died; handled below
                     worker.connection.send(tasks[worker.task])
             busy = {worker.connection: worker for worker in live if worker.task is not None}
             for connection in wait(list(busy)):
@@ -67,7 +66,7 @@ def run_local(
                 except (EOFError, OSError):
                     live.remove(worker)
                     worker.process.join()
-                    if begun[task] < tries:
+                    if starts[task] < tries:
                         waiting.appendleft(task)
                         continue
                     message = {"failed": _died(worker.process.exitcode, tries)}
@@ -90,12 +89,12 @@ def _died(exitcode: int | None, tries: int) -> str:
 
 
 def _start(function: Function, workers: int) -> _Worker:
-    """A fresh process with its share of the threads. Ctrl-C reaches it too but is this process's affair, so
-    it is born with SIGINT blocked."""
+    """Start a process with its share of the threads. It starts with SIGINT blocked: this process handles
+    Ctrl-C."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, function), daemon=True)
-    resource_tracker.ensure_running()  # which would unblock it
+    resource_tracker.ensure_running()  # starting it later would unblock SIGINT
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     threads = os.environ.get(THREADS)
     try:
@@ -114,7 +113,7 @@ def _start(function: Function, workers: int) -> _Worker:
 
 
 def _serve(connection: Connection, function: Function) -> None:
-    """The life of a worker: tasks in, messages out, until the other end is closed."""
+    """Read tasks and send messages until the other end is closed."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, OSError):
         while True:

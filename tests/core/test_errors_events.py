@@ -27,7 +27,7 @@ def test_every_error_is_of_the_family():
     kinds = [
         value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)
     ]
-    assert len(kinds) == 6
+    assert len(kinds) == 7
     assert all(issubclass(kind, NPDError) for kind in kinds)
 
 

@@ -50,15 +50,15 @@ def test_every_cell_of_a_table(tiny_zoo, table, cells, quick, trainings):
     plan = plan_table(table, Options(dataset="signs"))
     assert len(plan.cells) == cells
     assert len(plan.trainings) == trainings
-    rows = [tuple(planned.wanted.row.values()) for planned in plan.cells]
+    rows = [tuple(planned.request.row.values()) for planned in plan.cells]
     assert len(set(rows)) == len(rows)
     short = plan_table(table, Options(dataset="signs", quick=True))
     assert len(short.cells) == quick
-    assert {tuple(p.wanted.row.values()) for p in short.cells} <= set(rows)
+    assert {tuple(p.request.row.values()) for p in short.cells} <= set(rows)
     assert (len(rows) > len(short.cells)) == any("left out" in sentence for sentence in short.cut)
     for planned in plan.cells:
-        if planned.wanted.attack != "badnets_a2o" and planned.wanted.poison_ratio is None:
-            model = f"signs-{planned.wanted.attack}-preact_resnet18-w4"
+        if planned.request.attack != "badnets_a2o" and planned.request.poison_ratio is None:
+            model = f"signs-{planned.request.attack}-preact_resnet18-w4"
             assert planned.failed == f"There is no model {model} here: make it with `npd zoo train {model}`."
 
 
@@ -294,7 +294,8 @@ def test_a_table_from_the_command_line_to_its_files(here, tiny_zoo, tmp_path, ca
     page = (tmp_path / "t.html").read_text()
     HTMLParser().feed(page)
     assert f"<td>{100 * done.after.asr:.2f}</td>" in page
-    assert "http" not in page
+    assert "http:" not in page
+    assert "https:" not in page
     assert "<script" not in page
 
     # once more: nothing is run, and the JSON on the screen is the record
@@ -343,7 +344,7 @@ def test_averages_are_printed_and_written_but_are_no_cells_of_the_record(
     *_, last = csv.DictReader(csv_file.read_text().splitlines())
     assert (last["attack"], last["defense"], last["model"]) == ("AVG", "fp", "")
     assert (float(last["acc"]), float(last["der"])) == (pytest.approx(0.85), pytest.approx(0.9))
-    assert "<th scope='row'>AVG</th>" in page.read_text()
+    assert '<th scope="row">AVG</th>' in page.read_text()
     assert [cell.row["attack"] for cell in find_table("table1", "signs").cells] == ["lf", "blended"]
 
 
@@ -368,7 +369,7 @@ def test_models_of_other_poison_ratios_that_come_with_the_zoo_are_not_trained_ag
         for name in ("ratio-0.05", "ratio-0.1"):
             shutil.rmtree(tiny_zoo_folder / name)
     assert [task.poison_ratio for task in plan.trainings] == [0.1]
-    five = next(cell for cell in plan.cells if cell.wanted.poison_ratio == 0.05)
+    five = next(cell for cell in plan.cells if cell.request.poison_ratio == 0.05)
     assert (five.model, five.zoo) == (tiny_zoo, Zoo(tiny_zoo_folder / "ratio-0.05"))
 
 

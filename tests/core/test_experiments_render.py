@@ -36,7 +36,7 @@ def test_columns_of_the_paper_are_there_where_it_prints_something():
 def test_csv_has_fractions_and_empty_fields():
     head, first, second, end = to_csv([PRINTED, FAILED], AXES).split("\n")
     assert dict(zip(head.split(","), first.split(","), strict=True)) == {
-        "attack": "blended", "defense": "npd", "model": "m", "defense_id": "npd", "insertion_point": "",
+        "attack": "blended", "defense": "npd", "model": "m", "defense_id": "npd", "insertion_layer": "",
         "acc_before": "0.99", "asr_before": "0.98", "ra_before": "0.01", "acc": "0.95", "asr": "0.02",
         "ra": "0.9",
         "der": "0.96", "seconds_train": "12.34", "seconds_evaluate": "3.0", "seed": "0", "device": "",
@@ -59,11 +59,11 @@ def page(*cells: Cell) -> str:
 def test_the_page_shows_numbers_and_reasons_as_text():
     text = page(PRINTED, FAILED, FAILED)
     assert "<td>95.00</td>" in text
-    assert "<td class=paper>91.18</td>" in text
+    assert '<td class="published">91.18</td>' in text
     assert text.count("No &lt;model&gt; &amp; no luck.") == 1  # once for the rows below each other
     assert "<li>&lt;cut&gt;</li>" in text
-    assert "this colour" in text
-    assert "this colour" not in page(CELL)
+    assert "in this color" in text
+    assert "in this color" not in page(CELL)
 
 
 def test_tables_1_and_2_end_with_the_means_of_several_attacks():

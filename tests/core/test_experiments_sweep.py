@@ -23,7 +23,7 @@ from npd_core.errors import ConfigError, DataMissingError, UnknownNameError
 from npd_core.experiments import sweep as module
 from npd_core.experiments.cluster import run_on_cluster
 from npd_core.experiments.grid import Grid, requests
-from npd_core.experiments.sweep import Note, sweep
+from npd_core.experiments.sweep import JobProgress, sweep
 from npd_core.experiments.task import Job, Outcome, job_for, run_job
 from npd_core.zoo import Zoo
 
@@ -85,7 +85,7 @@ def test_a_job_measures_what_a_single_run_measures_and_is_not_done_twice(here, j
     messages = list(sweep([*jobs, jobs[0]], folder=tmp_path))
     first = outcomes(messages)
     assert [outcome.job for outcome in first] == jobs
-    assert {m.text for m in messages if isinstance(m, Note)} == {"measuring the model", "epoch 1 of 1"}
+    assert {m.text for m in messages if isinstance(m, JobProgress)} == {"measuring the model", "epoch 1 of 1"}
     for outcome in first:
         assert outcome.failed is None
         assert measured(outcome.result) == single_run(outcome.job)
@@ -158,13 +158,13 @@ def test_what_was_measured_at_another_standard_point_is_not_taken(tiny_zoo, tmp_
     }
 
 
-def test_a_model_made_anew_is_another_job(jobs):
+def test_a_retrained_model_is_another_job(jobs):
     job = jobs[0]
     other = Job(request=job.request, sha256="f" * 64, images=job.images)
     assert other.name != job.name
     (message,) = list(run_job(other))
     assert message["result"] is None
-    assert "is another one here than where the sweep was started" in message["failed"]
+    assert message["failed"].startswith(job.request.model)
 
 
 def test_a_job_that_came_to_nothing_is_said_and_tried_again(here, tiny_zoo, tmp_path, monkeypatch):
