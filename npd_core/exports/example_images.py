@@ -19,7 +19,7 @@ from npd_core.data.load import class_names, load_dataset
 from npd_core.errors import ConfigError, NPDError
 from npd_core.evaluation import predict_proba
 from npd_core.exports.model_archive import read_repaired
-from npd_core.figures.gallery import Answer, Item, write_gallery
+from npd_core.figures.gallery import Item, Prediction, write_gallery
 from npd_core.zoo.weights import Backdoored
 
 
@@ -95,10 +95,10 @@ def first_of_each_class(labels: Tensor, usable: Tensor, count: int) -> list[int]
     return sorted(chosen.values())[:count]
 
 
-def top_class(names: Sequence[str], probabilities: Tensor) -> Answer:
+def top_class(names: Sequence[str], probabilities: Tensor) -> Prediction:
     """Return the most probable class of (K,) probabilities."""
     best = int(probabilities.argmax())
-    return Answer(names[best], round(float(probabilities[best]), 4))
+    return Prediction(names[best], round(float(probabilities[best]), 4))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ The page, `npd_core/templates/report.html`, loads and runs nothing: no script, e
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,8 +25,8 @@ from npd_core.exports.model_archive import Repaired, read_repaired
 from npd_core.figures import svg
 from npd_core.figures.attributions import map_image
 from npd_core.figures.curves import DASHES, read_losses, read_metrics
-from npd_core.figures.gallery import Answer
-from npd_core.figures.predictions import png
+from npd_core.figures.gallery import Prediction
+from npd_core.figures.predictions import data_url
 from npd_core.names import CURVES, LOSS_TERMS, METRICS
 from npd_core.runs.event_log import EventLog
 from npd_core.runs.store import EVENTS, Run
@@ -204,11 +203,11 @@ def _maps(found: Repaired, images: Mapping[str, np.ndarray], names: Sequence[str
 
 def _tile(image: np.ndarray, title: str, caption: str, kind: str = "benign") -> Tile:
     """Return the tile of an image, (3, H, W) uint8."""
-    return Tile(f"data:image/png;base64,{base64.b64encode(png(image)).decode()}", title, caption, kind)
+    return Tile(data_url(image), title, caption, kind)
 
 
-def _prediction(answer: Answer) -> str:
-    return f"{answer.label}, {percent(answer.probability)}"
+def _prediction(prediction: Prediction) -> str:
+    return f"{prediction.label}, {percent(prediction.probability)}"
 
 
 def _model(found: Repaired) -> dict[str, Any]:

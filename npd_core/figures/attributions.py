@@ -1,4 +1,4 @@
-"""Attribution maps on one colour scale, and the channels that the polarizer suppressed."""
+"""Attribution maps on one color scale, and the channels that the polarizer suppresses."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from npd_core.figures import theme
 
 
 class MapGrid(NamedTuple):
-    """Pictures in the first column, one map for each picture and network in the others."""
+    """Images in the first column, one map per image and network in the others."""
 
     rows: list[str]
-    """What each picture is: clean, triggered."""
+    """Name of each image: clean, triggered."""
     columns: list[str]
     """Which network each map explains."""
-    pictures: list[np.ndarray]
-    """One for each row, (3, H, W) uint8."""
+    images: list[np.ndarray]
+    """One per row, (3, H, W) uint8."""
     maps: list[list[np.ndarray]]
     """By row, then column, (H, W), signed."""
     scale: float
-    """Colours run from -scale to scale in every map."""
+    """Colors run from -scale to scale in every map."""
     notes: list[list[str]]
-    """By row, then column: what that network says of the picture."""
+    """By row, then column: the network's prediction."""
     unit: str
-    """What the maps add up to, in words."""
+    """Text: what the maps add up to."""
 
 
 class ChannelBars(NamedTuple):
-    """The channels whose contribution to a logit the polarizer lowered most, most first."""
+    """The channels whose contribution to a logit the polarizer lowers most, in descending order."""
 
     channels: list[int]
     before: list[float]
@@ -44,13 +44,13 @@ class ChannelBars(NamedTuple):
     """Mean absolute activation that reaches the polarizer."""
     activation_after: list[float]
     share: float
-    """Of all lowering over all channels, the part of the channels shown, in [0, 1]."""
+    """Share of these channels in the whole lowering, in [0, 1]."""
     logit_before: float
     logit_after: float
 
 
 def scale_stops(mode: str | None) -> list[tuple[float, str]]:
-    """Diverging colours: blue speaks against the class, orange for it, the page's own ground is nothing."""
+    """Return diverging colors: blue is against the class, orange for it, the page background neutral."""
     middle = "#F4F5FA" if mode != "dark" else "#161D35"
     cold, warm = ("#003A66", "#7A2E00") if mode != "dark" else ("#BFE4FF", "#FFD9BD")
     colors = theme.palette(mode)
@@ -58,11 +58,11 @@ def scale_stops(mode: str | None) -> list[tuple[float, str]]:
 
 
 def map_image(found: np.ndarray, scale: float, mode: str | None = "light") -> np.ndarray:
-    """A map as a picture in the colours of `scale_stops`; what lies beyond the scale takes the end colours.
+    """Return a map as an image in the colors of `scale_stops`; values beyond the scale take the end colors.
 
     Args:
         found: (H, W), signed.
-        scale: value of the last colour; minus that of the first.
+        scale: value of the last color; its negative is the first.
     Returns:
         (3, H, W) uint8.
     """
@@ -85,9 +85,9 @@ def channel_bars(
     logit_after: float,
     top: int = 12,
 ) -> ChannelBars:
-    """The record of `top` channels, by how much of the logit the polarizer took from them.
+    """Return the `top` channels by how much of the logit the polarizer took from them.
 
-    Each sequence holds one number a channel, see `npd_core.attribution.ChannelAttribution`.
+    Each sequence holds one number per channel, see `npd_core.attribution.ChannelAttribution`.
     """
     gone = np.asarray(before, dtype=float) - np.asarray(after, dtype=float)
     chosen = [int(k) for k in np.argsort(-gone, kind="stable")[:top] if gone[k] > 0]
@@ -110,7 +110,7 @@ def channel_bars(
 
 
 def channel_figure(bars: ChannelBars, mode: str | None = "light") -> go.Figure:
-    """Contribution of each channel to the logit: hatched before, plain after the polarizer."""
+    """Draw the contribution of each channel to the logit: hatched before, plain after the polarizer."""
     colors = theme.palette(mode)
     names = [f"#{k}" for k in bars.channels]
     rows = [

@@ -1,4 +1,4 @@
-"""Curves of one run: every loss term, and ACC, ASR, RA, from the records of its events."""
+"""Curves of one run from its events: loss terms, and ACC, ASR and RA."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class MetricCurves(NamedTuple):
 
 
 def read_losses(records: Iterable[Mapping[str, Any]], limit: int = 300) -> LossCurves:
-    """Losses by step, or by epoch where no step was kept.
+    """Return the losses by step, or by epoch where there are no step events.
 
     Args:
         records: events as plain values, in order (see npd_core.events.to_record).
-        limit: largest number of points; more are thinned evenly, the last one kept.
+        limit: largest number of points; more are thinned evenly, keeping the last.
     """
     records = list(records)
     per_epoch = next((int(r["steps_per_epoch"]) for r in records if r["type"] == "Started"), 1) or 1
@@ -65,11 +65,11 @@ def read_losses(records: Iterable[Mapping[str, Any]], limit: int = 300) -> LossC
 def read_metrics(
     records: Iterable[Mapping[str, Any]], before: Mapping[str, Any] | None = None
 ) -> MetricCurves:
-    """ACC, ASR, RA after every measured epoch.
+    """Return ACC, ASR and RA after every measured epoch.
 
     Args:
         records: events as plain values, in order.
-        before: the same three for the model without a polarizer, drawn at epoch 0.
+        before: those of the model without a polarizer, for epoch 0.
     """
     rows: dict[int, Mapping[str, Any]] = {0: before} if before else {}
     for record in records:
@@ -80,11 +80,11 @@ def read_metrics(
 
 
 def loss_figure(curves: LossCurves, mode: str | None = "light", epochs: int | None = None) -> go.Figure:
-    """Loss terms over the epochs, on a log scale; told apart by dash and word as well as colour.
+    """Draw the loss terms over the epochs on a log scale, each with its own dash and color.
 
     Args:
         mode: "light" or "dark".
-        epochs: right end of the axis; None: where the data end.
+        epochs: right end of the axis; None: the end of the data.
     """
     colors = theme.palette(mode)
     shades = {
@@ -121,11 +121,11 @@ def loss_figure(curves: LossCurves, mode: str | None = "light", epochs: int | No
 
 
 def metric_figure(curves: MetricCurves, mode: str | None = "light", epochs: int | None = None) -> go.Figure:
-    """ACC, ASR and RA over the epochs, in percent; ASR is the dashed line with crosses.
+    """Draw ACC, ASR and RA over the epochs, in percent.
 
     Args:
         mode: "light" or "dark".
-        epochs: right end of the axis; None: where the data end.
+        epochs: right end of the axis; None: the end of the data.
     """
     colors = theme.palette(mode)
     shades = {"acc": colors.benign, "asr": colors.trigger, "ra": colors.polarizer}
@@ -155,5 +155,5 @@ def metric_figure(curves: MetricCurves, mode: str | None = "light", epochs: int 
 
 
 def _drawn(value: float | None) -> float | None:
-    """A loss on a log scale, to four digits: what is drawn again and again has to be short."""
+    """Return a loss for a log scale with four digits, to keep figures small while they update."""
     return float(f"{value:.4g}") if value is not None and value > 0 else None

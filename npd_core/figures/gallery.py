@@ -1,19 +1,16 @@
-"""A strip of test images kept with a recorded run: what the network says of each, clean, triggered, purified.
-No torch.
+"""Test images of a recorded run with their predictions: clean, triggered, and with the polarizer. No torch.
 
-    <run>/gallery.png    two rows of N tiles of `size` pixels: clean images above, with the trigger below
+    <run>/gallery.png    two rows of N images of `size` pixels: clean above, triggered below
     <run>/gallery.json   {"size": 32, "items": [{"index": 17, "truth": "stop",
                             "clean": {"label": "stop", "probability": 0.99}, "triggered": {…}, "purified":
                             {…}}, …]}
 
-`clean` and `triggered` are answers of the backdoored network, `purified` is its answer to the triggered image
-with the polarizer in place: the polarizer works on features, so the pixels are those of the triggered image.
+`clean` and `triggered` are predictions of the backdoored network; `purified` is the prediction for the
+triggered image with the polarizer, which acts on features and leaves the pixels unchanged.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,13 +22,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from npd_core.errors import ConfigError
+from npd_core.figures.predictions import data_url
 from npd_core.fileio import staged
 
 JSON, PNG = "gallery.json", "gallery.png"
 
 
 @dataclass(frozen=True)
-class Answer:
+class Prediction:
     """The most probable class and its probability in [0, 1]."""
 
     label: str
@@ -40,19 +38,19 @@ class Answer:
 
 @dataclass(frozen=True)
 class Item:
-    """One test image. Its two pictures are data addresses of PNGs, filled in by `read_gallery`."""
+    """One test image. Its two data URLs are filled in by `read_gallery`."""
 
     index: int
     truth: str
-    clean: Answer
-    triggered: Answer
-    purified: Answer
-    clean_picture: str = ""
-    triggered_picture: str = ""
+    clean: Prediction
+    triggered: Prediction
+    purified: Prediction
+    clean_url: str = ""
+    triggered_url: str = ""
 
 
 def read_gallery(folder: Path) -> list[Item]:
-    """The strip of a run; [] where there is none, or none that can be read."""
+    """Return the gallery of a run; [] where there is none or it is unreadable."""
     try:
         record = json.loads((folder / JSON).read_text(encoding="utf-8"))
         size = int(record["size"])
@@ -60,8 +58,8 @@ def read_gallery(folder: Path) -> list[Item]:
             sheet = opened.convert("RGB")
         items = []
         for number, row in enumerate(record["items"]):
-            answers = {
-                name: Answer(str(row[name]["label"]), float(row[name]["probability"]))
+            predictions = {
+                name: Prediction(str(row[name]["label"]), float(row[name]["probability"]))
                 for name in ("clean", "triggered", "purified")
             }
             tiles = [
@@ -72,9 +70,9 @@ def read_gallery(folder: Path) -> list[Item]:
                 Item(
                     int(row["index"]),
                     str(row["truth"]),
-                    **answers,
-                    clean_picture=data_address(tiles[0]),
-                    triggered_picture=data_address(tiles[1]),
+                    **predictions,
+                    clean_url=data_url(np.asarray(tiles[0]).transpose(2, 0, 1)),
+                    triggered_url=data_url(np.asarray(tiles[1]).transpose(2, 0, 1)),
                 )
             )
         return items
@@ -91,7 +89,7 @@ def write_gallery(
     """Write both files into the folder of a run.
 
     Args:
-        items: one per image; pictures in them are ignored.
+        items: one per image; their URLs are ignored.
         clean: (N, 3, S, S) uint8, as is `triggered`.
     Raises:
         ConfigError: the numbers of items and images differ, or there are none.
@@ -112,10 +110,3 @@ def write_gallery(
     with staged(folder / PNG, folder / JSON) as (image, description):
         Image.fromarray(np.concatenate(rows, axis=0)).save(image, format="png", optimize=True)
         description.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def data_address(image: Image.Image) -> str:
-    """The picture as a data address, for HTML that works offline."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

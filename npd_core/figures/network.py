@@ -1,5 +1,4 @@
-"""What a drawing of a network needs: its stages, blocks, convolutions, and where a polarizer can sit. No
-torch here."""
+"""The plan of a network for its drawing: stages, blocks, convolutions and insertion layers. No torch."""
 
 from __future__ import annotations
 
@@ -13,11 +12,11 @@ from npd_core.figures.tables import percent
 from npd_core.names import METRICS
 
 KINDS = {
-    "before": "just before a convolution (the paper's place)",
+    "before": "just before a convolution (as in the paper)",
     "after": "just after a convolution",
     "stream": "on the residual stream, before a block: the shortcut is filtered too",
 }
-"""Kinds of insertion point, with the words shown for each."""
+"""Kinds of insertion layer, with the text shown for each."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +41,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Stage:
-    """A row at one resolution: of residual blocks, or of plain convolutions where there is no shortcut."""
+    """A row of equal resolution: residual blocks, or plain convolutions where there is no shortcut."""
 
     name: str
     channels: int
     size: int
     blocks: tuple[Block, ...] = ()
     plain: tuple[Conv, ...] = ()
-    """Convolutions in a chain; behind the last, a 2x2 maximum."""
+    """Convolutions in a chain, followed by 2x2 max pooling."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +57,12 @@ class Plan:
 
     arch: str
     stem: Conv | None
-    """The convolution before the first stage; None: the first stage is given the image."""
+    """The convolution before the first stage; None: the first stage takes the image."""
     stages: tuple[Stage, ...]
     classes: int
 
     def convs(self) -> list[Conv]:
-        """All convolutions; within a block the two main ones, then the shortcut."""
+        """Return all convolutions; within a block the two main ones, then the shortcut."""
         found = [self.stem] if self.stem else []
         for stage in self.stages:
             found += stage.plain
@@ -72,15 +71,15 @@ class Plan:
         return found
 
     def layers(self) -> list[str]:
-        """Every insertion point in its canonical spelling: before each convolution, after each, before each
-        block."""
+        """Return every insertion layer in canonical spelling: before and after convolutions, before
+        blocks."""
         names = [conv.name for conv in self.convs()]
         blocks = [block.name for stage in self.stages for block in stage.blocks]
         return [*names, *(f"after:{name}" for name in names), *(f"stream:{name}" for name in blocks)]
 
     def forward(self) -> list[str]:
-        """Every insertion point in the order of the forward pass: on the stream, then before, then after each
-        convolution; a shortcut comes after the two convolutions that it passes by."""
+        """Return every insertion layer in forward order; a shortcut follows the two convolutions of its
+        block."""
         places = {conv.name: number for number, conv in enumerate(self.convs())}
         for stage in self.stages:
             places |= {block.name: places[block.convs[0].name] for block in stage.blocks}
@@ -93,17 +92,17 @@ class Plan:
         return sorted(self.layers(), key=place)
 
     def kinds(self) -> dict[str, str]:
-        """The entries of KINDS that this network offers: no residual stream without a block."""
+        """Return the KINDS of this network; without blocks there is no residual stream."""
         blocks = any(stage.blocks for stage in self.stages)
         return {kind: words for kind, words in KINDS.items() if blocks or kind != "stream"}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values for a drawing."""
+        """Return plain JSON values for the drawing."""
         return asdict(self)
 
 
 def plan(arch: str, width: int, image_size: int, num_classes: int) -> Plan:
-    """The plan of an architecture at a width. Raises UnknownNameError for one that has no drawing.
+    """Return the plan of an architecture. Raises UnknownNameError where there is no drawing.
 
     Args:
         width: channels of the first stage.
@@ -142,7 +141,7 @@ def _vgg19_bn(width: int, image_size: int, num_classes: int) -> Plan:
             plain.append(Conv(f"features.{place}", channels, out, size))
             channels, place = out, place + 3  # convolution, BatchNorm, ReLU
         stages.append(Stage(f"stage {number + 1}", out, size, plain=tuple(plain)))
-        size, place = size // 2, place + 1  # the maximum
+        size, place = size // 2, place + 1  # max pooling
     return Plan("vgg19_bn", None, tuple(stages), num_classes)
 
 
@@ -154,13 +153,14 @@ PLANS: dict[str, Callable[[int, int, int], Plan]] = {
 
 
 def kind_of(layer: str) -> tuple[str, str]:
-    """Kind and module path of an insertion point: "after:layer1.0.conv1" -> ("after", "layer1.0.conv1")."""
+    """Return kind and module path of an insertion layer: "after:layer1.0.conv1" -> ("after",
+    "layer1.0.conv1")."""
     kind, colon, module = layer.partition(":")
     return (kind, module) if colon else ("before", layer)
 
 
 def describe(layer: str) -> str:
-    """An insertion point in words, for people and screen readers."""
+    """Return an insertion layer in words, for the page and for screen readers."""
     kind, module = kind_of(layer)
     return {"before": "before", "after": "after", "stream": "residual stream before"}.get(
         kind, kind
@@ -173,25 +173,25 @@ SCALES: dict[str, tuple[float | None, float]] = {
     "ra": (0.0, 1.0),
     "der": (0.5, 1.0),
 }
-"""Ends of the colour scale of each metric; None: the ten points below the least value, as ACC differs by
-little."""
+"""Ends of the color scale of each metric. None: the least value rounded down to 10%, as ACC varies little."""
 
 
 @dataclass(frozen=True)
 class Tint:
-    """A drawing coloured by a metric."""
+    """Colors of a drawing by a metric."""
 
     metric: str
     """A name in METRICS."""
     low: float
-    """Value that has no colour."""
+    """Value without color."""
     high: float
-    """Value that has all of it."""
+    """Value of full color."""
     values: Mapping[str, float]
-    """Insertion point -> fraction."""
+    """Insertion layer -> fraction."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values for a drawing: words, and for each point how much colour it has, in [0, 1]."""
+        """Return plain JSON values for the drawing: texts, and the share of color of each layer, in [0,
+        1]."""
         span = self.high - self.low
         return {
             "metric": self.metric,
@@ -210,11 +210,10 @@ class Tint:
 
 
 def tint(metric: str, values: Mapping[str, float]) -> Tint | None:
-    """Colours for what was measured; None when nothing was. Raises UnknownNameError for a metric that is
-    none.
+    """Return the colors of measured layers; None when there are none. Raises UnknownNameError.
 
     Args:
-        values: insertion point -> fraction in [0, 1].
+        values: insertion layer -> fraction in [0, 1].
     """
     if metric not in SCALES:
         raise unknown_name("metric", metric, SCALES)

@@ -1,4 +1,4 @@
-"""Predictions of one picture or of many: who is right, who is hijacked, and the probabilities behind it."""
+"""Predictions for one image or many: right, hijacked or wrong, and their probabilities."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from npd_core.figures import theme
 
 Verdict = Literal["right", "hijacked", "wrong"]
 GAIN = 10
-"""How much the difference of two pictures is amplified where it is shown."""
+"""Amplification of the difference of two images."""
 
 
 class Bars(NamedTuple):
-    """Probabilities of a few classes, before and after the polarizer, as fractions. Most important class
-    first."""
+    """Probabilities of a few classes without and with the polarizer, as fractions, in descending order."""
 
     classes: list[str]
     indices: list[int]
@@ -28,13 +27,13 @@ class Bars(NamedTuple):
     polarized: list[float] | None
     """None without a polarizer."""
     label: int | None
-    """Place of the true class in these lists; None where nobody knows it."""
+    """Position of the true class in these lists; None where it is unknown."""
     target: int | None
-    """Place of the attacker's class; None where nobody wants one."""
+    """Position of the attacker's class; None where there is none."""
 
 
 class Tally(NamedTuple):
-    """How many of a handful of pictures came out which way."""
+    """Numbers of images by verdict."""
 
     right: int
     hijacked: int
@@ -46,27 +45,25 @@ class Tally(NamedTuple):
 
 
 def judge(prediction: int, label: int, target: int) -> Verdict:
-    """`right` for the true class, `hijacked` for the attacker's where that is not the true one, otherwise
-    `wrong`."""
+    """Return `right` for the true class, `hijacked` for the attacker's, otherwise `wrong`."""
     if prediction == label:
         return "right"
     return "hijacked" if prediction == target else "wrong"
 
 
 def tally(predictions: Iterable[int], labels: Iterable[int], targets: Iterable[int]) -> Tally:
-    """Count the verdicts of many pictures, given class numbers of equal length."""
+    """Count the verdicts of many images. Args: class numbers, equally many of each."""
     verdicts = [judge(*three) for three in zip(predictions, labels, targets, strict=True)]
     return Tally(*(verdicts.count(name) for name in ("right", "hijacked", "wrong")))
 
 
 def top_classes(probabilities: Sequence[np.ndarray], always: Iterable[int] = (), top: int = 5) -> list[int]:
-    """Classes worth showing: those that `always` names, then the most probable in any row, in order of
-    probability.
+    """Return the classes to show: those in `always`, and the most probable in any row, by probability.
 
     Args:
         probabilities: rows of K probabilities.
-        always: classes that are shown whatever their probability.
-        top: how many are shown in all, at least the number in `always`.
+        always: classes that are always shown.
+        top: number of classes in all, at least the number in `always`.
     """
     peak = np.max(np.stack(list(probabilities)), axis=0)
     order = [int(k) for k in np.argsort(-peak, kind="stable")]
@@ -83,11 +80,10 @@ def probability_bars(
     target: int | None,
     top: int = 6,
 ) -> Bars:
-    """The record of one picture: at most `top` classes, true and wanted class (where there is one) always
-    among them.
+    """Return at most `top` classes of one image, always with the true and the attacker's class, if any.
 
     Args:
-        backdoored, polarized: (K,) probabilities of the same picture.
+        backdoored, polarized: (K,) probabilities for the same image.
         names: class names by number.
     """
     rows = [backdoored] if polarized is None else [backdoored, polarized]
@@ -103,14 +99,13 @@ def probability_bars(
 
 
 def probability_figure(bars: Bars, mode: str | None = "light", before: str = "backdoored") -> go.Figure:
-    """Two bars a class, hatched for the backdoored network and plain for the polarized one; percent beside
-    each.
+    """Draw two bars per class: hatched for the backdoored network, plain with the polarizer.
 
     A tick marks the true class, a warning sign the attacker's. `before` names the network without the
     polarizer.
     """
     colors = theme.palette(mode)
-    marks = {bars.target: "⚠ ", bars.label: "✓ "}  # None is the place of no class
+    marks = {bars.target: "⚠ ", bars.label: "✓ "}  # None is no position
     words = [marks.get(i, "") + name for i, name in enumerate(bars.classes)]
     rows = [(before, bars.backdoored, colors.trigger, "/")]
     if bars.polarized is not None:
@@ -149,8 +144,7 @@ def probability_figure(bars: Bars, mode: str | None = "light", before: str = "ba
 
 
 def difference(clean: np.ndarray, triggered: np.ndarray, gain: int = GAIN) -> np.ndarray:
-    """What the trigger changed, made visible: mid grey where nothing, brighter or darker by `gain` times the
-    change.
+    """Return the change by the trigger as an image: mid gray, brighter or darker by `gain` times the change.
 
     Args:
         clean, triggered: uint8, any equal shape.
@@ -162,7 +156,7 @@ def difference(clean: np.ndarray, triggered: np.ndarray, gain: int = GAIN) -> np
 
 
 def png(image: np.ndarray, scale: int = 1) -> bytes:
-    """A PNG file of one picture, every pixel drawn `scale` times as wide and as high.
+    """Return an image as a PNG file, enlarged `scale` times without smoothing.
 
     Args:
         image: (3, H, W) uint8.
@@ -174,5 +168,5 @@ def png(image: np.ndarray, scale: int = 1) -> bytes:
 
 
 def data_url(image: np.ndarray, scale: int = 1) -> str:
-    """The same PNG, written into an address that needs no server."""
+    """Return the PNG of an image as a data URL."""
     return "data:image/png;base64," + base64.b64encode(png(image, scale)).decode("ascii")

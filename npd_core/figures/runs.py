@@ -1,5 +1,4 @@
-"""Several runs beside each other: one row each, curves on one scale, and the settings in which they
-differ."""
+"""Several runs side by side: table rows, curves on one scale, and the settings that differ."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ SYMBOLS = ("circle", "x", "diamond", "square", "triangle-up", "cross")
 
 
 class Row(NamedTuple):
-    """One run as a line of a table. Fractions in [0, 1]; None where it was not measured."""
+    """One run as a table row. Fractions in [0, 1]; None where nothing was measured."""
 
     id: str
     kind: str
@@ -53,11 +52,11 @@ def read_row(
     request: Mapping[str, Any],
     result: Mapping[str, Any] | None,
 ) -> Row:
-    """The row of a run.
+    """Return the row of a run.
 
     Args:
         request: plain values of the DefenseRequest.
-        result: what the run measured, None before its end.
+        result: the result of the run; None before its end.
     """
     result = result or {}
     before, after = result.get("before") or {}, result.get("after") or {}
@@ -89,7 +88,7 @@ def read_row(
 
 
 def differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Settings that are not the same in all runs: name -> one value a run, in the order given.
+    """Return the settings that differ between runs: name -> one value per run, in the given order.
 
     Args:
         settings: by run, the plain values of its request; nested ones are named `config.rho`.
@@ -101,11 +100,11 @@ def differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]
 
 
 def comparison_figure(runs: Mapping[str, MetricCurves], mode: str | None = "light") -> go.Figure:
-    """ACC, ASR and RA side by side over the epochs, on one scale; a run keeps its colour, dash and mark in
-    all three.
+    """Draw ACC, ASR and RA side by side over the epochs; a run has the same color, dash and marker in all
+    three.
 
     Args:
-        runs: words for each run -> what was measured during it.
+        runs: name of a run -> its curves.
     """
     colors = theme.palette(mode)
     shades = (colors.benign, colors.trigger, colors.polarizer, colors.green, colors.text, colors.muted)
@@ -153,7 +152,7 @@ def comparison_figure(runs: Mapping[str, MetricCurves], mode: str | None = "ligh
 
 
 def outcome_figure(rows: Sequence[Row], names: Sequence[str], mode: str | None = "light") -> go.Figure:
-    """ACC, ASR and RA after each run as bars; pointing at one shows the value before."""
+    """Draw ACC, ASR and RA after each run as bars; the tooltip shows the value before."""
     colors = theme.palette(mode)
     looks = {"acc": (colors.benign, ""), "asr": (colors.trigger, "/"), "ra": (colors.polarizer, ".")}
     figure = go.Figure(

@@ -1,4 +1,4 @@
-"""One step in slow motion: logits as bars, perturbations as pictures, and numbers as formulas write them."""
+"""One training step in slow motion: logits as bars, perturbations as images, numbers for formulas."""
 
 from __future__ import annotations
 
@@ -14,57 +14,57 @@ from npd_core.figures.predictions import top_classes
 
 
 class LogitBars(NamedTuple):
-    """Logits of a few classes, the largest first, from one network or moment or from two."""
+    """Logits of a few classes, the largest first, in one or two rows."""
 
     classes: list[str]
     rows: dict[str, list[float]]
-    """Who or when -> one logit per class."""
+    """Name of the row -> one logit per class."""
     label: int
-    """Place of the true class in these lists."""
+    """Position of the true class in these lists."""
     target: int
-    """Place of y', the surrogate target."""
+    """Position of y', the surrogate target."""
 
 
 def logit_bars(
     rows: dict[str, np.ndarray], names: Sequence[str], label: int, target: int, top: int = 12
 ) -> LogitBars:
-    """The record: at most `top` classes, y and y' always among them, in the order of the last row.
+    """Return at most `top` classes, always with y and y', sorted by the last row.
 
     Args:
-        rows: who or when -> (K,) logits.
+        rows: name of the row -> (K,) logits.
         names: class names by number.
     """
     last = list(rows.values())[-1]
     chosen = sorted(top_classes(list(rows.values()), (label, target), top), key=lambda k: -float(last[k]))
     return LogitBars(
         [names[k] for k in chosen],
-        {who: [float(values[k]) for k in chosen] for who, values in rows.items()},
+        {name: [float(values[k]) for k in chosen] for name, values in rows.items()},
         chosen.index(label),
         chosen.index(target),
     )
 
 
 def logit_figure(bars: LogitBars, mode: str | None = "light") -> go.Figure:
-    """One bar a class and row, its number beside it; of two rows the first is hatched. A tick marks y."""
+    """Draw one bar per class and row; of two rows, the first is hatched. A tick marks y."""
     colors = theme.palette(mode)
     marks = {bars.target: "y′ ", bars.label: "✓ "}
     words = [marks.get(i, "") + name for i, name in enumerate(bars.classes)]
     styles = [(colors.muted, "/"), (colors.polarizer, "")][-len(bars.rows) :]
     drawn = []
-    for (who, values), (color, shape) in zip(bars.rows.items(), styles, strict=True):
+    for (row, values), (color, shape) in zip(bars.rows.items(), styles, strict=True):
         shades = [color] * len(values)
         if not shape:
             shades[bars.label], shades[bars.target] = colors.benign, colors.trigger
         drawn.append(
             go.Bar(
-                name=who,
+                name=row,
                 x=values,
                 y=words,
                 orientation="h",
                 text=[f"{v:.1f}" for v in values],
                 textposition="outside",
                 cliponaxis=False,
-                hovertemplate="%{y}: %{x:.3f}<extra>" + who + "</extra>",
+                hovertemplate="%{y}: %{x:.3f}<extra>" + row + "</extra>",
                 marker={"color": shades, "pattern": {"shape": shape, "size": 6, "solidity": 0.45}},
             )
         )
@@ -91,30 +91,30 @@ def logit_figure(bars: LogitBars, mode: str | None = "light") -> go.Figure:
     )
 
 
-def signed_picture(values: np.ndarray, scale: float) -> np.ndarray:
-    """Signed colour values as a picture: mid grey for 0, full brightness for `scale`, none for its negative.
+def signed_image(values: np.ndarray, scale: float) -> np.ndarray:
+    """Return signed values as an image: mid gray for 0, full brightness for `scale`, black for its negative.
 
     Args:
         values: (3, H, W).
-        scale: above 0; what lies beyond it is cut off.
+        scale: above 0; values beyond it are clipped.
     Returns:
         (3, H, W) uint8.
     """
     return np.clip(np.rint(127.5 + 127.5 * values / scale), 0, 255).astype(np.uint8)
 
 
-def picture(image: np.ndarray) -> np.ndarray:
-    """(3, H, W) in [0, 1] -> uint8."""
+def to_uint8(image: np.ndarray) -> np.ndarray:
+    """Return a (3, H, W) image in [0, 1] as uint8."""
     return np.clip(np.rint(255 * image), 0, 255).astype(np.uint8)
 
 
 def probability(logits: np.ndarray, k: int) -> float:
-    """s_k, softmax of the logits."""
+    """Return s_k, the softmax of the logits."""
     return math.exp(-_minus_log(logits, k))
 
 
 def rest(logits: np.ndarray, k: int) -> float:
-    """1 - s_k, summed over the other classes, so that it is right where s_k is almost 1."""
+    """Return 1 - s_k, summed over the other classes, which stays exact where s_k is almost 1."""
     return sum(probability(logits, other) for other in range(len(logits)) if other != k)
 
 
@@ -125,7 +125,7 @@ def _minus_log(logits: np.ndarray, k: int) -> float:
 
 
 def tex(value: float) -> str:
-    """A number for a formula, three digits: 0.0213, 12.3, 4.56 \\cdot 10^{-7}."""
+    """Return a number for a formula, three digits: 0.0213, 12.3, 4.56 \\cdot 10^{-7}."""
     if value == 0 or 1e-3 <= abs(value) < 1e5:
         digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
         return f"{value:.{min(digits, 5)}f}"

@@ -1,7 +1,6 @@
-"""Measured tables of the paper as figures: bars beside the published ones, curves over an axis, a table of
-tiles.
+"""Measured tables of the paper as figures: bars, curves, and a heatmap.
 
-A figure shows one metric, so that a narrow screen can put several below each other.
+Each figure shows one metric, so that a narrow screen can stack several.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ from npd_core.figures.runs import SYMBOLS
 from npd_core.names import METRICS
 
 SOURCES = {"recorded": "recorded here", "live": "live here", "published": "published in the paper"}
-"""Where a number comes from, in the order in which they are drawn."""
+"""Sources of a number, in drawing order."""
 PATTERNS = {"recorded": "", "live": ".", "published": "/"}
 
 
 class Outcome(NamedTuple):
-    """What one defense came to. Fractions in [0, 1], None where it is not known."""
+    """Measured numbers of one defense. Fractions in [0, 1]; None where unknown."""
 
     label: str
-    """Its place on the axis: a defense, a layer, a number of images."""
+    """Its position on the axis: a defense, a layer, a number of images."""
     source: str
     """A name in SOURCES."""
     acc: float | None = None
@@ -38,7 +37,7 @@ class Outcome(NamedTuple):
 
 
 def bars(outcomes: Sequence[Outcome], metric: str, mode: str | None = "light") -> go.Figure:
-    """One metric as a bar for each label; those of one label are told apart by their pattern.
+    """Draw one metric as a bar per label and source; the pattern shows the source.
 
     Args:
         metric: a name in METRICS.
@@ -57,7 +56,7 @@ def bars(outcomes: Sequence[Outcome], metric: str, mode: str | None = "light") -
 
 
 def time_bars(outcomes: Sequence[Outcome], mode: str | None = "light") -> go.Figure:
-    """Seconds of training by label. Of one source: those of two machines have no common scale."""
+    """Draw the training time by label, for one source: times of two machines cannot be compared."""
     colors = theme.palette(mode)
     (source,) = _sources(outcomes)
     labels = _labels(outcomes)
@@ -75,11 +74,11 @@ def curves(
     axis: str = "",
     mode: str | None = "light",
 ) -> go.Figure:
-    """One metric over the labels, a line for each series.
+    """Draw one metric over the labels, a line per series.
 
     Args:
-        series: words for a line, as "NPD" -> its outcomes. What is published stands beside it in the same
-            colour, dash and mark, hollow and thin; what was run live as a star.
+        series: name of a line, such as "NPD" -> its outcomes. Published ones have the same color, thin lines
+            and hollow markers; live ones are stars.
         metric: a name in METRICS.
         order: every label, from left to right.
         axis: title of the axis.
@@ -120,12 +119,14 @@ def along_layers(
     mode: str | None = "light",
     metrics: Sequence[str] = ("acc", "asr", "ra"),
 ) -> go.Figure:
-    """ACC, ASR and RA by insertion point. The line joins the points after a convolution, as in the paper's
-    Figure 3; other points stand as hollow marks, what was measured live as stars.
+    """Draw ACC, ASR and RA by insertion layer. A line joins the layers after a convolution, as in Figure 3.
+
+    Other layers are hollow markers, live measurements stars.
+
 
     Args:
-        outcomes: in forward order; `label` is the insertion point.
-        chosen: point that is marked by an upright line where it is among them.
+        outcomes: in forward order; `label` is the insertion layer.
+        chosen: layer to mark by a vertical line, where it is among them.
     """
     colors = theme.palette(mode)
     labels = _labels(outcomes)
@@ -164,11 +165,10 @@ def along_layers(
 def tiles(
     rows: Mapping[str, Mapping[str, float | None]], metric: str, mode: str | None = "light"
 ) -> go.Figure:
-    """One metric of every pair as a tile with its number in percent: the rows' names down, the columns'
-    across.
+    """Draw one metric of every row and column as a heatmap with numbers in percent.
 
     Args:
-        rows: as attack -> defense -> fraction; None, or a name that is missing, is an empty tile.
+        rows: attack -> defense -> fraction; None or a missing name leaves an empty cell.
     """
     colors = theme.palette(mode)
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
@@ -198,19 +198,18 @@ def tiles(
 
 
 def mix(first: str, second: str, share: float) -> str:
-    """A colour between two, as hex. Args: share: of the first, in [0, 1]; text on the mixture stays
-    readable."""
+    """Return a mixture of two hex colors. Args: share: of the first, in [0, 1]."""
     parts = [[int(color[at : at + 2], 16) for at in (1, 3, 5)] for color in (first, second)]
     return "#" + "".join(f"{round(share * a + (1 - share) * b):02X}" for a, b in zip(*parts, strict=True))
 
 
 def percent(value: float, unit: str = "%") -> str:
-    """A fraction for a person: a decimal where it says something, as "0.4%", "97.5%", "100%"."""
+    """Return a fraction as text: "0.4%", "97.5%", "100%"."""
     return f"{100 * value:.1f}".removesuffix(".0") + unit
 
 
 def seconds(value: float) -> str:
-    """A duration for a person, as "0.6", "12" and "1,169" seconds."""
+    """Return seconds as text: "0.6", "12", "1,169"."""
     return f"{value:.1f}" if value < 9.95 else f"{value:,.0f}"
 
 
@@ -219,8 +218,8 @@ def _labels(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def _sources(outcomes: Sequence[Outcome]) -> list[str]:
-    there = {outcome.source for outcome in outcomes}
-    return [source for source in SOURCES if source in there]
+    present = {outcome.source for outcome in outcomes}
+    return [source for source in SOURCES if source in present]
 
 
 def _source(words: str) -> str:
@@ -237,7 +236,7 @@ def _bar(
     source: str,
     color: str,
     colors: theme.Palette,
-    say: Callable[[float], str],
+    text_of: Callable[[float], str],
 ) -> go.Bar:
     return go.Bar(
         y=labels,
@@ -247,7 +246,7 @@ def _bar(
         offsetgroup=source,
         legendgroup=source,
         showlegend=False,
-        text=["" if value is None else say(value) for value in values],
+        text=["" if value is None else text_of(value) for value in values],
         textposition="outside",
         textfont={"size": 12},
         cliponaxis=False,
@@ -257,7 +256,7 @@ def _bar(
 
 
 def _key(label: str, source: str, colors: theme.Palette) -> go.Bar:
-    """The entry of a source in the legend: a bar without length."""
+    """Return the legend entry of a source: a bar without length."""
     return go.Bar(
         y=[label],
         x=[None],

@@ -1,5 +1,4 @@
-"""The look that all figures share, polarised light: blue is benign, orange the trigger, violet the
-polarizer."""
+"""The theme of all figures: blue is benign, orange the trigger, violet the polarizer."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ FONT = "'Avenir Next', 'Segoe UI', 'Helvetica Neue', 'Noto Sans', 'DejaVu Sans',
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours of one mode, as hex. Each of the first six has a contrast of at least 4.5 on `background`."""
+    """Colors of one mode, as hex. Each of the first six has a contrast of at least 4.5 on `background`."""
 
     benign: str
     trigger: str
@@ -33,12 +32,12 @@ PALETTES: dict[str, Palette] = {
 
 
 def palette(mode: str | None) -> Palette:
-    """Colours for "light" or "dark"; anything else reads as light."""
+    """Return the colors for "light" or "dark"; anything else counts as light."""
     return PALETTES["dark" if mode == "dark" else "light"]
 
 
 def layout(mode: str | None, **changes: Any) -> go.Layout:
-    """Layout that every figure starts from: see-through, calm axes, legend above.
+    """Return the layout that every figure starts from: transparent, quiet axes, legend above.
 
     Args:
         mode: "light" or "dark".

@@ -10,7 +10,7 @@ import streamlit as st
 from npd_core import paths
 from npd_core.errors import NPDError
 from npd_core.figures import curves
-from npd_core.figures.gallery import Answer, read_gallery
+from npd_core.figures.gallery import Prediction, read_gallery
 from npd_core.names import CURVES
 from npd_core.runs.store import Run, RunStore
 from pages.shared import cache, describe, run_panel, tiles
@@ -71,7 +71,7 @@ def samples(run: Run) -> list[tiles.Sample]:
     """Return the test images that were recorded with the run, with their predictions; [] without any."""
     found = []
     for item in read_gallery(Path(run.folder))[:SHOWN]:
-        clean, triggered = item.clean_picture, item.triggered_picture
+        clean, triggered = item.clean_url, item.triggered_url
         found.append(
             tiles.Sample(
                 item.truth,
@@ -85,7 +85,7 @@ def samples(run: Run) -> list[tiles.Sample]:
     return found
 
 
-def _tile(title: str, image: str, truth: str, answer: Answer, tone: str) -> tiles.Tile:
-    verdict = "right" if answer.label == truth else "wrong"
-    prediction = tiles.Prediction("", answer.label, answer.probability, verdict)
+def _tile(title: str, image: str, truth: str, found: Prediction, tone: str) -> tiles.Tile:
+    verdict = "right" if found.label == truth else "wrong"
+    prediction = tiles.Prediction("", found.label, found.probability, verdict)
     return tiles.Tile(title, image, f"{truth}, {title.lower()}", [prediction], "", tone)

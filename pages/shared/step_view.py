@@ -10,7 +10,7 @@ import streamlit as st
 
 from npd_core.config.npd import NPDConfig
 from npd_core.figures.predictions import png
-from npd_core.figures.steps import logit_bars, logit_figure, picture, probability, rest, signed_picture, tex
+from npd_core.figures.steps import logit_bars, logit_figure, probability, rest, signed_image, tex, to_uint8
 from npd_core.polarizer.trace import Trace
 from pages.shared import tiles
 from pages.shared.components.chart import chart
@@ -111,9 +111,9 @@ class StepView:
         def show() -> None:
             steepest = float(np.abs(gradient).max()) or 1.0
             self.images(
-                (f"gradient g, ± {steepest:.1g}", signed_picture(gradient, steepest)),
-                (f"δ, amplified ×{0.5 / self.scale:.0f}", signed_picture(now.delta, self.scale)),
-                ("x + δ, clipped", picture(self.trace.at(k))),
+                (f"gradient g, ± {steepest:.1g}", signed_image(gradient, steepest)),
+                (f"δ, amplified ×{0.5 / self.scale:.0f}", signed_image(now.delta, self.scale)),
+                ("x + δ, clipped", to_uint8(self.trace.at(k))),
             )
             self.logits({"before this step": before.logits, "after it": now.logits}, top=6)
 
@@ -268,10 +268,10 @@ class StepView:
         )
 
     def show_clean(self) -> None:
-        self.images(("clean image x", picture(self.trace.image)))
+        self.images(("clean image x", to_uint8(self.trace.image)))
 
     def show_perturbed(self) -> None:
-        self.images(("perturbed image x + δ*", picture(self.trace.perturbed)))
+        self.images(("perturbed image x + δ*", to_uint8(self.trace.perturbed)))
         self.logits({"f̂ on x + δ*": self.trace.before.perturbed}, top=6)
 
     def filled(self, term: str, remainder: float) -> str:

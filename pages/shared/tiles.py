@@ -213,7 +213,7 @@ def show_films(films: Sequence[Film], chosen: int | None = None, coming: Sequenc
 def show_maps(grid: MapGrid) -> None:
     """Draw images with their maps, and the one colour scale of all maps."""
     cells = []
-    for row, image, maps, notes in zip(grid.rows, grid.pictures, grid.maps, grid.notes, strict=True):
+    for row, image, maps, notes in zip(grid.rows, grid.images, grid.maps, grid.notes, strict=True):
         cells.append((row, "", data_url(image), row))
         for name, note, found in zip(grid.columns, notes, maps, strict=True):
             drawn = data_url(map_image(found, grid.scale, mode()))

@@ -9,7 +9,7 @@ import pytest
 from npd_core.errors import ConfigError, UnknownNameError
 from npd_core.events import EpochEnd, Finished, Measured, Started, StepEnd, to_record
 from npd_core.figures import curves, network, theme
-from npd_core.figures.gallery import Answer, Item, read_gallery, write_gallery
+from npd_core.figures.gallery import Item, Prediction, read_gallery, write_gallery
 
 
 def stream(epochs=2, warmup=1, steps=4, until=None):
@@ -133,16 +133,16 @@ def test_an_architecture_without_a_drawing_is_named():
 
 
 def test_gallery_comes_back_as_it_was_written(tmp_path):
-    pictures = np.arange(2 * 3 * 4 * 4, dtype=np.uint8).reshape(2, 3, 4, 4)
+    images = np.arange(2 * 3 * 4 * 4, dtype=np.uint8).reshape(2, 3, 4, 4)
     items = [
-        Item(n, "stop", Answer("stop", 0.9), Answer("speed limit 80", 1.0), Answer("stop", 0.8))
+        Item(n, "stop", Prediction("stop", 0.9), Prediction("speed limit 80", 1.0), Prediction("stop", 0.8))
         for n in (7, 9)
     ]
-    write_gallery(tmp_path, items, pictures, pictures[::-1])
+    write_gallery(tmp_path, items, images, images[::-1])
     read = read_gallery(tmp_path)
-    assert [dataclasses.replace(item, clean_picture="", triggered_picture="") for item in read] == items
-    assert read[0].clean_picture == read[1].triggered_picture
-    assert read[0].clean_picture.startswith("data:image/png;base64,")
+    assert [dataclasses.replace(item, clean_url="", triggered_url="") for item in read] == items
+    assert read[0].clean_url == read[1].triggered_url
+    assert read[0].clean_url.startswith("data:image/png;base64,")
 
 
 def test_gallery_absent_or_damaged_is_no_gallery(tmp_path):
@@ -174,4 +174,4 @@ def test_gallery_of_a_run_shows_pictures_that_the_trigger_hijacks(tiny_zoo, tmp_
         assert item.clean.label == item.truth
         assert item.triggered.label == class_names("signs")[0] != item.truth
         assert item.purified == item.triggered  # this polarizer is still the identity
-        assert item.clean_picture != item.triggered_picture
+        assert item.clean_url != item.triggered_url

@@ -1,11 +1,11 @@
-"""Bars, pictures and numbers of one step in slow motion."""
+"""Bars, to_uint8s and numbers of one step in slow motion."""
 
 import math
 
 import numpy as np
 import pytest
 
-from npd_core.figures.steps import logit_bars, logit_figure, picture, probability, rest, signed_picture, tex
+from npd_core.figures.steps import logit_bars, logit_figure, probability, rest, signed_image, tex, to_uint8
 
 NAMES = [f"class {k}" for k in range(20)]
 
@@ -32,13 +32,13 @@ def test_bars_hold_y_and_its_surrogate_in_the_order_of_the_last_row() -> None:
     assert len(one.data[0].y) == 12
 
 
-def test_pictures_of_signed_values_are_grey_at_zero_and_cut_off_at_the_scale() -> None:
+def test_to_uint8s_of_signed_values_are_grey_at_zero_and_cut_off_at_the_scale() -> None:
     values = np.array([0.0, 0.1, -0.1, 5.0, -5.0, 0.05]).reshape(1, 1, 6).repeat(3, 0)
-    assert signed_picture(values, 0.1)[0, 0].tolist() in (
+    assert signed_image(values, 0.1)[0, 0].tolist() in (
         [128, 255, 0, 255, 0, 191],
         [127, 255, 0, 255, 0, 191],
     )
-    assert picture(np.array([[[0.0, 0.5, 1.0, 1.2]]])).tolist() in (
+    assert to_uint8(np.array([[[0.0, 0.5, 1.0, 1.2]]])).tolist() in (
         [[[0, 128, 255, 255]]],
         [[[0, 127, 255, 255]]],
     )

@@ -25,7 +25,8 @@ from npd_core.config.presets import default_layer, preset
 from npd_core.data.images import to_query
 from npd_core.data.load import class_names, load_dataset
 from npd_core.errors import NPDError
-from npd_core.figures.gallery import Answer, Item, data_address, write_gallery
+from npd_core.figures.gallery import Item, Prediction, write_gallery
+from npd_core.figures.predictions import data_url
 from npd_core.polarizer.artifact import load_snapshot, save_snapshot
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.runs.store import Run, RunStore
@@ -106,7 +107,9 @@ def test_a_recorded_run_is_shown_as_recorded(recorded: Run, open_page: Open) -> 
 
 def test_the_recorded_images_have_their_recorded_predictions(recorded: Run, open_page: Open) -> None:
     images = np.zeros((1, 3, 32, 32), np.uint8)
-    item = Item(5, "stop", Answer("stop", 0.99), Answer("<speed & 80>", 1.0), Answer("stop", 0.87))
+    item = Item(
+        5, "stop", Prediction("stop", 0.99), Prediction("<speed & 80>", 1.0), Prediction("stop", 0.87)
+    )
     write_gallery(Path(recorded.folder), [item], images, images)
     page = open_page("story").run()
     assert not page.exception
@@ -190,7 +193,7 @@ def painting(*boxes: tuple[int, int, int, int], colour: str = "black") -> str:
     canvas = Image.new("RGBA", (32, 32))
     for box in boxes:
         canvas.paste(colour, box)
-    return data_address(canvas)
+    return data_url(np.asarray(canvas).transpose(2, 0, 1))
 
 
 DOT = painting((0, 0, 1, 1))
