@@ -1,4 +1,4 @@
-"""What people read about each attack; no torch. `npd_core.attacks` says where an attack is added."""
+"""The descriptions of the attacks. No torch. `npd_core.attacks` explains how to add an attack."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def put_first(value: UrlValue[tuple[int, ...]]) -> None:
 
 
 def choose_images(card: Card, names: tuple[str, ...], labels: np.ndarray) -> tuple[int, ...]:
-    """Return the numbers of the test images to show: those of the URL, drawn anew when the choice changes."""
+    """Return the numbers of the test images to show: those of the URL, drawn again when it changes."""
     value = url_state.integers("images", 0, len(labels) - 1, max(COUNTS))
     first, second, third, fourth = st.columns([2, 1.2, 1.2, 1.6], vertical_alignment="bottom")
     name = first.selectbox(

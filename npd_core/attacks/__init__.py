@@ -104,7 +104,7 @@ def register(
     Args:
         name: lower-case letters, digits and underscores.
         build: (DatasetSpec, assets, **params) -> Attack; `assets` is empty unless the attack has some.
-        info: what people read about it.
+        info: its description.
         make: makes the trigger from training images, with the arguments of `make_lf`, for an attack that
             `build` cannot build without assets.
         needs_clean_net: whether `make` is given a clean model.

@@ -33,7 +33,7 @@ PAPER_SETTINGS = (
 
 @dataclass(frozen=True)
 class Answer:
-    """Result of a command: `value` for `--json`, `text` for people, and the exit code."""
+    """Result of a command: `value` for `--json`, `text` for the terminal, and the exit code."""
 
     value: Any
     text: str

@@ -87,7 +87,7 @@ def _load_defended(folder: Path, backdoored: Backdoored) -> Module:
 
 
 def _defense_of(folder: Path) -> str:
-    """Return the defense that made what is saved; `npd` where its description does not say."""
+    """Return the defense that made the saved network; `npd` where its description does not name one."""
     from npd_core.defenses import artifact as repaired
     from npd_core.polarizer import artifact as polarizer
 

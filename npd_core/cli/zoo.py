@@ -137,7 +137,7 @@ def verify(args: argparse.Namespace) -> Answer:
     from npd_core.zoo import Zoo
 
     names = args.models or Zoo().ids()
-    for name in args.models:  # one that does not exist is said before any is measured
+    for name in args.models:  # an unknown name is refused before any model is measured
         with contextlib.suppress(CheckpointError):
             Zoo().card(name)
     if not names:

@@ -90,9 +90,9 @@ class NPDConfig:
     bce1_label: str = "true"
     """Label in L_bce1: `true` (Eq. 3) or `pred`, the network's own clean prediction."""
     attack_on: str = "polarized"
-    """Network that the inner level attacks: `polarized`, f_hat (Eq. 4 as a formula), in every batch anew, or
-    `base`, f_w (Eq. 4 in the paper's words), which never changes: y' and delta are found once per image,
-    without early stop."""
+    """Network that the inner level attacks: `polarized`, f_hat (Eq. 4 as a formula), attacked again in every
+    batch, or `base`, f_w (Eq. 4 in the paper's words): as it never changes, y' and delta are found once per
+    image, without early stop."""
     clip_grad: float | None = None
     """Bound on the norm of the gradient of theta; None: no bound."""
     schedule: str = "cosine"
@@ -103,7 +103,7 @@ class NPDConfig:
     precision: str = "auto"
     """fp32, bf16 (autocast), or auto: bf16 where the device gains from it."""
     cache: bool = True
-    """Keep the features before the insertion point of all clean images in memory."""
+    """Keep the input of the insertion layer for all clean images in memory."""
     seed: int = 0
 
     def __post_init__(self) -> None:

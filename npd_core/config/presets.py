@@ -131,9 +131,8 @@ PRESETS: dict[str, Preset] = {
     ),
     "paper": Preset(
         "Paper",
-        "Algorithm 1 with the numbers of the paper, at the paper's layer. It perturbs the polarized "
-        "network anew in "
-        "every batch, so an epoch takes longer. See whether ASR stays low or comes back.",
+        "Algorithm 1 with the numbers of the paper, at the paper's layer. It attacks the polarized "
+        "network again in every batch, so an epoch takes longer. See whether ASR stays low or comes back.",
         layers=PAPER_LAYERS,
     ),
     "authors": Preset(

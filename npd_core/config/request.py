@@ -28,12 +28,12 @@ class DefenseRequest:
     defense: str = "npd"
     """`npd` or one of its variants, a name in VARIANTS; or a baseline, a name in CONFIGS."""
     layer: str | None = None
-    """Insertion point; None: the default of the architecture. A baseline repairs the whole network and has
+    """Insertion layer; None: the default of the architecture. A baseline repairs the whole network and has
     none."""
     clean: float | int = 0.05
     """Size of the clean subset: a share (float in (0, 1]) or a number of images (int of at least 1)."""
     config: NPDConfig | DefenseConfig = field(default_factory=NPDConfig)
-    """Of the class that sets `defense`: NPDConfig, or the baseline's own."""
+    """Settings of the defense: NPDConfig, or the config class of the baseline."""
     eval_images: int = 0
     """Test images measured after every epoch for the viewer's curves; 0: none. They never reach the
     training."""

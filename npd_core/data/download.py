@@ -103,14 +103,14 @@ def get_dataset_files(name: str, progress: Progress | None = None) -> Availabili
     if {"train", "test"} <= here.splits.keys():
         return here
     root = archives.root()
-    wanted = [archive for archive in ARCHIVES[name] if not _is_complete(root, archive)]
+    missing = [archive for archive in ARCHIVES[name] if not _is_complete(root, archive)]
     with _storage_errors(root):
-        for archive in wanted:
+        for archive in missing:
             (root / archive.path).parent.mkdir(parents=True, exist_ok=True)
-        if wanted:
-            _check_room(root, wanted)
-    total, done = sum(archive.size for archive in wanted), 0
-    for archive in wanted:
+        if missing:
+            _check_room(root, missing)
+    total, done = sum(archive.size for archive in missing), 0
+    for archive in missing:
         report = _from(progress, done, total - archive.size)
         size = fetch(archive.url, archive.md5, root / archive.path, report, title=spec.title)
         total += size - archive.size
@@ -138,9 +138,9 @@ def _is_complete(root: Path, archive: Archive) -> bool:
     return (root / (archive.unpacks_to or archive.path)).exists()
 
 
-def _check_room(root: Path, wanted: list[Archive]) -> None:
+def _check_room(root: Path, missing: list[Archive]) -> None:
     needed = 0
-    for archive in wanted:
+    for archive in missing:
         part = _part(root / archive.path)
         needed += archive.size - min(archive.size, part.stat().st_size if part.exists() else 0)
         needed += archive.size * 5 // 4 if archive.unpacks_to else 0

@@ -140,7 +140,7 @@ def register(
         function: `(net, clean, cfg, device) -> Iterator[Event]` as in `Defense.run`; it changes `net`, a
             Normalized network. As text `module:function` it is imported when it runs, so that the command
             line starts fast.
-        title: for people.
+        title: display name.
         source: where it was published.
     Raises:
         ConfigError: a name that is taken or not of this form, or another kind of config.

@@ -1,5 +1,4 @@
-"""Render cells as rows for a terminal, CSV, or a self-contained HTML page. Percent only in what people
-read."""
+"""Render cells as rows for a terminal, CSV, or a self-contained HTML page. Percentages only for reading."""
 
 from __future__ import annotations
 

@@ -280,7 +280,13 @@ def _bar_chart(mode: str | None, title: str, labels: int, sources: int) -> go.Fi
     height = 112 + labels * (12 + 15 * sources)
     figure = go.Figure(
         layout=theme.layout(
-            mode, height=height, hovermode="closest", barmode="group", bargap=0.22, bargroupgap=0.05
+            mode,
+            height=height,
+            hovermode="closest",
+            barmode="group",
+            bargap=0.22,
+            bargroupgap=0.05,
+            margin_r=28,
         )
     )
     figure.update_layout(title=_title(title), legend={"y": 0, "yref": "container", "yanchor": "bottom"})

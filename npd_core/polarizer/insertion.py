@@ -161,8 +161,8 @@ class PolarizedNet(nn.Module):
     can train.
 
     Args:
-        backdoored: f_w, any classifier that maps images (B, C, H, W) in [0, 1] to logits (B, K); a Normalized
-            one brings its mean and std. It is copied and never changed.
+        backdoored: f_w, any classifier that maps images (B, C, H, W) in [0, 1] to logits (B, K), such as
+            a Normalized. It is copied and never changed.
         layer: name of an insertion layer.
         size: of the images.
     Raises:

@@ -1,4 +1,4 @@
-"""The zoo: pretrained models, one folder each, with a card that states what is in it.
+"""The zoo: pretrained models, one folder each, with a card that describes it.
 
     zoo = Zoo()                      # `pretrained/` of the project, or `$NPD_ZOO_DIR`
     zoo.ids()                        # ["cifar10-badnets_a2a-preact_resnet18-w64", ...]

@@ -83,7 +83,7 @@ def open_step(step: Step) -> None:
 
 
 def watch_idle(page: str) -> None:
-    """Draw big type, and go back to the loop of the booth when nobody has touched anything for a while.
+    """Draw big type, and return to the booth's loop after a while without input.
 
     Not while a run is active that a URL of this session has named.
     """

@@ -186,7 +186,7 @@ def panels(
     draw: Callable[[str], go.Figure], metrics: Sequence[str], shown: Sequence[Outcome], key: str
 ) -> None:
     """Show one chart per metric, side by side where they fit. Args: draw: metric -> chart of `shown`."""
-    with st.grid("auto", min_column_width=300):
+    with st.grid("auto", min_column_width=340):
         for metric in metrics:
             numbers = ", ".join(
                 f"{o.label} {percent(getattr(o, metric))}"

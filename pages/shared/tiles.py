@@ -34,7 +34,7 @@ class Prediction(NamedTuple):
     """Predicted class."""
     probability: float
     verdict: str
-    """A key of MARKS; "open" where nobody knows the true class."""
+    """A key of MARKS; "open" where the true class is unknown."""
     bars: Sequence[tuple[str, float]] = ()
     """The most probable classes with their probabilities, most probable first."""
     polarized: bool = False
@@ -81,11 +81,11 @@ class Film(NamedTuple):
 
 
 class Judge(NamedTuple):
-    """What is known of an image: the names of the classes, its true class and the target class."""
+    """The known facts of an image: the names of the classes, its true class and the target class."""
 
     names: Sequence[str]
     label: int | None
-    """None: the image shows none of the classes, or nobody knows what it shows."""
+    """None: the image shows none of the classes, or its content is unknown."""
     target: int | None
     """None: there is nothing to be hijacked to."""
 

@@ -8,8 +8,8 @@
 
 A switch of pages empties the URL; `get` puts the value back. A default leaves the URL clean. Text that does
 not fit is taken out of the URL. Widgets with `bind="query-params"` keep their own value: ask `problem` before
-they are drawn. A value may be built anew in every script run, as when its range depends on the model: what is
-kept belongs to the name.
+they are drawn. A value object may be created again in every script run, as when its range depends on the
+model: the session keeps it by name.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ _mount = st.components.v2.component(
 
 
 def countdown(*, page: str, busy: bool, idle: float = IDLE, wait: float = WAIT, key: str) -> None:
-    """Go to /booth after `idle` seconds without input and a countdown of `wait` seconds that nobody stops.
+    """Go to /booth after `idle` seconds without input and a countdown of `wait` seconds.
 
     Args:
         page: URL path of the current page.
