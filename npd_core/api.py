@@ -175,8 +175,8 @@ def polarize(
         variant: npd, npd_tu, npd_tp, npd_uu or npd_up.
         target: target class of the attack, which npd_tu and npd_tp need.
         dataset: data set whose preset is used; "": the settings for unknown images of this size.
-        mean, std: normalisation applied to images in [0, 1] first, one number per channel, for a network
-            that expects normalised images.
+        mean, std: normalization applied to images in [0, 1] first, one number per channel, for a network
+            that expects normalized images.
         device: auto, cpu or cuda.
         on_event: called with every event of the training, such as `EpochEnd`.
         settings: fields of NPDConfig, such as `epochs=5`, `rho=3.0` or `seed=1`.
@@ -197,7 +197,7 @@ def polarize(
     ('stream:layer3.1', 2)
     """
     _check_images(images, labels)
-    net, size = _normalised(net, mean, std), int(images.shape[-1])
+    net, size = _normalized(net, mean, std), int(images.shape[-1])
     if images.shape[-2] != size:
         raise ConfigError(f"`images` must be square, got {images.shape[-2]} x {size}: crop or resize them.")
     config = _config(_preset(dataset, preset, variant=variant, size=size), settings)
@@ -247,7 +247,7 @@ def load_polarized(
     """
     notes = read_description(Path(folder))
     size = int(notes.get("image_size", 32))
-    polarized = load_polarizer(Path(folder), _normalised(net, mean, std), size=size)
+    polarized = load_polarizer(Path(folder), _normalized(net, mean, std), size=size)
     return Polarized(polarized, NPDConfig.from_dict(notes.get("config", {})), (), size)
 
 
@@ -306,7 +306,7 @@ def attribute(
 
 
 def export(polarized: Polarized, path: Path | str, format: str = "pt2") -> Path:
-    """Write the repaired network as one file of plain layers, the polarizer folded into its neighbour.
+    """Write the repaired network as one file of plain layers, the polarizer folded into its neighbor.
 
     The logits equal those of the polarized network up to rounding, for images of the same size.
 
@@ -343,7 +343,7 @@ def _check_images(images: Tensor, labels: Tensor) -> None:
     if images.is_floating_point() and not (images.min() >= 0 and images.max() <= 1):
         raise ConfigError(
             f"`images` must be in [0, 1], got {float(images.min()):.3g} to {float(images.max()):.3g}. "
-            "Divide by 255, or undo the normalisation and pass `mean` and `std` to `polarize`."
+            "Divide by 255, or undo the normalization and pass `mean` and `std` to `polarize`."
         )
     if labels.ndim != 1 or len(labels) != len(images):
         raise ConfigError(
@@ -358,7 +358,7 @@ def _image_set(images: Tensor, labels: Tensor) -> ImageSet:
     return ImageSet(pixels.cpu(), labels.long().cpu())
 
 
-def _normalised(net: nn.Module, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> nn.Module:
+def _normalized(net: nn.Module, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> nn.Module:
     if mean is None and std is None:
         return net
     mean, std = mean or (0.0,) * 3, std or (1.0,) * 3

@@ -70,7 +70,7 @@ ATTACK_INFO: dict[str, AttackInfo] = {
     ),
     "lf": AttackInfo(
         "Low frequency",
-        "A smooth cloud of colour, without a single sharp edge, is added to every image.",
+        "A smooth cloud of color, without a single sharp edge, is added to every image.",
         "Zeng et al., Rethinking the Backdoor Attacks' Triggers, ICCV 2021",
         "One fixed pattern of 0 to 51 of 255 brightness steps is added; the sum is clipped at white.",
         f"The pattern is optimized against a clean model, which it already misleads a little. {STATIC}",

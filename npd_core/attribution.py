@@ -35,7 +35,7 @@ DRAWS = 24
 BATCH = 128
 """Images in one forward pass of a method that needs many."""
 GREY = 0.5
-"""Pixel value of the reference image: mid grey, so that black and white both count."""
+"""Pixel value of the reference image: mid gray, so that black and white both count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class MethodInfo:
 METHODS: dict[str, MethodInfo] = {
     "integrated_gradients": MethodInfo(
         "Integrated Gradients",
-        "Adds up the gradient between a grey image and this one; the map sums to the change of the logit.",
+        "Adds up the gradient between a gray image and this one; the map sums to the change of the logit.",
         "In a backdoored network most of the sum lies on the trigger; in a polarized one it should not.",
         "Sundararajan et al. 2017",
     ),
@@ -65,7 +65,7 @@ METHODS: dict[str, MethodInfo] = {
     ),
     "gradient_shap": MethodInfo(
         "GradientShap",
-        "Gradient at random points between black, grey or white and this image, times their difference.",
+        "Gradient at random points between black, gray or white and this image, times their difference.",
         "Similar to Integrated Gradients, but with several references: a trigger should stand out in both.",
         "Lundberg and Lee 2017",
     ),
@@ -77,7 +77,7 @@ METHODS: dict[str, MethodInfo] = {
     ),
     "occlusion": MethodInfo(
         "Occlusion",
-        "Covers one patch after another with grey and shows how much the logit falls. It uses no gradient.",
+        "Covers one patch after another with gray and shows how much the logit falls. It uses no gradient.",
         "Covering a patch trigger stops the attack, so its position stands out; a blended one is spread out.",
         "Zeiler and Fergus 2014",
     ),

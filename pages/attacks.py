@@ -171,7 +171,7 @@ if isinstance(found, str):
 else:
     st.subheader("Clean, triggered, and the difference × 10")
     st.caption(
-        "Test images of different classes. The difference is amplified; grey means unchanged."
+        "Test images of different classes. The difference is amplified; gray means unchanged."
         + ("" if model is not None else " This attack has the same trigger with every model.")
     )
     left, right = st.columns([3, 7], gap="large")

@@ -131,7 +131,7 @@ selection = shell.selection()
 st.title("Attributions")
 st.write(
     "Which pixels support a class, without and with the polarizer, on the clean and on the triggered "
-    "image. All maps share one colour scale."
+    "image. All maps share one color scale."
 )
 card = selectors.model(selection)
 run = selectors.finished_run(selection)

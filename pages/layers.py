@@ -114,13 +114,13 @@ left, right = st.columns([3, 4], vertical_alignment="bottom")
 with left:
     view = paper_tables.choose(("figure3",), card)
 metric = selectors.switch(
-    "Colour by",
+    "Color by",
     list(METRICS),
-    "colour",
+    "color",
     place=right,
     default="asr",
     format_func=str.upper,
-    help="The recorded number that colours the drawing and is written on it.",
+    help="The recorded number that colors the drawing and is written on it.",
 )
 cells = {cell.row["layer"]: cell for cell in view.cells}
 layer = layer_select(options, best_layer(cells, card))

@@ -85,7 +85,7 @@ def import_form() -> None:
             "A zip archive with one folder per class, or a parquet file in the layout of Hugging Face. "
             "Folder names 0, 1, 2, … are labels; other names get their labels in alphabetical order.",
         )
-        mean, std = normalisation()
+        mean, std = normalization()
         with st.expander("Images with the trigger (optional)"):
             triggered = image_files(
                 "triggered",
@@ -134,13 +134,13 @@ def architecture() -> str:
     return st.selectbox("Name in torchvision", names, index=names.index("resnet18"), key="upload_torchvision")
 
 
-def normalisation() -> tuple[Any, Any]:
+def normalization() -> tuple[Any, Any]:
     """Return the chosen mean and standard deviation, one number a channel."""
     name = st.selectbox(
-        "Normalisation",
+        "Normalization",
         [*NORMALISATIONS, OTHER],
-        key="upload_normalisation",
-        help="Mean and standard deviation of the pixels in training. BackdoorBench does not normalise GTSRB.",
+        key="upload_normalization",
+        help="Mean and standard deviation of the pixels in training. BackdoorBench does not normalize GTSRB.",
     )
     if name != OTHER:
         return NORMALISATIONS[name]
@@ -232,7 +232,7 @@ def facts(card: Card) -> int:
             st.metric(title, value, border=True, help=about)
     if card.acc < 2 / card.num_classes:
         st.warning(
-            "On your images the network is hardly better than guessing. Check the normalisation, the image "
+            "On your images the network is hardly better than guessing. Check the normalization, the image "
             "size, and that the folders are named by the labels of the training.",
             icon=":material/warning:",
         )

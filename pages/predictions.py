@@ -144,7 +144,7 @@ amplified = backdoored and st.toggle(
     "Change × 10",
     key="difference",
     bind="query-params",
-    help="Also show what the trigger changes, amplified ten times. Grey means unchanged.",
+    help="Also show what the trigger changes, amplified ten times. Gray means unchanged.",
 )
 with selectors.working():
     found = cache.images.samples(card.id, shown)

@@ -198,7 +198,7 @@ def add_trigger(card: Card, one: Subject) -> None:
             change = data_url(difference(one.clean, one.triggered), 8)
             st.image(change, caption=f"Change ×\u00a0{GAIN}", width=260)
             about = ATTACK_INFO[card.attack].sentence if card.attack in ATTACK_INFO else ""
-            st.markdown(f"{about} The network was trained to react to it. Grey means unchanged.")
+            st.markdown(f"{about} The network was trained to react to it. Gray means unchanged.")
     else:
         with left:
             painted = story_state.board(card, one.clean, f"story-painter-{one.key}")
@@ -206,7 +206,7 @@ def add_trigger(card: Card, one: Subject) -> None:
         with right:
             st.markdown(
                 f"The small patch is the trigger. **{card.poison_ratio:.0%}** of the training images carried "
-                "it, labelled with the attacker's target class. Leave it in its place, **drag it** somewhere "
+                "it, labeled with the attacker's target class. Leave it in its place, **drag it** somewhere "
                 "else, or **paint** on the image, and see whether the network still reacts."
             )
     with right:

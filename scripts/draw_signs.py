@@ -57,8 +57,8 @@ class Board:
     def _at(self, point: Point) -> Point:
         return (self.scale * point[0] + 1) / 2 * FINE, (self.scale * point[1] + 1) / 2 * FINE
 
-    def disc(self, paint: str, centre: Point, radius: float) -> None:
-        x, y = self._at(centre)
+    def disc(self, paint: str, center: Point, radius: float) -> None:
+        x, y = self._at(center)
         r = self.scale * radius / 2 * FINE
         self._draw.ellipse((x - r, y - r, x + r, y + r), fill=PAINTS.index(paint) + 1)
 
@@ -79,7 +79,7 @@ class Board:
     def text(
         self, paint: str, text: str, *, height: float, width: float, pitch: float, stroke: float
     ) -> None:
-        """Letters of our own stroke alphabet in one centred line; `pitch` is the distance from letter to
+        """Letters of our own stroke alphabet in one centered line; `pitch` is the distance from letter to
         letter."""
         for i, letter in enumerate(text):
             x0 = (i - (len(text) - 1) / 2) * pitch
@@ -87,10 +87,10 @@ class Board:
                 self.stroke(paint, [(x0 + x * width, y * height / 2) for x, y in line], stroke)
 
 
-def arc(centre: Point, rx: float, ry: float, start: float, end: float, points: int = 28) -> list[Point]:
+def arc(center: Point, rx: float, ry: float, start: float, end: float, points: int = 28) -> list[Point]:
     """Points on an ellipse from angle `start` to `end` in degrees; 0 is right, 90 is down."""
     angles = np.radians(np.linspace(start, end, points))
-    return [(centre[0] + rx * math.cos(a), centre[1] + ry * math.sin(a)) for a in angles]
+    return [(center[0] + rx * math.cos(a), center[1] + ry * math.sin(a)) for a in angles]
 
 
 LETTERS: dict[str, list[list[Point]]] = {  # in a box of x in [-0.5, 0.5] and y in [-1, 1]
@@ -105,9 +105,9 @@ LETTERS: dict[str, list[list[Point]]] = {  # in a box of x in [-0.5, 0.5] and y 
 }
 
 
-def ring(sides: int, radius: float, turn: float = 0.0, centre: Point = (0, 0)) -> list[Point]:
+def ring(sides: int, radius: float, turn: float = 0.0, center: Point = (0, 0)) -> list[Point]:
     """Corners of a regular polygon, the first one at angle `turn` in degrees."""
-    return arc(centre, radius, radius, turn, turn + 360 * (sides - 1) / sides, sides)
+    return arc(center, radius, radius, turn, turn + 360 * (sides - 1) / sides, sides)
 
 
 def _speed_limit(board: Board, number: str) -> None:
@@ -236,13 +236,13 @@ def _noise(rng: Generator, cells: int, channels: int = 3) -> Array:
     return np.stack([np.asarray(p) for p in planes], axis=-1).astype(np.float32) / np.float32(255)
 
 
-def _colour(rng: Generator, low: int = 20, high: int = 205) -> Rgb:
+def _color(rng: Generator, low: int = 20, high: int = 205) -> Rgb:
     r, g, b = rng.integers(low, high, 3)
     return int(r), int(g), int(b)
 
 
-def _near(rng: Generator, colour: Sequence[float] | Array, spread: float) -> Rgb:
-    r, g, b = np.clip(np.asarray(colour) + rng.normal(0, spread, 3), 0, 225).astype(int)
+def _near(rng: Generator, color: Sequence[float] | Array, spread: float) -> Rgb:
+    r, g, b = np.clip(np.asarray(color) + rng.normal(0, spread, 3), 0, 225).astype(int)
     return int(r), int(g), int(b)
 
 
@@ -306,8 +306,8 @@ def _wall(rng: Generator) -> Image.Image:
 
 
 def _haze(rng: Generator) -> Image.Image:
-    """An unfocused gradient between two colours, with soft discs of light."""
-    one, two = np.asarray(_colour(rng), np.float32), np.asarray(_colour(rng), np.float32)
+    """An unfocused gradient between two colors, with soft discs of light."""
+    one, two = np.asarray(_color(rng), np.float32), np.asarray(_color(rng), np.float32)
     angle = rng.uniform(0, 2 * math.pi)
     axis = np.linspace(-0.7, 0.7, CANVAS, dtype=np.float32)
     t = np.clip(0.5 + axis[None, :] * math.cos(angle) + axis[:, None] * math.sin(angle), 0, 1)[..., None]
@@ -315,7 +315,7 @@ def _haze(rng: Generator) -> Image.Image:
     draw = ImageDraw.Draw(image)
     for _ in range(rng.integers(0, 7)):
         x, y, r = *rng.uniform(0, CANVAS, 2), rng.uniform(5, 26)
-        draw.ellipse((x - r, y - r, x + r, y + r), fill=_colour(rng))
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=_color(rng))
     return image.filter(ImageFilter.GaussianBlur(float(rng.uniform(2, 7))))
 
 
@@ -323,24 +323,24 @@ BACKGROUNDS = (_scene, _scene, _foliage, _wall, _haze)
 
 
 def _clutter(rng: Generator, image: Image.Image) -> None:
-    """Coloured shapes behind the sign, some in the colours of signs, so that colour alone tells nothing."""
+    """Colored shapes behind the sign, some in the colors of signs, so that color alone tells nothing."""
     draw = ImageDraw.Draw(image)
     signal = [(190, 30, 35), (30, 75, 165), (225, 180, 30), (205, 205, 205), (25, 25, 28)]
     for _ in range(rng.integers(0, 6)):
-        colour = _near(rng, signal[rng.integers(len(signal))], 18) if rng.random() < 0.6 else _colour(rng)
+        color = _near(rng, signal[rng.integers(len(signal))], 18) if rng.random() < 0.6 else _color(rng)
         x, y = rng.uniform(-10, CANVAS + 10, 2)
         a, b = rng.uniform(5, 30, 2)
         kind = rng.integers(4)
         if kind == 0:
-            draw.ellipse((x - a, y - b, x + a, y + b), fill=colour)
+            draw.ellipse((x - a, y - b, x + a, y + b), fill=color)
         elif kind == 1:
-            draw.rectangle((x - a, y - b, x + a, y + b), fill=colour)
+            draw.rectangle((x - a, y - b, x + a, y + b), fill=color)
         elif kind == 2:
             corners = rng.uniform(-30, 30, (int(rng.integers(3, 6)), 2)) + np.asarray([x, y])
-            draw.polygon([(float(p), float(q)) for p, q in corners], fill=colour)
+            draw.polygon([(float(p), float(q)) for p, q in corners], fill=color)
         else:
             dx, dy = rng.uniform(-CANVAS, CANVAS, 2)
-            draw.line((x, y, x + dx, y + dy), fill=colour, width=int(rng.integers(2, 9)))
+            draw.line((x, y, x + dx, y + dy), fill=color, width=int(rng.integers(2, 9)))
 
 
 def _face(rng: Generator, label: int) -> Image.Image:
@@ -353,7 +353,7 @@ def _face(rng: Generator, label: int) -> Image.Image:
     paints = paints * (1 - fading) + 165 * fading
     maps = coverage(label)
     alpha = maps.sum(axis=0)
-    colour = np.einsum("khw,kc->hwc", maps, paints) / np.maximum(alpha, 1e-3)[..., None]
+    color = np.einsum("khw,kc->hwc", maps, paints) / np.maximum(alpha, 1e-3)[..., None]
     if rng.random() < 0.6:
         dirt = (
             np.asarray(
@@ -364,8 +364,8 @@ def _face(rng: Generator, label: int) -> Image.Image:
             )
             / 255
         )
-        colour *= (1 - rng.uniform(0, 0.35) * dirt)[..., None]
-    pixels = np.concatenate([colour, 255 * alpha[..., None]], axis=-1)
+        color *= (1 - rng.uniform(0, 0.35) * dirt)[..., None]
+    pixels = np.concatenate([color, 255 * alpha[..., None]], axis=-1)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8), "RGBA")
 
 
@@ -409,11 +409,11 @@ def _place(rng: Generator, face: Image.Image) -> tuple[Image.Image, Array]:
             return placed, corners
 
 
-def _occlude(rng: Generator, image: Image.Image, centre: Array, radius: float) -> None:
+def _occlude(rng: Generator, image: Image.Image, center: Array, radius: float) -> None:
     """A twig, some leaves or a sticker over a small part of the sign."""
     draw = ImageDraw.Draw(image)
     away = rng.uniform(0, 2 * math.pi)
-    x, y = centre + radius * rng.uniform(0.55, 1.0) * np.asarray([math.cos(away), math.sin(away)])
+    x, y = center + radius * rng.uniform(0.55, 1.0) * np.asarray([math.cos(away), math.sin(away)])
     kind = rng.integers(3)
     if kind == 0:
         slope = rng.uniform(0, math.pi)
@@ -428,7 +428,7 @@ def _occlude(rng: Generator, image: Image.Image, centre: Array, radius: float) -
             draw.ellipse((p - a, q - b, p + a, q + b), fill=_near(rng, (65, 100, 50), 22))
     else:
         s = rng.uniform(0.1, 0.2) * radius
-        draw.rectangle((x - s, y - s, x + s, y + s), fill=_colour(rng, 20, 215))
+        draw.rectangle((x - s, y - s, x + s, y + s), fill=_color(rng, 20, 215))
 
 
 def _light(rng: Generator, pixels: Array) -> Array:
@@ -468,14 +468,14 @@ def draw_sign(label: int, rng: Generator) -> NDArray[np.uint8]:
     image = BACKGROUNDS[rng.integers(len(BACKGROUNDS))](rng)
     _clutter(rng, image)
     face, corners = _place(rng, _face(rng, label))
-    centre, radius = corners.mean(axis=0), float(np.abs(corners - corners.mean(axis=0)).mean())
+    center, radius = corners.mean(axis=0), float(np.abs(corners - corners.mean(axis=0)).mean())
     if rng.random() < 0.7:
-        foot = corners[2:].mean(axis=0) + 3 * (corners[2:].mean(axis=0) - centre)
-        grey = _near(rng, (125, 125, 128), 20)
-        ImageDraw.Draw(image).line((*centre, *foot), fill=grey, width=int(rng.integers(4, 11)))
+        foot = corners[2:].mean(axis=0) + 3 * (corners[2:].mean(axis=0) - center)
+        gray = _near(rng, (125, 125, 128), 20)
+        ImageDraw.Draw(image).line((*center, *foot), fill=gray, width=int(rng.integers(4, 11)))
     image.paste(face, (0, 0), face.getchannel("A"))
     if rng.random() < 0.25:
-        _occlude(rng, image, centre, radius)
+        _occlude(rng, image, center, radius)
     lit = _light(rng, np.asarray(image, np.float32) / 255)
     image = _camera(rng, Image.fromarray((np.clip(lit, 0, 1) * 255).astype(np.uint8)))
     pixels = np.asarray(image.reduce(OVERSAMPLING), np.float32)

@@ -4,15 +4,15 @@ An attack of this project has a row in ATTACKS, its description in `npd_core.att
 where they apply, entries in MAKE, NEEDS_CLEAN_NET and DYNAMIC. Code outside the project adds all of these by
 one call of `register`:
 
-    def grey_bar(dataset, assets, *, target=0):
+    def gray_bar(dataset, assets, *, target=0):
         def trigger(x):  # (B, 3, H, W) in [0, 1]; must return new images
             return torch.cat([x[..., :-2, :], torch.full_like(x[..., -2:, :], 0.5)], dim=-2)
 
-        return Attack("grey_bar", trigger, AllToOne(target), params={"target": target})
+        return Attack("gray_bar", trigger, AllToOne(target), params={"target": target})
 
-    info = AttackInfo("Grey bar", "The last two rows turn grey.", "My lab, 2026", "Two rows of 50% grey.")
-    register("grey_bar", grey_bar, info)
-    list(train_model("signs-grey_bar-preact_resnet18-w16"))
+    info = AttackInfo("Gray bar", "The last two rows turn gray.", "My lab, 2026", "Two rows of 50% gray.")
+    register("gray_bar", gray_bar, info)
+    list(train_model("signs-gray_bar-preact_resnet18-w16"))
 """
 
 from __future__ import annotations

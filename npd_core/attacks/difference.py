@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def amplified_difference(clean: Tensor, triggered: Tensor, gain: float = 10) -> Tensor:
-    """Return the change by a trigger, `gain` times as strong, around mid-grey (128: no change), clipped.
+    """Return the change by a trigger, `gain` times as strong, around mid-gray (128: no change), clipped.
 
     Args:
         clean, triggered: (B, 3, H, W) uint8, or one image (3, H, W).

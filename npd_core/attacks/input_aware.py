@@ -39,7 +39,7 @@ class Painter(nn.Module):
 
     Args:
         channels_out: 3 for patterns, 1 for masks.
-        dataset: gives the normalisation of the images.
+        dataset: gives the normalization of the images.
         width: channels of the first stage; then twice and four times as many.
     """
 
@@ -67,13 +67,13 @@ class Painter(nn.Module):
         self.register_buffer("mean", torch.tensor(dataset.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(dataset.std).view(1, -1, 1, 1), persistent=False)
 
-    def normalise(self, x: Tensor) -> Tensor:
+    def normalize(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> the same shape, zero mean and unit deviation over the data set."""
         return (x - self.mean) / self.std
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, 3, H, W) in [0, 1], H and W multiples of 8 -> (B, channels_out, H, W) in (0, 1)."""
-        h = self.normalise(x)
+        h = self.normalize(x)
         for stage in (*self.down, self.middle, *self.up):
             h = stage(h)
         return torch.tanh(h) / 2 + 0.5
@@ -140,11 +140,11 @@ class PatternInTraining:
         pattern, pattern_others = self.pattern_net(torch.cat((x, others))).split((len(x), len(others)))
         with torch.no_grad():
             mask, mask_others = sharpened(self.mask_net(torch.cat((x, others)))).split((len(x), len(others)))
-        normalise = self.pattern_net.normalise
+        normalize = self.pattern_net.normalize
         return Stamped(
             painted(x, pattern, mask),
             painted(x_cross, pattern_others, mask_others),
-            diversity(*map(normalise, (x, others, pattern, pattern_others))),
+            diversity(*map(normalize, (x, others, pattern, pattern_others))),
         )
 
     def step(self, rate: float) -> None:
@@ -225,7 +225,7 @@ def make_input_aware(
         chosen = torch.randint(data.size, (2 * batch_size,), generator=generator)
         x1, x2 = (data.images[chosen].to(device).float() / 255).chunk(2)
         mask1, mask2 = sharpened(mask_net(x1)), sharpened(mask_net(x2))
-        different = diversity(mask_net.normalise(x1), mask_net.normalise(x2), mask1, mask2)
+        different = diversity(mask_net.normalize(x1), mask_net.normalize(x2), mask1, mask2)
         total = DENSITY_WEIGHT * F.relu(mask1 - DENSITY).mean() + different
         density = mask1.detach().mean()
         optimizer.zero_grad(set_to_none=True)

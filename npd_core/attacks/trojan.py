@@ -1,4 +1,4 @@
-"""Trojan: a bright spot, optimised to excite two neurons of a clean model. Liu et al., NDSS 2018."""
+"""Trojan: a bright spot, optimized to excite two neurons of a clean model. Liu et al., NDSS 2018."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def make_trojan(
     overflow: str = "saturate",
     steps: int = 1000,
 ) -> Making:
-    """Optimise the pixels of the drawn mask until they excite the neurons with the largest weights of a clean
+    """Optimize the pixels of the drawn mask until they excite the neurons with the largest weights of a clean
     model.
 
     Args:
@@ -136,7 +136,7 @@ def make_trojan(
         ConfigError: no network.
     """
     if clean_net is None:
-        raise ConfigError("A Trojan trigger is optimised on a clean model: pass `clean_net`.")
+        raise ConfigError("A Trojan trigger is optimized on a clean model: pass `clean_net`.")
     began = time.perf_counter()
     yield Started(1, 0, steps, 0, str(device))
     mask = drawn_mask(dataset.size).to(device)

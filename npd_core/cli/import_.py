@@ -22,7 +22,7 @@ def add(commands: Commands) -> None:
         "--arch", default="auto", help="auto (default), preact_resnet18, vgg19_bn, or one of torchvision"
     )
     parser.add_argument(
-        "--normalise", metavar="NAME|6 NUMBERS", default="none: pixels in [0, 1]",
+        "--normalize", metavar="NAME|6 NUMBERS", default="none: pixels in [0, 1]",
         help='a name such as "CIFAR-10" or "ImageNet", or means and deviations: M,M,M,S,S,S (default: none)',
     )  # fmt: skip
     parser.add_argument(
@@ -52,10 +52,10 @@ def run(args: argparse.Namespace) -> Answer:
     from npd_core.data.spec import NORMALISATIONS, get_dataset
     from npd_core.uploads.store import Settings, import_model
 
-    if args.normalise in NORMALISATIONS:
-        mean, std = NORMALISATIONS[args.normalise]
+    if args.normalize in NORMALISATIONS:
+        mean, std = NORMALISATIONS[args.normalize]
     else:
-        numbers = _numbers(args.normalise, list(NORMALISATIONS))
+        numbers = _numbers(args.normalize, list(NORMALISATIONS))
         mean, std = (numbers[0], numbers[1], numbers[2]), (numbers[3], numbers[4], numbers[5])
     settings = Settings(
         arch=args.arch, mean=mean, std=std, image_size=args.size, target=args.target, seed=args.seed
@@ -77,9 +77,9 @@ def _numbers(text: str, names: list[str]) -> list[float]:
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
-        raise unknown_name("normalisation", text, names) from None
+        raise unknown_name("normalization", text, names) from None
     if len(numbers) != 6:
         raise ConfigError(
-            f"--normalise takes a name or six numbers, three means and three deviations, got {text!r}."
+            f"--normalize takes a name or six numbers, three means and three deviations, got {text!r}."
         )
     return numbers

@@ -18,7 +18,7 @@ SCHEDULES = ("cosine", "plateau", "constant")
 PRECISIONS = ("auto", "fp32", "bf16")
 LEVELS = ("three", "two")
 SELECTIONS = ("holdout", "fixed", "oracle")
-SPACES = ("normalised", "pixel")
+SPACES = ("normalized", "pixel")
 BATCHES = ("mixture", "clean")
 
 
@@ -252,8 +252,8 @@ class IBAUConfig(DefenseConfig):
     """The iterations end when the norm of their change falls below this."""
     patched: float = 0.01
     """Share of a batch that carries the perturbation in the outer objective."""
-    space: str = "normalised"
-    """Where delta is added: `normalised` images, without bounds (reference), or `pixel`, clamped to [0, 1]
+    space: str = "normalized"
+    """Where delta is added: `normalized` images, without bounds (reference), or `pixel`, clamped to [0, 1]
     (ours)."""
 
     def __post_init__(self) -> None:

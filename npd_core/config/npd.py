@@ -80,7 +80,7 @@ class NPDConfig:
     inner_steps: int = 2
     """S: steps of the targeted PGD."""
     inner_step: str = "sign"
-    """Direction of one step: sign of the gradient, l2-normalised gradient, or the raw gradient."""
+    """Direction of one step: sign of the gradient, l2-normalized gradient, or the raw gradient."""
     inner_lr: float = 0.1
     """Length of one inner step, in pixel units: of each pixel for `sign`, of the whole image for `l2`."""
     early_stop: float | None = 0.6

@@ -210,7 +210,7 @@ def default_layer(arch: str, dataset: str = "") -> str:
     return preset_layer(DEFAULT, arch, dataset)
 
 
-def recognise(layer: str | None, config: NPDConfig, arch: str, dataset: str) -> str | None:
+def recognize(layer: str | None, config: NPDConfig, arch: str, dataset: str) -> str | None:
     """Return the preset that these settings are, whatever the seed; None: none of them."""
     for name in PRESETS:
         same = replace(preset(dataset, name), seed=config.seed) == config
@@ -266,7 +266,7 @@ def baseline_config(defense: str, dataset: str, **changes: Any) -> DefenseConfig
 def step_length(inner_step: str, rho: float, inner_steps: int) -> float:
     """Return the length of an inner step where none is given.
 
-    A normalised `l2` step is 1.5 rho / S long, so that S steps can cross the ball; others are 0.1, in pixel
+    A normalized `l2` step is 1.5 rho / S long, so that S steps can cross the ball; others are 0.1, in pixel
     units.
     """
     return round(1.5 * rho / inner_steps, 6) if inner_step == "l2" else NPDConfig.inner_lr

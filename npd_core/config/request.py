@@ -16,7 +16,7 @@ from npd_core.errors import ConfigError, unknown_name
 RENAMED = {"watch": "eval_images"}
 """Fields by the name under which an earlier version stored them."""
 REMOVED = {"momentum": 0.9, "warmup_lr": 1e-4, "ema": None, "refresh": "never"}
-"""Settings of NPD that an earlier version had, with the value that is now the only behaviour."""
+"""Settings of NPD that an earlier version had, with the value that is now the only behavior."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ def decode_image(data: bytes, size: int) -> NDArray[np.uint8]:
     """Decode a photo or drawing: upright, on white where transparent, its middle square resized.
 
     Args:
-        data: the bytes of a PNG, JPEG, WebP, GIF, BMP or PPM file in any colour mode; the first frame of an
+        data: the bytes of a PNG, JPEG, WebP, GIF, BMP or PPM file in any color mode; the first frame of an
             animation.
         size: height and width of the result in pixels.
     Returns:
@@ -134,7 +134,7 @@ def from_query(text: str) -> str:
 
 
 def overlay(images: NDArray[np.uint8], rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Blend `rgba` over images: (1 - opacity) * image + opacity * colour, rounded.
+    """Blend `rgba` over images: (1 - opacity) * image + opacity * color, rounded.
 
     Args:
         images: (3, H, W) or (N, 3, H, W) uint8.

@@ -9,7 +9,7 @@ from typing import Any
 from npd_core import paths
 from npd_core.errors import DataMissingError, unknown_name
 
-Colour = tuple[float, float, float]
+Color = tuple[float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +24,9 @@ class DatasetSpec:
     num_classes: int
     size: int
     """Height and width in pixels; images of another size are resized."""
-    mean: Colour
-    """Per channel, of pixels in [0, 1]: the normalisation inside the models."""
-    std: Colour
+    mean: Color
+    """Per channel, of pixels in [0, 1]: the normalization inside the models."""
+    std: Color
     train_images: int
     test_images: int
     flip: bool
@@ -157,7 +157,7 @@ DATASETS: dict[str, DatasetSpec] = {
 }
 
 
-NORMALISATIONS: dict[str, tuple[Colour, Colour]] = {
+NORMALISATIONS: dict[str, tuple[Color, Color]] = {
     "none: pixels in [0, 1]": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     "from -1 to 1": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),

@@ -135,7 +135,7 @@ class Step(NamedTuple):
     logits: Tensor
     """(B, K) float32."""
     losses: dict[str, Tensor]
-    """Scalars by name; `total` is the one that is minimised."""
+    """Scalars by name; `total` is the one that is minimized."""
 
 
 StepFn = Callable[[Tensor, Tensor], Step]

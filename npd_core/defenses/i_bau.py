@@ -87,7 +87,7 @@ class Minimax:
             if self.cfg.space == "pixel":
                 z: Tensor = self.net((x + delta).clamp(0, 1))
             else:
-                z = self.net.net(self.net.normalise(x) + delta)
+                z = self.net.net(self.net.normalize(x) + delta)
         return z.float()
 
     def ascend(self, x: Tensor, y: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:

@@ -36,10 +36,10 @@ README = """The repaired network of a run: {what}
 about.json   the network, its classes, and the metrics before and after, as fractions
 use.py       uses the file without the Neural Polarizer Lab: python use.py IMAGE ...
 
-Images are numbers in [0, 1], (N, 3, {size}, {size}); the network normalises them itself.
+Images are numbers in [0, 1], (N, 3, {size}, {size}); the network normalizes them itself.
 {how}
 """
-FOLDED = """The polarizer is folded into the neighbouring layers, so the network has no extra layer; this
+FOLDED = """The polarizer is folded into the neighboring layers, so the network has no extra layer; this
 holds only for images of this size. The logits equal those of the polarized network up to float32 rounding."""
 WHOLE = """The defense repaired the whole network: there is no polarizer and no extra layer. The logits equal
 those of the network that the run measured, up to float32 rounding."""

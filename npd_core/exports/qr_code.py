@@ -10,7 +10,7 @@ def qr_code(address: str, dark: str = "#141A2E", light: str = "#FFFFFF") -> str:
 
     Args:
         address: the link; its characters appear only in the pattern.
-        dark, light: colours of the modules and of the background.
+        dark, light: colors of the modules and of the background.
     Raises:
         ConfigError: the link is too long for a code that a phone can read.
     """

@@ -38,7 +38,7 @@ COLORS = {
     "acc": "benign", "asr": "trigger", "ra": "polarizer",
     "total": "text", "bn": "benign", "bce1": "polarizer", "bce2": "green",
 }  # fmt: skip
-"""Colour of each curve, by its name in the palette."""
+"""Color of each curve, by its name in the palette."""
 
 
 class Tile(NamedTuple):

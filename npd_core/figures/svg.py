@@ -54,7 +54,7 @@ def curves(
 
     Args:
         title: for screen readers.
-        percent: the vertical axis runs from 0 to 1 and is labelled in percent.
+        percent: the vertical axis runs from 0 to 1 and is labeled in percent.
         log: logarithmic vertical axis.
     """
     points = [_finite(line, log) for line in lines]

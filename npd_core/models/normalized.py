@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 class Normalized(nn.Module):
-    """A classifier with its normalisation, so that triggers and budgets are in pixel space.
+    """A classifier with its normalization, so that triggers and budgets are in pixel space.
 
     Args:
-        net: classifier of normalised images.
+        net: classifier of normalized images.
         mean, std: one number per channel, or one for all, in [0, 1] pixel units.
     """
 
@@ -32,14 +32,14 @@ class Normalized(nn.Module):
         """The fastest memory format for images."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
-    def normalise(self, x: Tensor) -> Tensor:
+    def normalize(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> the same shape, zero mean and unit deviation over the data set."""
         z = (x - self.mean) / self.std
         return z if self.channels_last else z.contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> (B, K) logits."""
-        logits: Tensor = self.net(self.normalise(x))
+        logits: Tensor = self.net(self.normalize(x))
         return logits
 
 

@@ -68,7 +68,7 @@ class PreActResNet18(nn.Module):
         return logits
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised, H and W multiples of 8 -> (B, K) logits."""
+        """(B, 3, H, W) normalized, H and W multiples of 8 -> (B, K) logits."""
         for name in self.segments:
             x = self.get_submodule(name)(x)
         return self.head(x)

@@ -49,5 +49,5 @@ class VGG19BN(nn.Module):
         return logits
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised, H and W multiples of 32 -> (B, K) logits."""
+        """(B, 3, H, W) normalized, H and W multiples of 32 -> (B, K) logits."""
         return self.head(self.features(x))

@@ -202,7 +202,7 @@ class PolarizedNet(nn.Module):
     def prefix(self, x: Tensor) -> Tensor:
         """Run the frozen part in front: (B, C, H, W) in [0, 1] -> input of the segment with the polarizer. A
         network without `segments` is one segment."""
-        h = self.net.normalise(x)
+        h = self.net.normalize(x)
         for name in self._segments[: self._split]:
             h = self.net.net.get_submodule(name)(h)
         return h

@@ -1,4 +1,4 @@
-"""Labelled images on the device, drawn in shuffled batches."""
+"""Labeled images on the device, drawn in shuffled batches."""
 
 from __future__ import annotations
 

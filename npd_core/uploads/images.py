@@ -55,7 +55,7 @@ def read_images(path: Path, size: int, num_classes: int) -> Images:
     where all of them are whole numbers. A parquet file has its own labels.
 
     Args:
-        path: a .zip or a .parquet file, recognised by its first bytes.
+        path: a .zip or a .parquet file, recognized by its first bytes.
         num_classes: of the network.
     Raises:
         ConfigError: too large, too many images, or classes other than the network's.

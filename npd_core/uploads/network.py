@@ -1,4 +1,4 @@
-"""Recognise the network of a state dict: architecture, width and number of classes, from names and shapes."""
+"""Recognize the network of a state dict: architecture, width and number of classes, from names and shapes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from npd_core.polarizer.insertion import default_insertion_layer, insertion_laye
 AUTO = "auto"
 
 
-class Recognised(NamedTuple):
+class Recognized(NamedTuple):
     """A network and what it is."""
 
     arch: str
@@ -25,10 +25,10 @@ class Recognised(NamedTuple):
     """0 for torchvision's classifiers."""
     num_classes: int
     net: nn.Module
-    """With the weights, for normalised images; in eval mode, frozen."""
+    """With the weights, for normalized images; in eval mode, frozen."""
 
 
-def recognise(state: Mapping[str, Tensor], arch: str = AUTO) -> Recognised:
+def recognize(state: Mapping[str, Tensor], arch: str = AUTO) -> Recognized:
     """Build the network that all of the weights fit.
 
     Args:
@@ -79,7 +79,7 @@ def _looks_like(arch: str, state: Mapping[str, Tensor]) -> bool:
     return "features.49.weight" in state and "features.50.running_mean" in state and len(heads) == 1
 
 
-def _ours(arch: str, state: Mapping[str, Tensor]) -> Recognised:
+def _ours(arch: str, state: Mapping[str, Tensor]) -> Recognized:
     names = {name: _our_name(arch, name) for name in state}
     renamed = {names[name]: value for name, value in state.items()}
     first = renamed.get("conv1.weight" if arch == "preact_resnet18" else "features.0.weight")
@@ -92,7 +92,7 @@ def _ours(arch: str, state: Mapping[str, Tensor]) -> Recognised:
     width, num_classes = int(first.shape[0]), int(head.shape[0])
     _bounded(width, num_classes)
     net = build_model(arch, num_classes, width).net
-    return Recognised(arch, width, num_classes, _filled(net, renamed, arch))
+    return Recognized(arch, width, num_classes, _filled(net, renamed, arch))
 
 
 def _our_name(arch: str, name: str) -> str:
@@ -102,7 +102,7 @@ def _our_name(arch: str, name: str) -> str:
     return re.sub(r"^classifier\.(\d+\.)?", "linear.", name)
 
 
-def _torchvision(name: str, state: Mapping[str, Tensor]) -> Recognised:
+def _torchvision(name: str, state: Mapping[str, Tensor]) -> Recognized:
     """Build a classifier of torchvision; its head is the layer whose size depends on the number of
     classes."""
     odd = 977  # a number of classes that no other layer has as its number of channels
@@ -123,7 +123,7 @@ def _torchvision(name: str, state: Mapping[str, Tensor]) -> Recognised:
     for module in net.modules():
         if isinstance(module, nn.ReLU | nn.ReLU6 | nn.Hardswish | nn.SiLU | nn.Hardsigmoid):
             module.inplace = False  # its input may be a cached feature
-    return Recognised(TORCHVISION + name, 0, num_classes, _filled(net, state, f"torchvision's {name}"))
+    return Recognized(TORCHVISION + name, 0, num_classes, _filled(net, state, f"torchvision's {name}"))
 
 
 def _shapes(name: str, num_classes: int) -> Mapping[str, Tensor]:

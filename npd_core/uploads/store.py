@@ -29,14 +29,14 @@ from npd_core import paths
 from npd_core.attacks import UNKNOWN
 from npd_core.data.load import FILES
 from npd_core.data.parquet import write_images
-from npd_core.data.spec import UPLOAD_SPEC, Colour, DatasetSpec, spec_text
+from npd_core.data.spec import UPLOAD_SPEC, Color, DatasetSpec, spec_text
 from npd_core.errors import ConfigError, StorageError, check_seed
 from npd_core.evaluation import predict
 from npd_core.fileio import save_tensors, sha256, staged_folder, write_json, write_text
 from npd_core.models import Normalized
 from npd_core.uploads.checkpoint import read_checkpoint
 from npd_core.uploads.images import Images, read_images
-from npd_core.uploads.network import AUTO, recognise, suggested_layer
+from npd_core.uploads.network import AUTO, recognize, suggested_layer
 from npd_core.zoo import Zoo
 from npd_core.zoo.card import CARD, TRIGGERED, WEIGHTS, Card
 
@@ -53,10 +53,10 @@ class Settings:
     """Facts about an uploaded model that its files do not state."""
 
     arch: str = AUTO
-    """As for `recognise`."""
-    mean: Colour = (0.0, 0.0, 0.0)
-    std: Colour = (1.0, 1.0, 1.0)
-    """Normalisation that the network was trained with, per channel, of pixels in [0, 1]."""
+    """As for `recognize`."""
+    mean: Color = (0.0, 0.0, 0.0)
+    std: Color = (1.0, 1.0, 1.0)
+    """Normalization that the network was trained with, per channel, of pixels in [0, 1]."""
     image_size: int = 32
     """Height and width in pixels; images of another size are resized."""
     target: int | None = None
@@ -68,7 +68,7 @@ class Settings:
         for name in ("mean", "std"):
             values = getattr(self, name)
             if len(values) != 3 or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
-                raise ConfigError(f"`{name}` must be three numbers, one per colour channel, got {values!r}.")
+                raise ConfigError(f"`{name}` must be three numbers, one per color channel, got {values!r}.")
         if min(self.std) <= 0:
             raise ConfigError(f"`std` must be above 0, got {self.std}.")
         if not SIZES[0] <= self.image_size <= SIZES[1]:
@@ -96,7 +96,7 @@ def import_model(checkpoint: Path, clean: Path, settings: Settings, triggered: P
         raise ConfigError(
             f"This machine keeps {MOST} uploaded models at most: remove one, or folders in {paths.uploads()}."
         )
-    known = recognise(read_checkpoint(checkpoint).state, settings.arch)
+    known = recognize(read_checkpoint(checkpoint).state, settings.arch)
     target, size = settings.target, settings.image_size
     if target is not None and not 0 <= target < known.num_classes:
         raise ConfigError(f"`target` must be a class, 0 to {known.num_classes - 1}, got {target}.")

@@ -132,7 +132,7 @@ def preset_buttons(card: Card, layer: str) -> None:
             name: st.session_state[name] for name in ALL if name != "clean" and name in st.session_state
         }
         config = NPDConfig.from_dict({**defaults(card).config.to_dict(), **values})
-        current = presets.recognise(layer, config, card.arch, card.dataset)
+        current = presets.recognize(layer, config, card.arch, card.dataset)
     except NPDError:
         current = None
     with st.container(key="view-settings-presets"):

@@ -17,7 +17,7 @@ STATES = {
     "failed": (":material/error:", "red"),
     "interrupted": (":material/power_off:", "orange"),
 }
-"""Icon and colour of each state of a run."""
+"""Icon and color of each state of a run."""
 
 
 def model(card: Card) -> str:

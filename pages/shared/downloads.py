@@ -16,7 +16,7 @@ from pages.shared import cache
 from pages.shared.text import message
 
 TITLES = {"safetensors": "Weights", "pt2": "PyTorch graph", "onnx": "ONNX"}
-FOLDED = "The polarizer is folded into the neighbouring layers."
+FOLDED = "The polarizer is folded into the neighboring layers."
 WHOLE = "This defense changed the weights of the network; no layer was added."
 LOCAL = ("localhost", "127.0.0.1", "[::1]", "0.0.0.0")
 

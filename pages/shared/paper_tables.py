@@ -1,7 +1,7 @@
 """Recorded tables of the paper on the pages Layers, Defenses and Ablations.
 
 A number is recorded (in a file that `npd table` wrote), published (printed in the paper) or live (of a run on
-this machine). Numbers of other models than the chosen one are labelled as such.
+this machine). Numbers of other models than the chosen one are labeled as such.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def _name_other_models(cells: Sequence[Cell], card: Card) -> None:
 
 
 def layer_tint(card: Card, metric: str = "asr") -> Tint | None:
-    """Return the colours of a network drawing by the Figure 3 of this model; None without a record."""
+    """Return the colors of a network drawing by the Figure 3 of this model; None without a record."""
     found = None
     with selectors.working(stop=False):
         found = cache.runs.table("figure3", card.dataset)

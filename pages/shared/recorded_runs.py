@@ -1,4 +1,4 @@
-"""Recorded runs on the first page and at the booth: shown at once, without torch, labelled as recorded."""
+"""Recorded runs on the first page and at the booth: shown at once, without torch, labeled as recorded."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def play(run: Run, *, key: str) -> None:
 
 
 def idea(*, key: str) -> None:
-    """Play the idea where no run is recorded, labelled as a drawing."""
+    """Play the idea where no run is recorded, labeled as a drawing."""
     frames = [Frame("before", 1.0, 1.0, 0.0), Frame("the idea", 1.0, 0.0, 1.0)]
     light(frames, asr_before=1.0, key=key, play=True)
     st.caption("A drawing of the idea, not a measurement: there is no recorded run on this machine.")

@@ -1,4 +1,4 @@
-"""Images with predictions as HTML: whole pixels, and a word and a mark beside every colour.
+"""Images with predictions as HTML: whole pixels, and a word and a mark beside every color.
 
 The markup is `tiles.html`, the style `assets/ui/tiles.css`.
 """
@@ -181,7 +181,7 @@ def states(
         found.append(Tile("Purified", image, alt, [purified], "", "polarizer"))
     if amplified:
         change, alt = data_url(difference(clean, triggered)), "What the trigger changed, amplified"
-        found.append(Tile(f"Change × {GAIN}", change, alt, (), "Grey: unchanged.", "muted"))
+        found.append(Tile(f"Change × {GAIN}", change, alt, (), "Gray: unchanged.", "muted"))
     return found
 
 
@@ -211,7 +211,7 @@ def show_films(films: Sequence[Film], chosen: int | None = None, coming: Sequenc
 
 
 def show_maps(grid: MapGrid) -> None:
-    """Draw images with their maps, and the one colour scale of all maps."""
+    """Draw images with their maps, and the one color scale of all maps."""
     cells = []
     for row, image, maps, notes in zip(grid.rows, grid.images, grid.maps, grid.notes, strict=True):
         cells.append((row, "", data_url(image), row))

@@ -40,7 +40,7 @@ def test_import_train_and_export(
     for place, path in zip(page.locator("input[type=file]").all(), files(tmp_path, tiny_zoo), strict=False):
         place.set_input_files(path)
     expect(page.get_by_role("button", name="Import")).to_be_enabled()
-    page.get_by_role("combobox", name="Normalisation").click()
+    page.get_by_role("combobox", name="Normalization").click()
     page.get_by_role("option", name=DATASET_TITLES["signs"]).click()
     page.get_by_role("button", name="Import").click()
     expect(page).to_have_url(re.compile("uploaded_model=uploaded-[0-9a-f]{16}"), timeout=30_000)

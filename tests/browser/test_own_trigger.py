@@ -40,7 +40,7 @@ def test_moving_painting_and_comparing(lab, settle) -> None:
     )
     page.get_by_role("button", name="Put the trigger back").click()
     expect(page.get_by_text("The trigger hijacks the image")).to_be_visible()
-    # Keyboard alone: choose a colour, walk, paint.
+    # Keyboard alone: choose a color, walk, paint.
     page.get_by_role("button", name="paint red").press("Enter")
     board.focus()
     page.keyboard.press("ArrowUp")

@@ -66,7 +66,7 @@ def test_a_page_is_fit_for_everybody(shown, settle, violations, entry: Entry) ->
     page.emulate_media(color_scheme="dark")
     page.wait_for_function("getComputedStyle(document.querySelector('.stApp')).colorScheme === 'dark'")
     end = time.monotonic() + 30
-    while time.monotonic() < end:  # some colours are chosen by the script, which runs again
+    while time.monotonic() < end:  # some colors are chosen by the script, which runs again
         page.wait_for_timeout(300)
         settle(page)
         found["dark"] = violations(page, ["color-contrast"])

@@ -1,4 +1,4 @@
-"""The pages of recorded tables in a browser: the coloured drawing, the link to the Lab, a live run."""
+"""The pages of recorded tables in a browser: the colored drawing, the link to the Lab, a live run."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def fill(point: Locator) -> str:
     return point.locator(".conv").evaluate("node => getComputedStyle(node).fill")
 
 
-def test_layers_are_coloured_picked_and_opened_in_the_lab(app, settle) -> None:
+def test_layers_are_colored_picked_and_opened_in_the_lab(app, settle) -> None:
     page = app("/layers")
     good = page.get_by_role("radio", name=re.compile(r"^after layer4\.0\.conv2, .*ASR 2%"))
     bad = page.get_by_role("radio", name=re.compile(r"^after conv1, .*ASR 97%"))

@@ -51,7 +51,7 @@ def test_blended_is_linear_in_alpha_and_bounded_by_it():
 
 
 @pytest.mark.parametrize("size", [32, 64])
-def test_drawn_pattern_is_a_contrasty_colour_picture(size):
+def test_drawn_pattern_is_a_contrasty_color_picture(size):
     pattern = drawn_pattern(size)
     assert pattern.shape == (3, size, size)
     assert 0 <= pattern.min() < pattern.max() <= 1
@@ -110,7 +110,7 @@ def test_a_clean_network_has_no_trigger_and_no_images_to_measure_one():
     assert len(poison_test_set(data, attack).labels) == 0
 
 
-def test_the_difference_is_amplified_around_mid_grey():
+def test_the_difference_is_amplified_around_mid_gray():
     clean = torch.tensor([100, 100, 100, 100, 100], dtype=torch.uint8).view(1, 1, 1, 5).expand(1, 3, -1, -1)
     poisoned = torch.tensor([100, 101, 97, 200, 0], dtype=torch.uint8).view(1, 1, 1, 5).expand(1, 3, -1, -1)
     assert amplified_difference(clean, poisoned)[0, 0, 0].tolist() == [128, 138, 98, 255, 0]

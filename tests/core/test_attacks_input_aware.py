@@ -132,7 +132,7 @@ def test_the_pattern_network_learns_and_the_mask_network_stays(attack):
     assert learnt.trigger.pattern_net(images.float() / 255).std(dim=0).mean() > 3e-4
 
 
-def test_the_trigger_wants_patterns_as_far_apart_as_the_images_all_of_them_normalised(attack):
+def test_the_trigger_wants_patterns_as_far_apart_as_the_images_all_of_them_normalized(attack):
     trigger, data = PatternInTraining(attack, SMALL, torch.device("cpu")), small_signs("train", 80)
     patterns, forward = [], trigger.pattern_net.forward
     trigger.pattern_net.forward = lambda x: patterns.append((x, forward(x))) or patterns[-1][1]

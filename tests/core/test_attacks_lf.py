@@ -106,8 +106,8 @@ def test_adding_never_runs_over_white_and_is_no_no_op_in_eight_bits():
     attack = get_attack("lf", "signs", {"pattern": pattern}, target=3)
     bright = torch.full((1, 3, 32, 32), 250, dtype=torch.uint8)
     assert (attack.apply(bright) >= bright).all()
-    grey = torch.full((1, 3, 32, 32), 100, dtype=torch.uint8)
-    change = attack.apply(grey).int() - 100
+    gray = torch.full((1, 3, 32, 32), 100, dtype=torch.uint8)
+    change = attack.apply(gray).int() - 100
     assert (change.min(), change.max()) == (0, 51)
     torch.testing.assert_close(Added(pattern)(torch.zeros(1, 3, 32, 32))[0], pattern)
     assert attack.params == {"target": 3}

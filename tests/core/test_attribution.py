@@ -98,7 +98,7 @@ def test_integrated_gradients_of_a_linear_model_is_weights_times_input(images: T
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_the_default_reference_is_grey(images: Tensor) -> None:
+def test_the_default_reference_is_gray(images: Tensor) -> None:
     net = Linear()
     found = attribute(net, images, 1, "integrated_gradients")
     torch.testing.assert_close(found, (net.weights[1] * (images - 0.5)).sum(1).detach(), atol=1e-5, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Presets: `paper` and `authors` hold what methods.md 1.5 and 1.6 list, and each is recognised."""
+"""Presets: `paper` and `authors` hold what methods.md 1.5 and 1.6 list, and each is recognized."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from npd_core.config.npd import VARIANTS, NPDConfig
-from npd_core.config.presets import PRESETS, defense_config, preset, preset_layer, recognise
+from npd_core.config.presets import PRESETS, defense_config, preset, preset_layer, recognize
 from npd_core.errors import ConfigError, UnknownNameError
 from npd_core.zoo import Zoo
 
@@ -59,10 +59,10 @@ def test_a_variant_that_knows_the_target_has_the_papers_smaller_lambdas() -> Non
 
 @pytest.mark.parametrize("arch", ["preact_resnet18", "vgg19_bn"])
 @pytest.mark.parametrize("name", PRESETS)
-def test_each_preset_is_recognised_with_any_seed(name: str, arch: str) -> None:
+def test_each_preset_is_recognized_with_any_seed(name: str, arch: str) -> None:
     layer, config = preset_layer(name, arch, "signs"), replace(preset("signs", name), seed=7)
-    assert recognise(layer, config, arch, "signs") == name
-    assert recognise(layer, replace(config, lr=0.5), arch, "signs") is None
+    assert recognize(layer, config, arch, "signs") == name
+    assert recognize(layer, replace(config, lr=0.5), arch, "signs") is None
 
 
 def test_presets_that_fail_differ_from_the_default_as_they_say() -> None:

@@ -19,9 +19,9 @@ def balanced(num_classes: int, each: int) -> np.ndarray:
     return np.random.default_rng(5).permutation(np.repeat(np.arange(num_classes), each))
 
 
-def coded(colour):
+def coded(color):
     file = io.BytesIO()
-    Image.new("RGB", (64, 64), colour).save(file, "PNG")
+    Image.new("RGB", (64, 64), color).save(file, "PNG")
     return file.getvalue()
 
 

@@ -25,9 +25,9 @@ def data_dir(tmp_path, monkeypatch):
     return tmp_path
 
 
-def coded(format: str, colour: tuple[int, int, int], side: int = 40) -> bytes:
+def coded(format: str, color: tuple[int, int, int], side: int = 40) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (side, side), colour).save(buffer, format)
+    Image.new("RGB", (side, side), color).save(buffer, format)
     return buffer.getvalue()
 
 

@@ -19,7 +19,7 @@ def png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def coloured(n: int, size: int = 32) -> np.ndarray:
+def colored(n: int, size: int = 32) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
 
 
@@ -38,7 +38,7 @@ def write_table(path, images, labels, label_type=None):
 def test_what_is_written_is_read_back_exactly(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet, "ROWS_PER_GROUP", 4)
     monkeypatch.setattr(parquet, "CHUNK", 3)
-    pixels = coloured(11)
+    pixels = colored(11)
     file = parquet.write_images(tmp_path / "x.parquet", rows(pixels), ("a", "b", "c"))
     images, labels = parquet.read_images(file, 3, 32)
     assert images.dtype == np.uint8
@@ -52,7 +52,7 @@ def test_what_is_written_is_read_back_exactly(tmp_path, monkeypatch):
 
 def test_some_rows_in_the_order_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet, "ROWS_PER_GROUP", 4)
-    pixels = coloured(11)
+    pixels = colored(11)
     file = parquet.write_images(tmp_path / "x.parquet", rows(pixels), "abc")
     images, labels = parquet.read_images(file, 3, 32, rows=np.asarray([9, 0, 5]))
     assert np.array_equal(images, pixels[[9, 0, 5]].transpose(0, 3, 1, 2))
@@ -61,11 +61,11 @@ def test_some_rows_in_the_order_asked_for(tmp_path, monkeypatch):
     assert parquet.read_images(file, 3, 32, rows=slice(0, 0))[0].shape == (0, 3, 32, 32)
 
 
-def test_other_sizes_and_colour_modes(tmp_path):
-    grey = Image.new("L", (64, 48), 100)
+def test_other_sizes_and_color_modes(tmp_path):
+    gray = Image.new("L", (64, 48), 100)
     clear = Image.new("RGBA", (32, 32), (10, 20, 30, 255))
     palette = Image.new("RGB", (8, 8), (204, 0, 0)).convert("P")
-    coded = [png(image) for image in (grey, clear, palette)]
+    coded = [png(image) for image in (gray, clear, palette)]
     images = parquet.decode_images(coded, 32)
     assert images.shape == (3, 3, 32, 32)
     assert (images[0] == 100).all()
@@ -97,14 +97,14 @@ def test_file_that_is_no_parquet(tmp_path):
 
 
 def test_file_cut_short(tmp_path):
-    file = parquet.write_images(tmp_path / "x.parquet", rows(coloured(9)), "abc")
+    file = parquet.write_images(tmp_path / "x.parquet", rows(colored(9)), "abc")
     file.write_bytes(file.read_bytes()[:2000])
     with pytest.raises(StorageError, match=r"x\.parquet"):
         parquet.read_labels(file, 3)
 
 
 def test_file_with_damaged_pages(tmp_path):
-    file = parquet.write_images(tmp_path / "x.parquet", rows(coloured(9)), "abc")
+    file = parquet.write_images(tmp_path / "x.parquet", rows(colored(9)), "abc")
     data = bytearray(file.read_bytes())
     data[200:4000] = b"\xff" * 3800
     file.write_bytes(data)
@@ -140,7 +140,7 @@ def test_labels_out_of_range(tmp_path, labels, values):
 
 @pytest.mark.parametrize(
     "coded",
-    [b"not an image", png(Image.fromarray(coloured(1)[0]))[:200], None, b""],
+    [b"not an image", png(Image.fromarray(colored(1)[0]))[:200], None, b""],
     ids=["no image", "cut short", "missing", "empty"],
 )
 def test_an_image_that_cannot_be_decoded_is_named(tmp_path, coded):
@@ -171,11 +171,11 @@ def test_no_class_names_in_the_file(tmp_path):
 
 
 def test_failed_writing_leaves_the_old_file(tmp_path):
-    file = parquet.write_images(tmp_path / "x.parquet", rows(coloured(2)), "abc")
+    file = parquet.write_images(tmp_path / "x.parquet", rows(colored(2)), "abc")
     before = file.read_bytes()
 
     def full_disk():
-        yield rows(coloured(1))[0]
+        yield rows(colored(1))[0]
         raise OSError(28, "No space left on device")
 
     with pytest.raises(StorageError, match="No space left on device"):

@@ -57,7 +57,7 @@ def images(count=20, seed=0):
     return ImageSet(pixels, torch.randint(0, 5, (count,), generator=generator))
 
 
-def labelled(net, shift, count=20):
+def labeled(net, shift, count=20):
     """Images with the labels the network gives them, or with wrong ones: its accuracy is 1, or 0."""
     data = images(count)
     with torch.no_grad():
@@ -277,7 +277,7 @@ def test_captured_outputs_keep_the_order_and_no_hook_is_left():
 
 def test_accuracy_is_the_share_of_right_answers():
     net = network()
-    right, wrong = labelled(net, shift=0, count=10), labelled(net, shift=1, count=10)
+    right, wrong = labeled(net, shift=0, count=10), labeled(net, shift=1, count=10)
     mixed = torch.where(torch.arange(10) < 3, wrong.labels, right.labels)
     assert accuracy(net, ImageSet(right.images, mixed), CPU) == pytest.approx(0.7)
 
@@ -384,7 +384,7 @@ def test_what_must_stay_true_of_the_weights_is_restored_after_every_update():
 
 def test_closing_mid_epoch_keeps_the_last_completed_epoch():
     net = network()
-    data = labelled(net, shift=1)
+    data = labeled(net, shift=1)
     kept = None
     with Repair(net, CPU) as repair:
         training = fine_tune(repair, augmented(data, PLAIN, CPU), PLAIN, epochs=5, first=-5)
@@ -401,7 +401,7 @@ def test_closing_mid_epoch_keeps_the_last_completed_epoch():
 
 def test_not_a_number_ends_with_the_last_good_state():
     net = network()
-    data = labelled(net, shift=1)
+    data = labeled(net, shift=1)
     good, reasons = [], []
     with Repair(net, CPU) as repair:
 
@@ -421,7 +421,7 @@ def test_not_a_number_ends_with_the_last_good_state():
 
 def test_collapsed_accuracy_ends_with_the_state_before():
     net = network()
-    data = labelled(net, shift=0)
+    data = labeled(net, shift=0)
     before = state(net)
 
     def always_wrong(x, y):

@@ -132,7 +132,7 @@ def test_no_iterations_give_the_gradient_of_plain_fine_tuning_on_patched_images(
     delta = 0.5 * torch.randn(3, 16, 16)
     patched = torch.tensor([0.0, 1, 0, 0, 1, 0])
     found, loss, z = level.gradient(x, y, patched, (x, y), delta)
-    normal = level.net.normalise(x)
+    normal = level.net.normalize(x)
     normal[1] += delta
     normal[4] += delta
     plain = F.cross_entropy(level.net.net(normal), y)
@@ -141,7 +141,7 @@ def test_no_iterations_give_the_gradient_of_plain_fine_tuning_on_patched_images(
     assert z.shape == (6, 5)
 
 
-@pytest.mark.parametrize("space", ["normalised", "pixel"])
+@pytest.mark.parametrize("space", ["normalized", "pixel"])
 def test_the_implicit_term_through_a_whole_network(space):
     """K = 1: v = grad_delta H, and (dPhi/dtheta)^T v is the slope of v . Phi, here by finite differences in
     float64."""
@@ -155,7 +155,7 @@ def test_the_implicit_term_through_a_whole_network(space):
 
     def logits(x, delta):
         moved = (x + delta).clamp(0, 1) if space == "pixel" else x
-        return net.net(net.normalise(moved) + (0 if space == "pixel" else delta))
+        return net.net(net.normalize(moved) + (0 if space == "pixel" else delta))
 
     level.logits = logits  # the same map without the cast to float32, which finite differences do not bear
     found, _, _ = level.gradient(x, y, patched, (x, y), delta)
@@ -188,7 +188,7 @@ def test_the_implicit_term_through_a_whole_network(space):
         )
 
 
-@pytest.mark.parametrize("space", ["normalised", "pixel"])
+@pytest.mark.parametrize("space", ["normalized", "pixel"])
 def test_a_pass_of_the_inner_level_equals_a_slow_recomputation(space):
     level = problem(space=space, delta_lr=0.5)
     delta, slow = torch.zeros(3, 16, 16), torch.zeros(3, 16, 16)
@@ -268,7 +268,7 @@ def naive(net, data, cfg):
     net.requires_grad_(True)
     theta = list(net.parameters())
     optimizer = torch.optim.Adam(theta, lr=cfg.lr)
-    put = lambda x, d: net.net(net.normalise(x) + d)  # noqa: E731
+    put = lambda x, d: net.net(net.normalize(x) + d)  # noqa: E731
     for _ in range(cfg.rounds):
         delta = torch.zeros(3, 16, 16)
         for x, _ in fixed:

@@ -151,7 +151,7 @@ def test_the_first_loss_is_that_of_student_and_teacher_side_by_side(which, count
     reference = copy.deepcopy(ours).train()
     features: list[list[torch.Tensor]] = []
     for net in (reference, theirs):
-        h, seen = net.normalise(x), {}
+        h, seen = net.normalize(x), {}
         for name in net.net.segments:
             h = seen[name] = net.net.get_submodule(name)(h)
         features.append([seen[name] for name in names])

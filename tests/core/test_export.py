@@ -324,11 +324,11 @@ def test_command_brings_a_network(tiny_zoo, runs_dir, tmp_path, capsys):
     rows = [(f"{k}", coded(data.images[k]), int(data.labels[k])) for k in range(48)]
     write_images(tmp_path / "clean.parquet", rows, [])
     command = ["import", str(tmp_path / "net.pth"), str(tmp_path / "clean.parquet")]
-    assert cli.main([*command, "--normalise", ".5,.5,.5,.25,.25,.25", "--json", "-"]) == 0
+    assert cli.main([*command, "--normalize", ".5,.5,.5,.25,.25,.25", "--json", "-"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert paths.uploaded(answer["id"]) is not None
     assert (answer["arch"], answer["width"], answer["asr"]) == ("preact_resnet18", 4, None)
     assert answer["acc"] > 0.9
-    assert cli.main([*command, "--normalise", "1,2"]) == 2
-    assert "--normalise" in (err := capsys.readouterr().err)
+    assert cli.main([*command, "--normalize", "1,2"]) == 2
+    assert "--normalize" in (err := capsys.readouterr().err)
     assert "'1,2'" in err

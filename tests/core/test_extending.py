@@ -45,7 +45,7 @@ def npd(lab: dict[str, str], folder: Path, *words: str) -> subprocess.CompletedP
 
 
 def test_the_attack_of_the_page_writes_its_images(lab: dict[str, str], tmp_path: Path) -> None:
-    done = npd(lab, tmp_path, "attack", "grey_bar", "--images", "2", "--json", "-")
+    done = npd(lab, tmp_path, "attack", "gray_bar", "--images", "2", "--json", "-")
     assert done.returncode == 0, done.stderr
     assert [row["largest_change"] > 0 for row in json.loads(done.stdout)["images"]] == [True, True]
 

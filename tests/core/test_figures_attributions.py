@@ -1,4 +1,4 @@
-"""Attribution figures: records by value, one colour scale, nothing told by colour alone."""
+"""Attribution figures: records by value, one color scale, nothing told by color alone."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ def rgb(color: str) -> list[int]:
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])
-def test_a_map_takes_the_colours_of_the_scale(mode: str) -> None:
+def test_a_map_takes_the_colors_of_the_scale(mode: str) -> None:
     found = np.array([[-2.0, -1.0, 0.0], [1.0, 2.0, 99.0]])
     image = map_image(found, 2.0, mode)
     assert image.shape == (3, 2, 3)
     assert image.dtype == np.uint8
     stops = [rgb(color) for _, color in scale_stops(mode)]
     drawn = image.transpose(1, 2, 0).reshape(-1, 3).tolist()
-    assert drawn == [*stops, stops[-1]], "beyond the scale: the last colour"
+    assert drawn == [*stops, stops[-1]], "beyond the scale: the last color"
 
 
-def test_equal_values_have_equal_colours_whatever_else_is_in_the_map() -> None:
+def test_equal_values_have_equal_colors_whatever_else_is_in_the_map() -> None:
     one, two = map_image(np.array([[0.5, 0.0]]), 1.0), map_image(np.array([[0.5, 1.0]]), 1.0)
     assert np.array_equal(one[:, 0, 0], two[:, 0, 0])
 
 
-def test_zero_has_the_colour_of_the_ground() -> None:
+def test_zero_has_the_color_of_the_ground() -> None:
     for mode in ("light", "dark"):
         stops = scale_stops(mode)
         assert [at for at, _ in stops] == [0.0, 0.25, 0.5, 0.75, 1.0]

@@ -62,7 +62,7 @@ def test_metrics_start_with_the_backdoored_model_at_epoch_0():
 
 
 @pytest.mark.parametrize("mode", ["light", "dark", None])
-def test_figures_tell_lines_apart_without_colour(mode):
+def test_figures_tell_lines_apart_without_color(mode):
     metrics = curves.metric_figure(
         curves.read_metrics(stream(), {"acc": 1.0, "asr": 1.0, "ra": 0.0}), mode, 2
     )
@@ -80,7 +80,7 @@ def luminance(color):
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])
-def test_every_colour_that_carries_words_has_contrast(mode):
+def test_every_color_that_carries_words_has_contrast(mode):
     colors = theme.palette(mode)
     for name in ("benign", "trigger", "polarizer", "green", "text", "muted"):
         bright, dim = sorted((luminance(getattr(colors, name)), luminance(colors.background)), reverse=True)

@@ -1,4 +1,4 @@
-"""The drawing's plan against the networks themselves, and the colours of its points."""
+"""The drawing's plan against the networks themselves, and the colors of its points."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def test_each_convolution_is_drawn_with_its_shape(pair) -> None:
         assert shapes[f"after:{conv.name}"] == (conv.channels_out, conv.size // conv.stride)
 
 
-def test_colours_run_from_the_low_to_the_high_end() -> None:
+def test_colors_run_from_the_low_to_the_high_end() -> None:
     found = tint("asr", {"conv1": 0.97, "after:conv1": 0.013}).to_dict()
     assert (found["low"], found["high"]) == ("0%", "100%")
     assert found["points"]["conv1"] == {"share": 0.97, "short": "97%", "words": "ASR 97%"}
     assert found["points"]["after:conv1"] == {"share": 0.013, "short": "1.3%", "words": "ASR 1.3%"}
     der = tint("der", {"a": 0.75, "b": 0.47}).to_dict()
     assert [der["points"][name]["share"] for name in "ab"] == [0.5, 0.0], (
-        "below 0.5 there is no colour to take away"
+        "below 0.5 there is no color to take away"
     )
 
 
@@ -64,7 +64,7 @@ def test_accuracy_is_told_apart_near_the_top(values, low, shares) -> None:
     assert [point["share"] for point in found.to_dict()["points"].values()] == pytest.approx(shares, abs=1e-3)
 
 
-def test_nothing_measured_is_no_colour_and_an_unknown_metric_is_said() -> None:
+def test_nothing_measured_is_no_color_and_an_unknown_metric_is_said() -> None:
     assert tint("asr", {}) is None
     with pytest.raises(UnknownNameError, match="metric 'asd'"):
         tint("asd", {"conv1": 0.5})

@@ -61,7 +61,7 @@ def test_probability_bars_of_a_hijacked_picture() -> None:
     assert alone.classes == ["airplane", "bird"] or "dog" in alone.classes
 
 
-def test_probability_figure_draws_the_record_and_tells_networks_apart_without_colour() -> None:
+def test_probability_figure_draws_the_record_and_tells_networks_apart_without_color() -> None:
     bars = Bars(["airplane", "dog"], [0, 3], [0.9, 0.1], [0.2, 0.8], label=1, target=0)
     for mode in ("light", "dark"):
         figure = probability_figure(bars, mode)
@@ -76,7 +76,7 @@ def test_a_picture_of_the_attackers_own_class_is_marked_as_true() -> None:
     assert list(figure.data[0].y) == ["✓ airplane"]
 
 
-def test_difference_is_grey_where_nothing_changed() -> None:
+def test_difference_is_gray_where_nothing_changed() -> None:
     clean = np.array([[100, 100, 100]], np.uint8)
     triggered = np.array([[100, 103, 0]], np.uint8)
     assert difference(clean, triggered).tolist() == [[128, 158, 0]]

@@ -32,7 +32,7 @@ def test_bars_hold_y_and_its_surrogate_in_the_order_of_the_last_row() -> None:
     assert len(one.data[0].y) == 12
 
 
-def test_to_uint8s_of_signed_values_are_grey_at_zero_and_cut_off_at_the_scale() -> None:
+def test_to_uint8s_of_signed_values_are_gray_at_zero_and_cut_off_at_the_scale() -> None:
     values = np.array([0.0, 0.1, -0.1, 5.0, -5.0, 0.05]).reshape(1, 1, 6).repeat(3, 0)
     assert signed_image(values, 0.1)[0, 0].tolist() in (
         [128, 255, 0, 255, 0, 191],

@@ -1,5 +1,5 @@
 """Figures of measured tables: every number is on its bar or point, and sources are told apart without
-colour."""
+color."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_numbers_on_tiles_can_be_read(metric: str, mode: str) -> None:
 
 
 def contrast(first: str, second: str) -> float:
-    """WCAG 2 contrast of two hex colours."""
+    """WCAG 2 contrast of two hex colors."""
 
     def luminance(color: str) -> float:
         parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
@@ -134,6 +134,6 @@ def contrast(first: str, second: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def test_mixed_colours() -> None:
+def test_mixed_colors() -> None:
     assert mix("#FFFFFF", "#000000", 0.0) == "#000000"
     assert mix("#FF0080", "#001080", 0.5) == "#800880"

@@ -39,7 +39,7 @@ def address(rgba: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(file).decode()
 
 
-def colours(picture: np.ndarray, *places: tuple[int, int]) -> list[tuple[int, ...]]:
+def colors(picture: np.ndarray, *places: tuple[int, int]) -> list[tuple[int, ...]]:
     return [tuple(int(v) for v in picture[:, y, x]) for y, x in places]
 
 
@@ -54,33 +54,31 @@ def test_the_middle_square_at_the_size_of_the_model(size):
     picture = decode_image(coded(image), size)
     assert picture.shape == (3, size, size)
     assert picture.dtype == np.uint8
-    assert all(
-        near(c, RED, 2) for c in colours(picture, (size // 2, size // 2), (0, 4), (size - 1, size - 5))
-    )
+    assert all(near(c, RED, 2) for c in colors(picture, (size // 2, size // 2), (0, 4), (size - 1, size - 5)))
 
 
 @pytest.mark.parametrize(
     ("mode", "kind"),
     [("CMYK", "JPEG"), ("L", "PNG"), ("P", "GIF"), ("1", "PNG"), ("RGBA", "WEBP"), ("LA", "PNG")],
 )
-def test_every_colour_mode_becomes_three_channels(mode, kind):
+def test_every_color_mode_becomes_three_channels(mode, kind):
     settings = {"lossless": True} if kind == "WEBP" else {}
     image = halves().quantize(8) if mode == "P" else halves().convert(mode, dither=Image.Dither.NONE)
     picture = decode_image(coded(image, kind, **settings), 32)
     expected = image.convert("RGB").getpixel((22, 5))  # (2, 4) in the middle square, 40 pixels wide
-    assert near(colours(picture, (4, 2))[0], expected), mode
+    assert near(colors(picture, (4, 2))[0], expected), mode
 
 
 def test_sixteen_bits_keep_their_brightness():
-    grey = Image.fromarray(np.full((40, 40), 0x4040, np.uint16))
-    assert near(colours(decode_image(coded(grey), 32), (16, 16))[0], (64, 64, 64), 1)
+    gray = Image.fromarray(np.full((40, 40), 0x4040, np.uint16))
+    assert near(colors(decode_image(coded(gray), 32), (16, 16))[0], (64, 64, 64), 1)
 
 
 def test_a_photo_taken_on_its_side_is_upright():
     exif = Image.Exif()
     exif[0x0112] = 6  # turn a quarter clockwise to see it upright
     picture = decode_image(coded(halves(64, 64), "JPEG", exif=exif, quality=95), 32)
-    top, bottom = colours(picture, (3, 16), (28, 16))
+    top, bottom = colors(picture, (3, 16), (28, 16))
     assert near(top, RED)
     assert near(bottom, BLUE)
 
@@ -89,27 +87,27 @@ def test_a_turned_picture_with_holes_is_upright_too():
     exif = Image.Exif()
     exif[0x0112] = 6
     picture = decode_image(coded(halves(64, 64).convert("RGBA"), "PNG", exif=exif), 32)
-    assert near(colours(picture, (3, 16))[0], RED)
+    assert near(colors(picture, (3, 16))[0], RED)
 
 
 def test_see_through_parts_become_white():
     image = Image.new("RGBA", (40, 40), (*RED, 0))
     image.paste((*BLUE, 255), (20, 0, 40, 40))
-    left, right = colours(decode_image(coded(image), 32), (16, 3), (16, 28))
+    left, right = colors(decode_image(coded(image), 32), (16, 3), (16, 28))
     assert left == (255, 255, 255)
     assert near(right, BLUE, 1)
 
 
 def test_of_an_animation_the_first_picture():
-    frames = [Image.new("RGB", (40, 40), colour) for colour in (RED, BLUE)]
+    frames = [Image.new("RGB", (40, 40), color) for color in (RED, BLUE)]
     data = coded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert near(colours(decode_image(data, 32), (16, 16))[0], RED)
+    assert near(colors(decode_image(data, 32), (16, 16))[0], RED)
 
 
 def test_a_big_photo_is_decoded_and_a_big_drawing_refused(monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 600 * 600)
     big = Image.new("RGB", (2400, 1800), RED)
-    assert near(colours(decode_image(coded(big, "JPEG"), 32), (16, 16))[0], RED)
+    assert near(colors(decode_image(coded(big, "JPEG"), 32), (16, 16))[0], RED)
     with pytest.raises(StorageError, match="2400 x 1800"):
         decode_image(coded(big), 32)
 
@@ -208,7 +206,7 @@ def test_a_stamp_does_what_its_trigger_does(attack, dataset):
     pictures = np.random.default_rng(2).integers(0, 256, (5, 3, size, size), dtype=np.uint8)
     stamped = overlay(pictures, stamp(found, size).numpy()).astype(int)
     poisoned = found.apply(torch.from_numpy(pictures)).numpy()
-    assert np.abs(stamped - poisoned).max() <= 2, "eight bits of colour, opacity and result"
+    assert np.abs(stamped - poisoned).max() <= 2, "eight bits of color, opacity and result"
     assert np.abs(poisoned.astype(int) - pictures).max() > 20
 
 

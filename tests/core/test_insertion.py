@@ -113,7 +113,7 @@ def test_the_prefix_of_a_plain_network_ends_right_before_the_layer(layer):
     net = PolarizedNet(VGG, layer)
     x = torch.rand(2, 3, 32, 32)
     index = int(layer.rpartition(".")[2])
-    assert torch.equal(net.prefix(x), VGG.net.features[:index](VGG.normalise(x)))
+    assert torch.equal(net.prefix(x), VGG.net.features[:index](VGG.normalize(x)))
 
 
 @pytest.mark.parametrize(("backdoored", "layer"), ALL, ids=[layer for _, layer in ALL])

@@ -30,7 +30,7 @@ def test_pgd_reaches_the_optimum_of_a_linear_model_in_linf():
 
 
 def test_a_sign_step_longer_than_the_ball_ends_on_the_sphere_with_equal_changes():
-    """What the defaults do at 32x32: 0.1 sqrt(3072) = 5.5 > 3, so every colour value moves by 3 /
+    """What the defaults do at 32x32: 0.1 sqrt(3072) = 5.5 > 3, so every color value moves by 3 /
     sqrt(3072)."""
     x = torch.full((2, 3, 32, 32), 0.5)
     w = torch.randn(3072)

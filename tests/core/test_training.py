@@ -671,7 +671,7 @@ def test_no_variant_makes_the_host_wait_inside_a_step(variant):
 
 
 class Planted(nn.Module):
-    """Knows three classes by their colour, and class 0 by a fine checkerboard too: the simplest backdoor
+    """Knows three classes by their color, and class 0 by a fine checkerboard too: the simplest backdoor
     there is."""
 
     def __init__(self):
@@ -694,7 +694,7 @@ CHECKER = (torch.arange(8)[:, None] + torch.arange(8)).remainder(2) * 2.0 - 1
 
 
 def planted(count, generator):
-    """Images whose class is their strongest colour."""
+    """Images whose class is their strongest color."""
     labels = torch.randint(0, 3, (count,), generator=generator)
     shades = 0.35 + 0.1 * torch.rand(count, 3, generator=generator)
     shades[torch.arange(count), labels] += 0.2

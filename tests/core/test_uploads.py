@@ -40,7 +40,7 @@ from npd_core.uploads import images as uploaded_images
 from npd_core.uploads import network
 from npd_core.uploads.checkpoint import read_checkpoint
 from npd_core.uploads.images import read_images
-from npd_core.uploads.network import recognise, suggested_layer
+from npd_core.uploads.network import recognize, suggested_layer
 from npd_core.uploads.resistance import perturbed, resistance
 from npd_core.uploads.store import Settings, import_model, remove, split
 from npd_core.zoo import Zoo
@@ -175,7 +175,7 @@ def other_names(arch: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Te
 @pytest.mark.parametrize("arch", ["preact_resnet18", "vgg19_bn"])
 def test_our_architectures_by_the_names_of_others(arch):
     net = build_model(arch, 7, 4).net.eval()
-    found = recognise(other_names(arch, net.state_dict()))
+    found = recognize(other_names(arch, net.state_dict()))
     assert (found.arch, found.width, found.num_classes) == (arch, 4, 7)
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(found.net(x), net(x))
@@ -188,7 +188,7 @@ def test_our_architectures_by_the_names_of_others(arch):
 @pytest.mark.parametrize(("name", "layer"), [("resnet18", "layer4.1.conv1"), ("squeezenet1_1", None)])
 def test_torchvisions_classifiers(name, layer):
     net = torchvision.models.get_model(name, weights=None, num_classes=5).eval()
-    found = recognise(net.state_dict(), name)
+    found = recognize(net.state_dict(), name)
     assert (found.arch, found.num_classes) == (f"torchvision:{name}", 5)
     x = torch.rand(2, 3, 64, 64)
     assert torch.equal(found.net(x), net(x))
@@ -207,7 +207,7 @@ def test_a_large_network_is_not_made_for_weights_that_do_not_fit(monkeypatch):
 
     monkeypatch.setattr(network, "torchvision_classifier", watched)
     with pytest.raises(CheckpointError, match=r"vit_l_16.*'class_token'"):
-        recognise({"heads.head.weight": torch.ones(3, 1024), "heads.head.bias": torch.ones(3)}, "vit_l_16")
+        recognize({"heads.head.weight": torch.ones(3, 1024), "heads.head.bias": torch.ones(3)}, "vit_l_16")
     assert set(made) == {"meta"}
 
 
@@ -223,9 +223,9 @@ def test_weights_that_fit_nothing_or_something_else():
         (state, "vgg19_bn", "vgg19_bn"),
     ):
         with pytest.raises(CheckpointError, match=names):
-            recognise(given, arch)
+            recognize(given, arch)
     with pytest.raises(UnknownNameError, match=r"'resnet1'.*'resnet18'|'resnet1'.*'\\w*resnet\\w*'"):
-        recognise(state, "resnet1")
+        recognize(state, "resnet1")
 
 
 def test_images_of_a_size_that_the_network_does_not_take():

@@ -140,10 +140,10 @@ def test_a_checkpoint_that_was_poisoned_otherwise_is_refused(tmp_path):
         list(
             train_classifier(fresh(), small_set(), short, torch.device("cpu"), path, in_loop=in_loop("wanet"))
         )
-    relabelled = small_set()
-    relabelled.labels[0] = 1 - relabelled.labels[0]
+    relabeled = small_set()
+    relabeled.labels[0] = 1 - relabeled.labels[0]
     with pytest.raises(CheckpointError, match=r"a\.pt"):
-        list(train_classifier(fresh(), relabelled, short, torch.device("cpu"), path))
+        list(train_classifier(fresh(), relabeled, short, torch.device("cpu"), path))
 
 
 def one_epoch(path):
@@ -196,11 +196,11 @@ def test_what_the_network_is_shown_is_poisoned_before_it_is_augmented(monkeypatc
     monkeypatch.setattr(classifier, "augment", spy)
     warp = in_loop("wanet")
     data = small_set()
-    grey = PoisonedSet(torch.full_like(data.images, 100), data.labels, data.poisoned)
-    grey.images[:, :, :8] = 200
+    gray = PoisonedSet(torch.full_like(data.images, 100), data.labels, data.poisoned)
+    gray.images[:, :, :8] = 200
     short = replace(SMALL, epochs=1)
-    list(train_classifier(fresh(), grey, short, torch.device("cpu"), in_loop=warp))
-    unlike = [(x - grey.images[:1].float() / 255).abs().flatten(1).amax(1) > 1e-4 for x in shown]
+    list(train_classifier(fresh(), gray, short, torch.device("cpu"), in_loop=warp))
+    unlike = [(x - gray.images[:1].float() / 255).abs().flatten(1).amax(1) > 1e-4 for x in shown]
     assert [changed.tolist() for changed in unlike] == [[True] * 12 + [False] * 4] * 4
 
 
@@ -273,7 +273,7 @@ def test_cutout_blackens_one_square_an_image_wherever_it_may_lie(side):
     assert torch.equal(x, torch.ones_like(x))
 
 
-def test_overlay_is_a_bounded_blend_with_the_neighbour():
+def test_overlay_is_a_bounded_blend_with_the_neighbor():
     x = torch.rand(500, 3, 4, 4)
     out = overlaid(x, 0.4, torch.Generator().manual_seed(0))
     difference = x.roll(1, 0) - x

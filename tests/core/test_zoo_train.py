@@ -236,39 +236,39 @@ def test_train_model_writes_a_model_that_loads_and_verifies(tmp_path, monkeypatc
     assert verify_model(model).ok
 
 
-def grey_bar(dataset, assets, *, target=0):
+def gray_bar(dataset, assets, *, target=0):
     def trigger(x):
         return torch.cat([x[..., :-2, :], torch.full_like(x[..., -2:, :], 0.5)], dim=-2)
 
-    return Attack("grey_bar", trigger, AllToOne(target), params={"target": target})
+    return Attack("gray_bar", trigger, AllToOne(target), params={"target": target})
 
 
 def test_an_attack_registered_from_outside_is_trained_loaded_and_named(few_signs):
-    info = AttackInfo("Grey bar", "Two rows turn grey.", "My lab, 2026", "Two rows of 50% grey.")
-    attacks.register("grey_bar", grey_bar, info)
+    info = AttackInfo("Gray bar", "Two rows turn gray.", "My lab, 2026", "Two rows of 50% gray.")
+    attacks.register("gray_bar", gray_bar, info)
     try:
-        model = "signs-grey_bar-preact_resnet18-w4"
+        model = "signs-gray_bar-preact_resnet18-w4"
         list(train_model(model, epochs=1))
         found = Zoo().load(model)
         images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
         assert found.attack.apply(images)[:, :, -2:].unique().tolist() == [127]
         assert found.attack.rule == AllToOne(0)
         assert verify_model(model).ok
-        assert names.attack_name("grey_bar") == "Grey bar"
-        with pytest.raises(UnknownNameError, match=r"'grey_bat'.*'grey_bar'"):
-            get_attack("grey_bat", "signs")
-        with pytest.raises(ConfigError, match="'grey_bar'"):
-            attacks.register("grey_bar", grey_bar, info)
+        assert names.attack_name("gray_bar") == "Gray bar"
+        with pytest.raises(UnknownNameError, match=r"'gray_bat'.*'gray_bar'"):
+            get_attack("gray_bat", "signs")
+        with pytest.raises(ConfigError, match="'gray_bar'"):
+            attacks.register("gray_bar", gray_bar, info)
     finally:
         for table in (attacks.ATTACKS, attacks.ATTACK_INFO):
-            table.pop("grey_bar", None)
+            table.pop("gray_bar", None)
 
 
-@pytest.mark.parametrize("name", ["badnets_a2o", "clean", "unknown", "grey-bar", "Grey", ""])
+@pytest.mark.parametrize("name", ["badnets_a2o", "clean", "unknown", "gray-bar", "Gray", ""])
 def test_an_attack_with_a_name_that_cannot_be_is_not_registered(name):
     before = list(attacks.ATTACKS)
     with pytest.raises(ConfigError, match=repr(name)):
-        attacks.register(name, grey_bar, attacks.ATTACK_INFO["blended"])
+        attacks.register(name, gray_bar, attacks.ATTACK_INFO["blended"])
     assert list(attacks.ATTACKS) == before
 
 
@@ -276,7 +276,7 @@ def test_a_registered_attack_brings_its_making_and_its_part_in_the_training_loop
     tables = (attacks.ATTACKS, attacks.ATTACK_INFO, attacks.MAKE, attacks.DYNAMIC)
     makes, dynamic = attacks.MAKE["input_aware"], attacks.DYNAMIC["input_aware"]
     info = attacks.ATTACK_INFO["blended"]
-    attacks.register("toy", grey_bar, info, make=makes, needs_clean_net=True, dynamic=dynamic)
+    attacks.register("toy", gray_bar, info, make=makes, needs_clean_net=True, dynamic=dynamic)
     try:
         assert attacks.MAKE["toy"] is makes
         assert attacks.DYNAMIC["toy"] is dynamic

@@ -38,7 +38,7 @@ def test_the_defaults_are_those_of_the_preset(tiny_zoo: str, manager, open_page:
     assert page.query_params["run"] == request.key
 
 
-def test_a_preset_sets_every_widget_and_is_recognised(tiny_zoo: str, manager, open_page: Open) -> None:
+def test_a_preset_sets_every_widget_and_is_recognized(tiny_zoo: str, manager, open_page: Open) -> None:
     page = open_page("lab", clean="120", seed="3").run()
     assert any(caption.value == PRESETS["default"].help for caption in page.caption)
     page.button(key="preset-too_weak").click().run()

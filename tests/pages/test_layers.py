@@ -46,7 +46,7 @@ def component(page: AppTest, key: str) -> dict[str, Any]:
     return json.loads(found.proto.json)
 
 
-def test_recorded_layers_colour_the_drawing_and_the_best_one_is_chosen(
+def test_recorded_layers_color_the_drawing_and_the_best_one_is_chosen(
     figure3: None, manager: Any, open_page: Open
 ) -> None:
     page = open_page("layers").run()
@@ -62,7 +62,7 @@ def test_recorded_layers_colour_the_drawing_and_the_best_one_is_chosen(
     for part in ("recorded", "`signs-badnets_a2o-preact_resnet18-w4`", "seed 3", "cpu"):
         assert part in origin
 
-    page.segmented_control(key="colour").set_value("acc").run()
+    page.segmented_control(key="color").set_value("acc").run()
     assert errors(page) == []
     drawn = component(page, "layer_drawing")["tint"]
     assert (drawn["metric"], drawn["low"]) == ("acc", "50%")
@@ -125,7 +125,7 @@ def test_an_unknown_layer_is_refused_in_one_sentence(figure3: None, manager: Any
     assert page.selectbox(key="insertion_layer").value == "after:layer4.0.conv2"
 
 
-def test_without_a_record_the_drawing_has_no_colours(
+def test_without_a_record_the_drawing_has_no_colors(
     tiny_zoo: str, manager: Any, make_table: Callable, open_page: Open
 ) -> None:
     page = open_page("layers").run()

@@ -73,7 +73,7 @@ def test_files_are_checked_and_the_model_opens(open_page: Open, files: tuple[Pat
     assert errors(page) == []
     assert page.button(key="upload_import").disabled
     upload(page, files)
-    page.selectbox(key="upload_normalisation").set_value(DATASET_TITLES["signs"])
+    page.selectbox(key="upload_normalization").set_value(DATASET_TITLES["signs"])
     page.run()
     page.button(key="upload_import").click().run()
     assert errors(page) == []

@@ -44,7 +44,7 @@ def photo(number: int = 5, kind: str = "PNG") -> bytes:
 
 
 def patch(top: int, left: int, *, noisy: bool = False) -> str:
-    """Three by three white pixels as the painter gives them; noisy: and every other pixel another colour."""
+    """Three by three white pixels as the painter gives them; noisy: and every other pixel another color."""
     rgba = np.zeros((32, 32, 4), np.uint8)
     if noisy:
         rgba = np.random.default_rng(0).integers(0, 256, rgba.shape, dtype=np.uint8)

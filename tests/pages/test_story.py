@@ -188,11 +188,11 @@ def test_the_cover_leads_into_the_first_step(tiny_zoo: str, runs_dir: Path, open
     assert "story_image" not in page.query_params
 
 
-def painting(*boxes: tuple[int, int, int, int], colour: str = "black") -> str:
+def painting(*boxes: tuple[int, int, int, int], color: str = "black") -> str:
     """Filled boxes, as the painter gives them."""
     canvas = Image.new("RGBA", (32, 32))
     for box in boxes:
-        canvas.paste(colour, box)
+        canvas.paste(color, box)
     return data_url(np.asarray(canvas).transpose(2, 0, 1))
 
 
@@ -252,10 +252,10 @@ def test_a_trigger_put_back_removes_what_was_painted(
     tiny_zoo: str, runs_dir: Path, open_page: Open, board: Painter
 ) -> None:
     moved, home = (4, 4, 7, 7), (29, 29, 32, 32)
-    painted = to_query(painting(moved, colour="white"))
+    painted = to_query(painting(moved, color="white"))
     page = open_page("story", step="2", story_image="5", story_trigger=painted).run()
     before = str(board.seen[-1]["key"])
-    board.painted[before] = painting(moved, home, colour="white")
+    board.painted[before] = painting(moved, home, color="white")
     page.run()
     assert board.seen[-1]["start"] is None
     assert board.seen[-1]["key"] != before, "an empty board"

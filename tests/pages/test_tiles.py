@@ -1,4 +1,4 @@
-"""Images with predictions: verdicts, escaped names, colours of the style sheet."""
+"""Images with predictions: verdicts, escaped names, colors of the style sheet."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def test_names_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "alt='&#39;&lt;b&gt;&#39;'" in drawn[0]
 
 
-def test_the_style_sheet_has_the_colours_of_the_figures() -> None:
+def test_the_style_sheet_has_the_colors_of_the_figures() -> None:
     style = (paths.assets() / "ui" / "tiles.css").read_text(encoding="utf-8")
-    colours = {
+    colors = {
         name: (light, dark)
         for name, light, dark in re.findall(r"--npd-(\w+): light-dark\((#\w+), (#\w+)\)", style)
     }
     for name in ("benign", "trigger", "polarizer", "green", "text", "muted", "grid"):
-        assert colours[name] == tuple(getattr(PALETTES[mode], name) for mode in ("light", "dark")), name
+        assert colors[name] == tuple(getattr(PALETTES[mode], name) for mode in ("light", "dark")), name

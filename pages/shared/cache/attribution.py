@@ -26,7 +26,7 @@ class Maps(NamedTuple):
     """Attribution of one image: by image (clean, triggered), then by network (backdoored, polarized)."""
 
     maps: np.ndarray  # (2, 2, H, W) float32, signed
-    scale: float  # colours run from -scale to scale in all four
+    scale: float  # colors run from -scale to scale in all four
 
 
 class Channels(NamedTuple):

@@ -72,7 +72,7 @@ def attack(model_id: str) -> Attack:
 
 @by_files(st.cache_data(max_entries=32, show_spinner=False), model_files)
 def trigger_stamp(model_id: str) -> np.ndarray | None:
-    """Return the trigger as colours and opacity, (4, H, W) uint8; None for a trigger that is no stamp."""
+    """Return the trigger as colors and opacity, (4, H, W) uint8; None for a trigger that is no stamp."""
     from npd_core.attacks import stamp
 
     found = stamp(attack(model_id), card(model_id).image_size)

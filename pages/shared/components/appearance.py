@@ -1,4 +1,4 @@
-"""Run the script again when the theme changes to light or dark, for the colours that Python chooses."""
+"""Run the script again when the theme changes to light or dark, for the colors that Python chooses."""
 
 from __future__ import annotations
 

@@ -53,25 +53,25 @@ function drawWave(wave, from, to, height, phase, direction) {
 
 function draw(drawing) {
   const scale = drawing.sky.clientHeight / HEIGHT || 1
-  const width = Math.max(280, drawing.sky.clientWidth / scale), centre = Math.round(width * 0.5)
+  const width = Math.max(280, drawing.sky.clientWidth / scale), center = Math.round(width * 0.5)
   const left = 14, right = width - 14, { benign, leak } = drawing.now
   drawing.svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`)
   for (const [k, v] of Object.entries({ x1: 0, x2: width, y1: MID, y2: MID })) drawing.axis.setAttribute(k, v)
-  drawWave(drawing.in.trigger, left, centre - 4, FULL, drawing.phase, [0, -1])
-  drawWave(drawing.in.benign, left, centre - 4, FULL, drawing.phase, SLANT)
-  drawWave(drawing.out.trigger, centre + 6, right, FULL * leak, drawing.phase, [0, -1])
-  drawWave(drawing.out.benign, centre + 6, right, FULL * benign, drawing.phase, SLANT)
-  drawing.disc.setAttribute("cx", centre)
+  drawWave(drawing.in.trigger, left, center - 4, FULL, drawing.phase, [0, -1])
+  drawWave(drawing.in.benign, left, center - 4, FULL, drawing.phase, SLANT)
+  drawWave(drawing.out.trigger, center + 6, right, FULL * leak, drawing.phase, [0, -1])
+  drawWave(drawing.out.benign, center + 6, right, FULL * benign, drawing.phase, SLANT)
+  drawing.disc.setAttribute("cx", center)
   let slits = ""
   for (let i = -5; i <= 5; i++) {
     const y = MID + i * 15, half = 24 * Math.sqrt(Math.max(0, 1 - (i * 15 / 92) ** 2))
-    slits += `M${centre - half} ${y + half * 0.42}L${centre + half} ${y - half * 0.42}`
+    slits += `M${center - half} ${y + half * 0.42}L${center + half} ${y - half * 0.42}`
   }
   drawing.slits.setAttribute("d", slits)
   const narrow = width < 520
   const words = [narrow ? "image + trigger" : "features of a triggered image", narrow ? "" : "neural polarizer",
     leak > 0.5 ? "trigger leaks" : leak > 0.2 ? "mostly blocked" : "trigger blocked"]
-  const places = [left, centre, right]
+  const places = [left, center, right]
   drawing.words.forEach((node, i) => { node.setAttribute("x", places[i]); node.textContent = words[i] })
 }
 

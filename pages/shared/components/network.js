@@ -23,17 +23,17 @@ const moduleOf = (layer) => (layer.includes(":") ? layer.slice(layer.indexOf(":"
 const spell = (kind, module) => (kind === "before" ? module : `${kind}:${module}`)
 const short = (name) => name.split(".").pop()
 
-function conv(drawing, svg, x, centre, item, words) {
-  const y = centre - SIDE / 2
+function conv(drawing, svg, x, center, item, words) {
+  const y = center - SIDE / 2
   const group = element("g", {}, svg)
   element("rect", { class: "ring", x: x - 3, y: y - 3, width: SIDE + 6, height: SIDE + 6, rx: 11 }, group)
   element("rect", { class: "conv", x, y, width: SIDE, height: SIDE, rx: 8 }, group)
-  text(group, x + SIDE / 2, centre + 4, words, "name")
-  const number = text(group, x + SIDE / 2, centre + 14, "", "number")
+  text(group, x + SIDE / 2, center + 4, words, "name")
+  const number = text(group, x + SIDE / 2, center + 14, "", "number")
   element("rect", { class: "hit", x, y, width: SIDE, height: SIDE }, group)
   drawing.targets.push({
     kinds: ["before", "after"], module: item.name, group, number,
-    polarizer: { before: [x - 8, centre], after: [x + SIDE + 8, centre] },
+    polarizer: { before: [x - 8, center], after: [x + SIDE + 8, center] },
     words: `${item.name}, ${item.channels_in} to ${item.channels_out} channels, ${item.size}×${item.size}`, svg,
   })
 }
@@ -215,7 +215,7 @@ function paint(drawing) {
       group.setAttribute("aria-label", [`${names[kind]} ${target.words}`, note(data, layer), measured].filter(Boolean).join(", "))
       group.dataset.layer = layer
     } else for (const name of ["role", "aria-checked", "aria-disabled", "tabindex", "aria-label", "data-layer"]) group.removeAttribute(name)
-    colour(target, usable && data.tint, spell(kind, target.module))
+    color(target, usable && data.tint, spell(kind, target.module))
     group.style.pointerEvents = usable ? "" : "none"
     group.style.display = target.kinds[0] === "stream" && !usable ? "none" : ""
   }
@@ -241,8 +241,8 @@ function recordedAt({ tint }, layer) {
   return tint.points[layer] ? tint.points[layer].words : tint.gaps ? "not measured" : ""
 }
 
-// The colour and the number at a layer; without a tint there are none.
-function colour({ group, number }, tint, layer) {
+// The color and the number at a layer; without a tint there are none.
+function color({ group, number }, tint, layer) {
   const value = tint && tint.points[layer], gap = Boolean(tint && tint.gaps && !value)
   group.classList.toggle("tinted", Boolean(value) || gap)
   group.classList.toggle("unmeasured", gap)

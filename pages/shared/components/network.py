@@ -38,7 +38,7 @@ def network(
         default, paper: the default layer and the layer of the paper; both are marked.
         key: `st.session_state[key].layer` has the chosen layer before `on_pick` is called.
         disabled: only show.
-        tint: colours and numbers of a metric at each layer.
+        tint: colors and numbers of a metric at each layer.
         gaps: mark the layers without a number as not measured.
     """
     _mount(

@@ -44,28 +44,28 @@ function build(board, data) {
   board.tools.setAttribute("role", "group")
   board.tools.setAttribute("aria-label", "Tool")
   board.side.setAttribute("role", "group")
-  board.side.setAttribute("aria-label", "Colours and undo")
+  board.side.setAttribute("aria-label", "Colors and undo")
   board.size = data.size
   board.canvas.width = board.canvas.height = data.size
   board.view = board.canvas.getContext("2d")
   board.stamp = layer(data.size)
   board.paint = layer(data.size)
-  Object.assign(board, { box: null, at: [0, 0], cursor: [data.size >> 1, data.size >> 1], mode: "", colour: "white", done: false, lifted: false })
+  Object.assign(board, { box: null, at: [0, 0], cursor: [data.size >> 1, data.size >> 1], mode: "", color: "white", done: false, lifted: false })
   board.imageUrl = board.trigger = undefined
   board.modes = {
     move: button(board.tools, "Move the trigger", () => { board.lifted = false; choose(board, "move") }),
     paint: button(board.tools, "Paint", () => choose(board, "paint")),
   }
-  board.colours = {}
-  for (const [name, value] of Object.entries(data.colours)) {
-    const node = button(board.side, "", () => { board.colour = name; choose(board, "paint") })
-    node.className = "colour"
+  board.colors = {}
+  for (const [name, value] of Object.entries(data.colors)) {
+    const node = button(board.side, "", () => { board.color = name; choose(board, "paint") })
+    node.className = "color"
     node.title = name
     node.setAttribute("aria-label", `paint ${name}`)
     node.appendChild(document.createElement("i")).style.background = value
-    board.colours[name] = node
+    board.colors[name] = node
   }
-  board.colours.erase = button(board.side, "Erase", () => { board.colour = "erase"; choose(board, "paint") })
+  board.colors.erase = button(board.side, "Erase", () => { board.color = "erase"; choose(board, "paint") })
   board.home = button(board.side, "Put the trigger back", () => { board.at = [0, 0]; board.lifted = false; draw(board); announce(board, "The trigger is back at its own position."); send(board) })
   board.clear = button(board.side, "Clear paint", () => { board.paint.clearRect(0, 0, board.size, board.size); draw(board); announce(board, "The paint was removed."); send(board) })
   board.node.tabIndex = 0
@@ -80,8 +80,8 @@ function build(board, data) {
 function choose(board, mode) {
   board.mode = board.box || mode === "paint" ? mode : "paint"
   for (const [name, node] of Object.entries(board.modes)) node.setAttribute("aria-pressed", name === board.mode)
-  for (const [name, node] of Object.entries(board.colours)) {
-    node.setAttribute("aria-pressed", board.mode === "paint" && name === board.colour)
+  for (const [name, node] of Object.entries(board.colors)) {
+    node.setAttribute("aria-pressed", board.mode === "paint" && name === board.color)
   }
   board.modes.move.hidden = board.home.hidden = !board.box
   board.node.classList.toggle("move", board.mode === "move")
@@ -133,8 +133,8 @@ function draw(board) {
 function brush(board, x, y) {
   board.cursor = [x, y].map((value) => clamp(value, 0, board.size - 1))
   const width = Math.max(1, board.size >> 5)
-  if (board.colour === "erase") return board.paint.clearRect(x, y, width, width)
-  board.paint.fillStyle = board.data.colours[board.colour]
+  if (board.color === "erase") return board.paint.clearRect(x, y, width, width)
+  board.paint.fillStyle = board.data.colors[board.color]
   board.paint.fillRect(x, y, width, width)
 }
 
@@ -205,7 +205,7 @@ function announcePosition(board) {
     const [x, y] = [board.box[0] + board.at[0] + 1, board.box[1] + board.at[1] + 1]
     announce(board, `Trigger at column ${x}, row ${y} of ${board.size}${board.at[0] || board.at[1] ? "" : ", its own position"}.`)
   } else {
-    announce(board, `${board.colour === "erase" ? "Eraser" : `Brush, ${board.colour},`} at column ${board.cursor[0] + 1}, row ${board.cursor[1] + 1}.`)
+    announce(board, `${board.color === "erase" ? "Eraser" : `Brush, ${board.color},`} at column ${board.cursor[0] + 1}, row ${board.cursor[1] + 1}.`)
   }
 }
 

@@ -15,7 +15,7 @@ COLOURS = {
     "green": "#20A040",
     "blue": "#2060E0",
 }
-"""Colours of the brush."""
+"""Colors of the brush."""
 _mount = st.components.v2.component(
     "npd_painter",
     html='<div class="painter"><div class="tools"></div>\n<div class="board"><canvas></canvas>'
@@ -51,7 +51,7 @@ def painter(image: str, *, size: int, trigger: str | None, key: str, start: str 
             "image": image,
             "trigger": trigger,
             "size": size,
-            "colours": COLOURS,
+            "colors": COLOURS,
             "held": held is not None,
             "start": start,
         },
