@@ -7,6 +7,8 @@ so that `import npd_core` takes no time.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from npd_core.version import __version__ as __version__
+
 if TYPE_CHECKING:  # type hints and completion for the names that are loaded on first use
     from npd_core.api import (
         Polarized,
@@ -22,8 +24,6 @@ if TYPE_CHECKING:  # type hints and completion for the names that are loaded on 
         register_attack,
         register_defense,
     )
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Polarized",

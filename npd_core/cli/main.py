@@ -16,7 +16,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import npd_core
 from npd_core.cli import (
     attack,
     bench,
@@ -38,6 +37,7 @@ from npd_core.cli.interrupt import MESSAGE, interrupt
 from npd_core.errors import NPDError
 from npd_core.fileio import write_json
 from npd_core.plugins import load_plugins
+from npd_core.version import __version__
 
 COMMANDS = (
     models, data, defend, compare, evaluate, attack, export, report, import_,
@@ -77,7 +77,7 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="npd", description="Neural Polarizer Lab: remove a backdoor with one thin learned layer."
     )
-    parser.add_argument("--version", action="version", version=f"npd {npd_core.__version__}")
+    parser.add_argument("--version", action="version", version=f"npd {__version__}")
     parser.set_defaults(parser=parser, json=None)
     commands = Commands(parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser))
     for command in COMMANDS:

@@ -6,16 +6,14 @@ authors' public code, and three presets fail on purpose, so that a class can see
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from npd_core.config.baselines import CONFIGS, DefenseConfig
 from npd_core.config.npd import VARIANTS, NPDConfig, get_variant
 from npd_core.data.spec import DATASETS, get_dataset
 from npd_core.errors import ConfigError, unknown_name
-
-if TYPE_CHECKING:
-    from npd_core.zoo.card import Card
 
 DEFAULT = "default"
 Changes = dict[str, Any]
@@ -219,8 +217,21 @@ def recognize(layer: str | None, config: NPDConfig, arch: str, dataset: str) -> 
     return None
 
 
+class ModelFacts(Protocol):
+    """The facts of a model that its settings depend on, as its card states them."""
+
+    @property
+    def dataset(self) -> str: ...
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def poison_ratio(self) -> float: ...
+    @property
+    def recipe(self) -> Mapping[str, Any]: ...
+
+
 def defense_config(
-    defense: str, card: Card, name: str = DEFAULT, **changes: Any
+    defense: str, card: ModelFacts, name: str = DEFAULT, **changes: Any
 ) -> NPDConfig | DefenseConfig:
     """Return the config of a defense for a model: a preset, with `changes` by field name.
 

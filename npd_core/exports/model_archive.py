@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save
 
-import npd_core
 from npd_core.data.load import class_names
 from npd_core.defenses.artifact import is_repaired, load_repaired
 from npd_core.errors import ConfigError, unknown_name
@@ -27,6 +26,7 @@ from npd_core.polarizer.artifact import load_polarizer
 from npd_core.polarizer.fold import fold
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.runs.store import Run, read_record
+from npd_core.version import __version__
 from npd_core.zoo import Zoo
 from npd_core.zoo.weights import Backdoored
 
@@ -112,7 +112,7 @@ def about(found: Repaired) -> dict[str, Any]:
     run, card = found.run, found.backdoored.card
     result = run.result or {}
     return {
-        "made_by": f"Neural Polarizer Lab {npd_core.__version__}", "run": run.id, "model": card.id,
+        "made_by": f"Neural Polarizer Lab {__version__}", "run": run.id, "model": card.id,
         "model_sha256": card.files.get("model.safetensors"), "arch": card.arch, "width": card.width,
         "classes": list(class_names(card.dataset)), "image_size": card.image_size,
         "mean": list(card.mean), "std": list(card.std), "defense": run.request.defense,

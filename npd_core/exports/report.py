@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from markupsafe import Markup
 
-import npd_core
 from npd_core.attacks import NoTarget
 from npd_core.attribution import METHODS, attribute, shared_scale
 from npd_core.data.load import class_names, load_dataset
@@ -31,6 +30,7 @@ from npd_core.names import CURVES, LOSS_TERMS, METRICS
 from npd_core.runs.event_log import EventLog
 from npd_core.runs.store import EVENTS, Run
 from npd_core.templates import percent, render_page
+from npd_core.version import __version__
 
 METHOD = "integrated_gradients"
 LEGEND = "Orange supports the class, blue opposes it; all maps share one scale."
@@ -77,7 +77,7 @@ def run_report(folder: Path) -> str:
     return render_page(
         "report.html",
         title=f"{run.request.defense} on {found.backdoored.card.id}",
-        version=npd_core.__version__,
+        version=__version__,
         run_id=run.id,
         summary=_summary(result),
         layer=result.get("layer"),
