@@ -117,7 +117,8 @@ def default_insertion_layer(net: nn.Module, size: ImageSize = 32) -> str:
     if not before:
         raise ConfigError("The network has no `nn.Conv2d` to insert a polarizer at.")
     later = before[1:] or before
-    wide = [info for info in later if max(plain.get_submodule(info.layer.module).kernel_size) > 1]  # type: ignore[arg-type]
+    kernels = {name: m.kernel_size for name, m in plain.named_modules() if isinstance(m, nn.Conv2d)}
+    wide = [info for info in later if max(kernels[info.layer.module]) > 1]
     return (wide[-2:] or later)[0].name
 
 

@@ -59,5 +59,7 @@ class NeuralPolarizer(nn.Module):
         Returns:
             A (C, C) and b (C,), A = diag(gamma / sqrt(var + eps)) W, b = beta - gamma mu / sqrt(var + eps).
         """
-        scale = self.bn.weight / (self.bn.running_var + self.bn.eps).sqrt()  # type: ignore[operator, union-attr]
-        return scale[:, None] * self.conv.weight[:, :, 0, 0], self.bn.bias - scale * self.bn.running_mean  # type: ignore[operator]
+        mean, variance = self.bn.running_mean, self.bn.running_var
+        assert mean is not None and variance is not None
+        scale = self.bn.weight / (variance + self.bn.eps).sqrt()
+        return scale[:, None] * self.conv.weight[:, :, 0, 0], self.bn.bias - scale * mean

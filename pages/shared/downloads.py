@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from functools import partial
 from importlib.util import find_spec
 from urllib.parse import urlencode, urlsplit
 
@@ -36,7 +37,7 @@ def downloads(run: Run) -> None:
             missing = kind == "onnx" and not (find_spec("onnx") and find_spec("onnxscript"))
             st.download_button(
                 f"{TITLES[kind]} (.{kind})",
-                b"" if missing else lambda kind=kind: cache.runs.model_archive(run.id, kind),  # type: ignore[misc]
+                b"" if missing else partial(cache.runs.model_archive, run.id, kind),
                 f"{name}-{kind}.zip",
                 "application/zip",
                 key=f"take-{kind}",

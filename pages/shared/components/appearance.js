@@ -5,7 +5,10 @@ let sent = "" // the last scheme sent to the script, so that it is sent only onc
 function compare(watch) {
   const now = app() ? getComputedStyle(app()).colorScheme : ""
   if (now !== "light" && now !== "dark") return
-  if (now === watch.drawn) { sent = ""; return }
+  if (now === watch.drawn) {
+    sent = ""
+    return
+  }
   if (sent === now) return
   sent = now
   watch.send("changed", now)

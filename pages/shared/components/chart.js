@@ -7,7 +7,10 @@ function plotly(address) {
       const tag = document.createElement("script")
       tag.src = new URL(address, document.baseURI).href
       tag.onload = () => resolve(window.Plotly)
-      tag.onerror = () => { window.npdPlotly = null; reject(new Error("plotly.min.js did not load")) }
+      tag.onerror = () => {
+        window.npdPlotly = null
+        reject(new Error("plotly.min.js did not load"))
+      }
       document.head.appendChild(tag)
     })
   }
@@ -41,8 +44,14 @@ export default function ({ parentElement, data }) {
         if (state.gone || state.figure !== data.figure) return undefined
         return Plotly.react(plot, figure.data, figure.layout, { displayModeBar: false, responsive: false })
       })
-      .then(() => { wait.hidden = true; state.refreshes += 1; root.dataset.refreshes = state.refreshes })
-      .catch(() => { wait.textContent = "The chart could not be drawn; the table below it has the same numbers." })
+      .then(() => {
+        wait.hidden = true
+        state.refreshes += 1
+        root.dataset.refreshes = state.refreshes
+      })
+      .catch(() => {
+        wait.textContent = "The chart could not be drawn; the table below it has the same numbers."
+      })
   }
   return () => {
     state.gone = true

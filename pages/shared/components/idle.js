@@ -4,7 +4,8 @@ const TOUCHES = ["pointerdown", "pointermove", "keydown", "wheel", "touchstart"]
 // The URL path of the app, without the page.
 function base(page) {
   const path = location.pathname
-  if (page && path.replace(/\/$/, "").endsWith(`/${page}`)) return path.replace(/\/$/, "").slice(0, -page.length)
+  if (page && path.replace(/\/$/, "").endsWith(`/${page}`))
+    return path.replace(/\/$/, "").slice(0, -page.length)
   return path.endsWith("/") ? path : `${path}/`
 }
 
@@ -28,7 +29,9 @@ function overlay(watch) {
   box.setAttribute("role", "alertdialog")
   box.setAttribute("aria-modal", "true")
   box.setAttribute("aria-label", "Still there?")
-  const words = document.createElement("p"), count = document.createElement("p"), button = document.createElement("button")
+  const words = document.createElement("p"),
+    count = document.createElement("p"),
+    button = document.createElement("button")
   words.className = "words"
   words.textContent = "Still there?"
   count.className = "count"
@@ -60,7 +63,11 @@ function touch(watch) {
 function react(watch, event) {
   if (watch.data.wake) {
     if (event.type === "pointermove" || event.type === "wheel" || event.type === "touchstart") return
-    if (event.type === "keydown" && (event.key === "Tab" || event.key === "Shift" || event.metaKey || event.ctrlKey || event.altKey)) return
+    if (
+      event.type === "keydown" &&
+      (event.key === "Tab" || event.key === "Shift" || event.metaKey || event.ctrlKey || event.altKey)
+    )
+      return
     leave(watch, "?booth=1")
   } else if (!watch.box) watch.last = performance.now()
   else if (event.type === "pointerdown" || event.type === "keydown") touch(watch)
@@ -69,9 +76,15 @@ function react(watch, event) {
 function tick(watch) {
   const { busy, idle, wait, wake } = watch.data
   if (wake) return
-  if (busy) { touch(watch); return }
+  if (busy) {
+    touch(watch)
+    return
+  }
   const still = (performance.now() - watch.last) / 1000
-  if (still < idle) { close(watch); return }
+  if (still < idle) {
+    close(watch)
+    return
+  }
   if (!watch.box) overlay(watch)
   const left = Math.ceil(wait - (performance.now() - watch.since) / 1000)
   watch.count.textContent = left > 0 ? `Back to the start in ${left} s` : "Back to the start"
@@ -86,7 +99,8 @@ export default function ({ parentElement, data }) {
     watch = { root, last: performance.now(), box: null, leaving: false }
     watches.set(root, watch)
     watch.listen = (event) => react(watch, event)
-    for (const name of TOUCHES) document.addEventListener(name, watch.listen, { capture: true, passive: true })
+    for (const name of TOUCHES)
+      document.addEventListener(name, watch.listen, { capture: true, passive: true })
     watch.timer = setInterval(() => tick(watch), 250)
   }
   watch.data = data

@@ -1,9 +1,21 @@
 const drawings = new WeakMap()
 const NS = "http://www.w3.org/2000/svg"
 // Pixels. A block is: branch, conv 1, conv 2, sum; its shortcut runs above.
-const SIDE = 44, BLOCK = 158, BRANCH = 8, CONV1 = 26, CONV2 = 86, SUM = 144, ROW = 96, SHORT = 30, HEIGHT = 154
+const SIDE = 44,
+  BLOCK = 158,
+  BRANCH = 8,
+  CONV1 = 26,
+  CONV2 = 86,
+  SUM = 144,
+  ROW = 96,
+  SHORT = 30,
+  HEIGHT = 154
 const STEP = 60 // from one convolution of a plain chain to the next
-const WORDS = { before: "Before a convolution", after: "After a convolution", stream: "On the residual stream" }
+const WORDS = {
+  before: "Before a convolution",
+  after: "After a convolution",
+  stream: "On the residual stream",
+}
 
 function element(name, attributes, parent) {
   const node = document.createElementNS(NS, name)
@@ -32,9 +44,13 @@ function conv(drawing, svg, x, center, item, words) {
   const number = text(group, x + SIDE / 2, center + 14, "", "number")
   element("rect", { class: "hit", x, y, width: SIDE, height: SIDE }, group)
   drawing.targets.push({
-    kinds: ["before", "after"], module: item.name, group, number,
+    kinds: ["before", "after"],
+    module: item.name,
+    group,
+    number,
     polarizer: { before: [x - 8, center], after: [x + SIDE + 8, center] },
-    words: `${item.name}, ${item.channels_in} to ${item.channels_out} channels, ${item.size}×${item.size}`, svg,
+    words: `${item.name}, ${item.channels_in} to ${item.channels_out} channels, ${item.size}×${item.size}`,
+    svg,
   })
 }
 
@@ -58,7 +74,8 @@ function stage(drawing, item) {
   text(svg, 4, 14, item.name, "stage")
   item.blocks.forEach((block, i) => {
     const at = i * BLOCK
-    const wire = (d, part) => drawing.wires.push({ block: block.name, part, node: element("path", { class: "wire", d }, svg) })
+    const wire = (d, part) =>
+      drawing.wires.push({ block: block.name, part, node: element("path", { class: "wire", d }, svg) })
     wire(`M${at} ${ROW}H${at + BRANCH}`, "stream")
     wire(`M${at + BRANCH} ${ROW}H${at + CONV1}`, "in1")
     wire(`M${at + CONV1 + SIDE} ${ROW}H${at + CONV2}`, "in2")
@@ -77,21 +94,40 @@ function stage(drawing, item) {
     const number = text(group, at + BRANCH + 4, ROW + 54, "", "number")
     element("rect", { class: "hit", x: at + BRANCH - 22, y: ROW - 22, width: SIDE, height: SIDE }, group)
     drawing.targets.push({
-      kinds: ["stream"], module: block.name, group, number, polarizer: { stream: [at + BRANCH, ROW] }, svg,
-      words: `${block.name}, ${block.convs[0].channels_in} channels, ${block.convs[0].size}×${block.convs[0].size}`,
+      kinds: ["stream"],
+      module: block.name,
+      group,
+      number,
+      polarizer: { stream: [at + BRANCH, ROW] },
+      svg,
+      words:
+        `${block.name}, ${block.convs[0].channels_in} channels, ` +
+        `${block.convs[0].size}×${block.convs[0].size}`,
     })
-    text(svg, at + 76, ROW + 40, `block ${short(block.name)} · ${block.convs[1].channels_out} ch · ${block.convs[1].size}²`, "quiet")
+    text(
+      svg,
+      at + 76,
+      ROW + 40,
+      `block ${short(block.name)} · ${block.convs[1].channels_out} ch · ${block.convs[1].size}²`,
+      "quiet",
+    )
   })
 }
 
 // A stage without shortcuts: convolutions in a chain, then the 2×2 maximum.
 function chain(drawing, item) {
-  const end = 10 + STEP * item.plain.length, svg = canvas(drawing, end + 62)
+  const end = 10 + STEP * item.plain.length,
+    svg = canvas(drawing, end + 62)
   text(svg, 4, 14, item.name, "stage")
-  element("path", { class: "wire", d: `M0 ${ROW}H10M${end} ${ROW}H${end + 8}M${end + 48} ${ROW}H${end + 62}` }, svg)
+  element(
+    "path",
+    { class: "wire", d: `M0 ${ROW}H10M${end} ${ROW}H${end + 8}M${end + 48} ${ROW}H${end + 62}` },
+    svg,
+  )
   item.plain.forEach((one, i) => {
     const at = 10 + STEP * i
-    const wire = (d, part) => drawing.wires.push({ block: one.name, part, node: element("path", { class: "wire", d }, svg) })
+    const wire = (d, part) =>
+      drawing.wires.push({ block: one.name, part, node: element("path", { class: "wire", d }, svg) })
     wire(`M${at} ${ROW}H${at + 8}`, "before")
     wire(`M${at + 8 + SIDE} ${ROW}H${at + STEP}`, "after")
     conv(drawing, svg, at + 8, ROW, one, short(one.name))
@@ -123,7 +159,8 @@ function build(drawing, data) {
     button.dataset.kind = kind
     button.setAttribute("role", "radio")
     button.onclick = () => chooseKind(drawing, kind)
-    button.onkeydown = (event) => step(event, [...drawing.kinds.children], button, (next) => chooseKind(drawing, next.dataset.kind))
+    button.onkeydown = (event) =>
+      step(event, [...drawing.kinds.children], button, (next) => chooseKind(drawing, next.dataset.kind))
     drawing.kinds.appendChild(button)
   }
   drawing.stages.setAttribute("role", "radiogroup")
@@ -132,12 +169,24 @@ function build(drawing, data) {
   data.plan.stages.forEach((item) => (item.plain.length ? chain : stage)(drawing, item))
   head(drawing, data.plan)
   for (const target of drawing.targets) {
-    const open = (event) => { event.preventDefault(); pick(drawing, target) }
+    const open = (event) => {
+      event.preventDefault()
+      pick(drawing, target)
+    }
     target.group.onclick = open
     target.group.onkeydown = (event) => {
       if (event.key === " " || event.key === "Enter") return open(event)
       const same = active(drawing)
-      return step(event, same.map((t) => t.group), target.group, (next) => pick(drawing, same.find((t) => t.group === next)))
+      return step(
+        event,
+        same.map((t) => t.group),
+        target.group,
+        (next) =>
+          pick(
+            drawing,
+            same.find((t) => t.group === next),
+          ),
+      )
     }
   }
   // Drawn last, above every convolution of the same svg.
@@ -164,7 +213,9 @@ function step(event, nodes, node, choose) {
 }
 
 const note = (data, layer) =>
-  [layer === data.standard && "the default", layer === data.paper && "the layer of the paper"].filter(Boolean).join(", ")
+  [layer === data.standard && "the default", layer === data.paper && "the layer of the paper"]
+    .filter(Boolean)
+    .join(", ")
 
 const active = (drawing) => drawing.targets.filter((t) => t.kinds.includes(drawing.kind))
 
@@ -172,8 +223,10 @@ function chooseKind(drawing, kind) {
   if (drawing.data.disabled || kind === drawing.kind) return
   const module = moduleOf(drawing.selected)
   drawing.kind = kind
-  const near = active(drawing).find((t) => t.module === module)
-    || active(drawing).find((t) => t.module.startsWith(module.split(".").slice(0, 2).join("."))) || active(drawing)[0]
+  const near =
+    active(drawing).find((t) => t.module === module) ||
+    active(drawing).find((t) => t.module.startsWith(module.split(".").slice(0, 2).join("."))) ||
+    active(drawing)[0]
   pick(drawing, near)
 }
 
@@ -186,12 +239,15 @@ function pick(drawing, target) {
   drawing.timer = setTimeout(() => {
     drawing.timer = 0
     drawing.send("layer", drawing.selected)
-    setTimeout(() => { drawing.awaiting = null }, 4000)
+    setTimeout(() => {
+      drawing.awaiting = null
+    }, 4000)
   }, 220)
 }
 
 function paint(drawing) {
-  const { data, selected, kind } = drawing, module = moduleOf(selected)
+  const { data, selected, kind } = drawing,
+    module = moduleOf(selected)
   for (const button of drawing.kinds.children) {
     const on = button.dataset.kind === kind
     button.setAttribute("aria-checked", on)
@@ -200,7 +256,8 @@ function paint(drawing) {
   }
   let found = null
   for (const target of drawing.targets) {
-    const usable = target.kinds.includes(kind), on = usable && target.module === module
+    const usable = target.kinds.includes(kind),
+      on = usable && target.module === module
     const { group } = target
     if (on) found = target
     group.classList.toggle("chosen", on)
@@ -212,9 +269,14 @@ function paint(drawing) {
       group.setAttribute("aria-disabled", Boolean(data.disabled))
       group.setAttribute("tabindex", on ? 0 : -1)
       const measured = recordedAt(data, layer)
-      group.setAttribute("aria-label", [`${names[kind]} ${target.words}`, note(data, layer), measured].filter(Boolean).join(", "))
+      group.setAttribute(
+        "aria-label",
+        [`${names[kind]} ${target.words}`, note(data, layer), measured].filter(Boolean).join(", "),
+      )
       group.dataset.layer = layer
-    } else for (const name of ["role", "aria-checked", "aria-disabled", "tabindex", "aria-label", "data-layer"]) group.removeAttribute(name)
+    } else
+      for (const name of ["role", "aria-checked", "aria-disabled", "tabindex", "aria-label", "data-layer"])
+        group.removeAttribute(name)
     color(target, usable && data.tint, spell(kind, target.module))
     group.style.pointerEvents = usable ? "" : "none"
     group.style.display = target.kinds[0] === "stream" && !usable ? "none" : ""
@@ -222,16 +284,22 @@ function paint(drawing) {
   if (!found && active(drawing)[0]) active(drawing)[0].group.setAttribute("tabindex", 0)
   for (const [svg, polarizer] of drawing.polarizers) {
     polarizer.style.display = found && found.svg === svg ? "" : "none"
-    if (found && found.svg === svg) polarizer.setAttribute("transform", `translate(${found.polarizer[kind].join(" ")})`)
+    if (found && found.svg === svg)
+      polarizer.setAttribute("transform", `translate(${found.polarizer[kind].join(" ")})`)
   }
   const reach = filtered(kind, module)
   for (const wire of drawing.wires) wire.node.classList.toggle("filtered", reach(wire))
   drawing.status.textContent = ""
   const name = document.createElement("b")
-  name.textContent = { before: "before ", after: "after ", stream: "in the residual stream before " }[kind] + module
-  drawing.status.append("The polarizer is inserted ", name, note(data, selected) ? ` (${note(data, selected)}). ` : ". ",
+  name.textContent =
+    { before: "before ", after: "after ", stream: "in the residual stream before " }[kind] + module
+  drawing.status.append(
+    "The polarizer is inserted ",
+    name,
+    note(data, selected) ? ` (${note(data, selected)}). ` : ". ",
     kind === "stream" ? "Main path and shortcut are both filtered. " : "",
-    recordedAt(data, selected) && `Recorded at this layer: ${recordedAt(data, selected)}.`)
+    recordedAt(data, selected) && `Recorded at this layer: ${recordedAt(data, selected)}.`,
+  )
   legend(drawing)
 }
 
@@ -243,7 +311,8 @@ function recordedAt({ tint }, layer) {
 
 // The color and the number at a layer; without a tint there are none.
 function color({ group, number }, tint, layer) {
-  const value = tint && tint.points[layer], gap = Boolean(tint && tint.gaps && !value)
+  const value = tint && tint.points[layer],
+    gap = Boolean(tint && tint.gaps && !value)
   group.classList.toggle("tinted", Boolean(value) || gap)
   group.classList.toggle("unmeasured", gap)
   group.style.setProperty("--share", value ? value.share : 0)
@@ -257,16 +326,30 @@ function legend({ scale, root, data: { tint } }) {
   scale.textContent = ""
   const bar = document.createElement("span")
   bar.className = "bar"
-  scale.append(`${tint.title}, recorded: ${tint.low} `, bar, ` ${tint.high}${tint.gaps ? " · – not measured" : ""}`)
+  scale.append(
+    `${tint.title}, recorded: ${tint.low} `,
+    bar,
+    ` ${tint.high}${tint.gaps ? " · – not measured" : ""}`,
+  )
 }
 
 // Which wires of the block carry the features that have just passed the polarizer.
 function filtered(kind, module) {
-  const parts = module.split("."), block = parts.slice(0, 2).join("."), conv = parts[2]
-  const lit = { "before.conv1": ["in1"], "before.conv2": ["in2"], "after.conv1": ["in2"], "after.conv2": ["out"],
-    "before.shortcut": ["short"], "after.shortcut": ["short"] }[`${kind}.${conv}`] || [kind]
-  if (kind === "stream") return (wire) => wire.block === module && ["stream", "in1", "short"].includes(wire.part)
-  return (wire) => wire.block === block && lit.includes(wire.part) // of a chain: the wire before, or after, the convolution
+  const parts = module.split("."),
+    block = parts.slice(0, 2).join("."),
+    conv = parts[2]
+  const lit = {
+    "before.conv1": ["in1"],
+    "before.conv2": ["in2"],
+    "after.conv1": ["in2"],
+    "after.conv2": ["out"],
+    "before.shortcut": ["short"],
+    "after.shortcut": ["short"],
+  }[`${kind}.${conv}`] || [kind]
+  if (kind === "stream")
+    return (wire) => wire.block === module && ["stream", "in1", "short"].includes(wire.part)
+  // In a chain: the wire before, or after, the convolution.
+  return (wire) => wire.block === block && lit.includes(wire.part)
 }
 
 export default function ({ parentElement, data, setStateValue }) {
@@ -275,7 +358,15 @@ export default function ({ parentElement, data, setStateValue }) {
   let drawing = drawings.get(root)
   if (!drawing) {
     const part = (name) => root.querySelector(name)
-    drawing = { kinds: part(".kinds"), status: part(".status"), scale: part(".scale"), root, stages: part(".stages"), timer: 0, awaiting: null }
+    drawing = {
+      kinds: part(".kinds"),
+      status: part(".status"),
+      scale: part(".scale"),
+      root,
+      stages: part(".stages"),
+      timer: 0,
+      awaiting: null,
+    }
     drawings.set(root, drawing)
   }
   drawing.data = data
@@ -287,5 +378,8 @@ export default function ({ parentElement, data, setStateValue }) {
     drawing.kind = kindOf(data.selected)
   }
   paint(drawing)
-  return () => { clearTimeout(drawing.timer); drawings.delete(root) }
+  return () => {
+    clearTimeout(drawing.timer)
+    drawings.delete(root)
+  }
 }

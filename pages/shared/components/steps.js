@@ -10,7 +10,8 @@ function top() {
 export default function ({ parentElement, data }) {
   const root = parentElement.querySelector(".steps")
   if (!root || !data) return
-  const list = root.querySelector("ol"), live = root.querySelector(".sr")
+  const list = root.querySelector("ol"),
+    live = root.querySelector(".sr")
   list.setAttribute("aria-label", `Step ${data.now} of ${data.names.length}`)
   list.style.setProperty("--others", data.names.length)
   while (list.children.length < data.names.length) list.appendChild(document.createElement("li"))
