@@ -54,7 +54,7 @@ def test_names_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_style_sheet_has_the_colors_of_the_figures() -> None:
     style = (paths.assets() / "ui" / "tiles.css").read_text(encoding="utf-8")
     colors = {
-        name: (light, dark)
+        name: (light.upper(), dark.upper())
         for name, light, dark in re.findall(r"--npd-(\w+): light-dark\((#\w+), (#\w+)\)", style)
     }
     for name in ("benign", "trigger", "polarizer", "green", "text", "muted", "grid"):
