@@ -112,16 +112,6 @@ def hold_out(data: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSe
     return data.subset(torch.nonzero(~taken).flatten()), data.subset(torch.nonzero(taken).flatten())
 
 
-def clean_subset(
-    data: ImageSet, num_classes: int, amount: float | int, seed: int, of: int | None = None
-) -> CleanSubset:
-    """Return a class-balanced clean subset of `data`. Arguments and errors as `clean_indices`."""
-    import torch
-
-    indices = torch.from_numpy(clean_indices(data.labels.numpy(), num_classes, amount, seed, of))
-    return CleanSubset(*data.subset(indices), indices)
-
-
 def load_clean(name: str, amount: float | int, seed: int) -> CleanSubset:
     """Load the clean subset of a data set; only the chosen images are decoded.
 

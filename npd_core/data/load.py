@@ -200,11 +200,6 @@ def clean_split(name: str) -> str:
     raise _missing(spec, "train")
 
 
-def clean_source(name: str) -> ImageSet:
-    """Load the split of the defender's clean images. `clean.load_clean` decodes the chosen ones only."""
-    return load_dataset(name, clean_split(name))
-
-
 def class_names(name: str) -> tuple[str, ...]:
     """Return the class names by label; "class 0", "class 1", ... if Tiny ImageNet's files are missing."""
     spec = get_dataset(name)

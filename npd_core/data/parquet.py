@@ -82,11 +82,6 @@ def unpacked(path: Path) -> int:
         return sum(batch.nbytes for batch in _open(path).iter_batches(batch_size=16, columns=["image"]))
 
 
-def count_rows(path: Path) -> int:
-    """Return the number of images, from the file's footer alone."""
-    return int(_open(path).metadata.num_rows)
-
-
 def read_labels(path: Path, num_classes: int) -> NDArray[np.int64]:
     """Read the labels, (N,) int64 in [0, num_classes), without reading the images.
 

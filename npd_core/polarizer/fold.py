@@ -13,14 +13,6 @@ from npd_core.models.normalized import Normalized
 from npd_core.polarizer.insertion import PolarizedNet
 
 
-def remove_polarizer(net: PolarizedNet) -> Normalized:
-    """Return a copy of f_w: exactly the network that the polarizer was inserted into."""
-    plain = copy.deepcopy(net.net)
-    path = f"net.{net.info.layer.module}"
-    plain.set_submodule(path, plain.get_submodule(path).module)  # type: ignore[arg-type]
-    return plain
-
-
 class FoldedConv(nn.Module):
     """A convolution with the polarizer before it folded in: weights W A, and the offset b as a map.
 
