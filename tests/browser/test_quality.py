@@ -88,10 +88,10 @@ def test_a_page_is_fit_for_everybody(shown, settle, violations, entry: Entry) ->
 
 def test_a_theme_that_changes_takes_the_drawings_along(shown, page: Page) -> None:
     shown("predictions")
-    color = "getComputedStyle(document.querySelector('.npd-sample')).color"
-    light = page.evaluate(color)
+    sample = page.locator(".npd-sample").first
+    light = sample.evaluate("e => getComputedStyle(e).color")
     page.emulate_media(color_scheme="dark")
-    page.wait_for_function(f"old => {color} !== old", arg=light)
+    expect(sample).not_to_have_css("color", light)
     assert (
         page.locator(".npd-tile img").first.evaluate("e => getComputedStyle(e).imageRendering") == "pixelated"
     )
