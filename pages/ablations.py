@@ -157,7 +157,7 @@ def curves(question: Question, cells: list[Cell], runs: list[tuple[Variant, Run]
 
 st.title("Ablations")
 selection = shell.selection()
-card, run = selectors.model(selection), selection.run
+card, run = selectors.model(selection), selection.named_run
 st.write(
     "The paper's Tables 3 to 6: the effect of the loss terms, the targets, the poison ratio and the number "
     "of clean images."

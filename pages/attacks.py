@@ -19,14 +19,6 @@ IMAGES = 4
 WEAK = 0.5  # ASR below which the page warns that the backdoor was not learned
 
 
-def nearest(attack: str, cards: list[Card], like: Card | None) -> Card | None:
-    """Return the model of this attack that is most similar to `like`; None when the zoo has none."""
-    found = [card for card in cards if card.attack == attack]
-    if like is None or not found:
-        return next(iter(found), None)
-    return min(found, key=lambda c: (c.dataset != like.dataset, c.arch != like.arch, c.width != like.width))
-
-
 def choose_attack(attack: str, card: Card | None) -> None:
     """Select the model of an attack, where there is one, for the whole app; for `on_click`."""
     if card is None:
@@ -141,7 +133,7 @@ st.write(
 )
 dataset = card.dataset if card is not None else "signs"
 with selectors.working():
-    models = {attack: nearest(attack, cache.zoo.cards(), card) for attack in ATTACK_INFO}
+    models = {attack: choice.nearest(cache.zoo.cards(), card, attack=attack) for attack in ATTACK_INFO}
 attack = chosen_attack(card, models)
 model = models[attack]
 if card is not None and card.attack == attack:

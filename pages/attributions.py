@@ -200,4 +200,5 @@ elif attacked == image.label:
         icon=":material/info:",
     )
 show_maps(card, run, names, image, method, target)
+selectors.origin(run)
 show_channels(card, run, names, image, target)

@@ -120,10 +120,10 @@ def running_time(card: Card) -> None:
 
 st.title("Defenses")
 selection = shell.selection()
-card, run = selectors.model(selection), selection.run
+card, run = selectors.model(selection), selection.named_run
 st.write("The paper's Tables 1, 2 and 7: how well and how fast each defense repairs each backdoored model.")
 names = ("table1", "table2")
-view = paper_tables.choose(names[::-1] if card.dataset == "tiny_imagenet" else names, card, all_attacks=MEAN)
+view = paper_tables.choose(names[::-1] if card.dataset == "tiny_imagenet" else names, card, mean=MEAN)
 cells = [] if view.record is None else list(view.record.cells)
 with selectors.working():
     defaults = {name: controls.defaults(card, name) for name in DEFENSES if name != "none"}

@@ -85,7 +85,8 @@ def start_and_stop(card: Card, layer: str) -> None:
 
 
 st.title("Lab")
-card, run = shell.selection()
+selection = shell.selection()
+card, run = selection.card, selection.run
 if card is None:
     st.info(
         "There is no model on this machine. Train one with "
@@ -93,7 +94,7 @@ if card is None:
         icon=":material/inventory_2:",
     )
     st.stop()
-if run is not None and controls.can_adopt(run.request) and controls.nothing_set():
+if selection.named and run is not None and controls.can_adopt(run.request) and controls.nothing_set():
     controls.adopt(run.request)
     # A widget that is set before it is drawn does not write the URL itself.
     st.query_params.update(controls.url_query(run.request))

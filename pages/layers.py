@@ -101,7 +101,7 @@ def curve(view: paper_tables.View, options: list[str], layer: str, finished: dic
 
 st.title("Layers")
 selection = shell.selection()
-card, run = selectors.model(selection), selection.run
+card, run = selectors.model(selection), selection.named_run
 st.write("The paper's Figure 3: how well one polarizer works at each insertion layer of the network.")
 plan: drawing.Plan | None = None
 try:

@@ -8,7 +8,7 @@ import streamlit as st
 from npd_core.figures.predictions import probability_bars, probability_figure, tally
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import cache, describe, own_image, run_panel, selectors, shell, tiles, url_state
+from pages.shared import cache, own_image, run_panel, selectors, shell, tiles, url_state
 from pages.shared.components.compare import compare
 from pages.shared.url_state import UrlValue
 
@@ -171,6 +171,6 @@ tiles.show(
 if run is not None and run.result:
     st.subheader("All test images", help="Measured on the whole test split at the end of the run.")
     run_panel.metrics(run.result.get("before") or {}, run.result.get("after") or {}, run.result.get("der"))
-    st.caption(f"{describe.provenance(run)} · run `{run.id}`")
+    selectors.origin(run)
 one_image(found, names, before, after)
 shell.link("pages/attributions.py", "See which pixels decide", ":material/center_focus_strong:")

@@ -282,7 +282,8 @@ run_panel.follow(visible_runs, table, every=REFRESH)
 
 by_id = {run.id: run for run in runs}
 st.subheader("One run")
-of_url = selection.run.id if selection.run is not None and selection.run.id in by_id else None
+named = selection.named_run
+of_url = named.id if named is not None and named.id in by_id else None
 details(choose_run(by_id, of_url))
 
 st.subheader("Compare")

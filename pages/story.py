@@ -469,7 +469,8 @@ def show_step(step: int, selected: shell.Selection) -> None:
     if sentence:
         place.info(message(sentence), icon=":material/info:")
     story_state.read_url(card)
-    run = selected.run if selected.run is not None and selected.run.request.model == card.id else None
+    run = selected.named_run
+    run = run if run is not None and run.request.model == card.id else None
     if (possible := reachable(step, run)) != step:
         story_state.step_value().set(possible)
     one = story_state.subject(card)

@@ -15,6 +15,8 @@ from npd_core.errors import ConfigError, unknown_name
 
 RENAMED = {"watch": "eval_images"}
 """Fields by the name under which an earlier version stored them."""
+RESPELLED = {"space": {"normalised": "normalized"}}
+"""Values of settings that an earlier version spelled in another way."""
 REMOVED = {"momentum": 0.9, "warmup_lr": 1e-4, "ema": None, "refresh": "never"}
 """Settings of NPD that an earlier version had, with the value that is now the only behavior."""
 
@@ -93,7 +95,10 @@ class DefenseRequest:
             if name not in names:
                 raise unknown_name("field", name, names)
         config = config_class(values.get("defense", "npd")) or NPDConfig
-        settings = dict(values.get("config", {}))
+        settings = {
+            name: RESPELLED.get(name, {}).get(value, value) if isinstance(value, str) else value
+            for name, value in dict(values.get("config", {})).items()
+        }
         if config is NPDConfig:
             for name, only in REMOVED.items():
                 if settings.pop(name, only) != only:

@@ -22,8 +22,12 @@ STATES = {
 
 def model(card: Card) -> str:
     """Return data set, attack, architecture and width of a model."""
-    names = dataset_name(card.dataset), attack_name(card.attack), architecture_name(card.arch)
-    return f"{' · '.join(names)}, width {card.width}"
+    return " · ".join((dataset_name(card.dataset), attack_name(card.attack), network(card)))
+
+
+def network(card: Card) -> str:
+    """Return architecture and width of a model."""
+    return f"{architecture_name(card.arch)}, width {card.width}"
 
 
 def run(found: Run | None) -> str:

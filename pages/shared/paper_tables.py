@@ -1,7 +1,7 @@
 """Recorded tables of the paper on the pages Layers, Defenses and Ablations.
 
 A number is recorded (in a file that `npd table` wrote), published (printed in the paper) or live (of a run on
-this machine). Numbers of other models than the chosen one are labeled as such.
+this machine). Data set and attack are those of the chosen model. Numbers of other models are labeled as such.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from npd_core.figures.tables import SOURCES, Outcome, percent
 from npd_core.names import DEFENSES, METRICS, attack_name, defense_name
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import cache, describe, selectors, tiles
+from pages.shared import cache, choice, describe, selectors, tiles
 from pages.shared.components.chart import chart
 from pages.shared.text import message
 
 SAW_POISON = "EP saw a batch of the poisoned training set, which a defender may not have."
+CHOSEN_ATTACK = "Chosen attack"
 SHARE = st.column_config.NumberColumn(format="percent")
 COLUMNS: dict[str, Any] = {
     **dict.fromkeys(("ACC", "ASR", "RA", "DER"), SHARE),
@@ -45,66 +46,63 @@ class View(NamedTuple):
     """Whether runs of the chosen model belong beside these cells: same data set and attack."""
 
 
-def choose(names: Sequence[str], card: Card, all_attacks: str = "") -> View:
-    """Let the visitor choose the data set and the attack of a recorded table.
+def choose(names: Sequence[str], card: Card, mean: str = "") -> View:
+    """Return the recorded table for the data set and the attack of the chosen model.
+
+    Where there is none, a sentence says so and offers the choices for which there is one.
 
     Args:
         names: table files that show the same by data set, as "table1" and "table2". The first one is named in
             the command that creates a missing record.
-        all_attacks: title of an entry before the attacks.
+        mean: offer all attacks together, under this title.
     """
     found = _record(names, card)
-    attack = _attack(found, card, all_attacks)
-    cells = [] if found is None else [c for c in found.cells if attack in ("", c.row["attack"])]
-    return View(
-        found, attack, cells, attack == card.attack and (found is None or found.dataset == card.dataset)
-    )
+    if found is None or not found.cells:
+        return View(found, card.attack, [], True)
+    if mean:
+        options = [CHOSEN_ATTACK, mean]
+        if selectors.switch("Attacks", options, "over", label_visibility="collapsed") == mean:
+            return View(found, "", list(found.cells), False)
+    cells = [cell for cell in found.cells if cell.row["attack"] == card.attack]
+    if not cells:
+        attacks = dict.fromkeys(cell.row["attack"] for cell in found.cells)
+        st.info(
+            f"There is no record for {attack_name(card.attack)} on {get_dataset(card.dataset).title}. "
+            "You can start a run below.",
+            icon=":material/info:",
+        )
+        _offer({attack: attack_name(attack) for attack in attacks}, card, "attack", dataset=card.dataset)
+    return View(found, card.attack, cells, True)
 
 
 def _record(names: Sequence[str], card: Card) -> TableRecord | None:
     there = {dataset: name for name in reversed(names) for dataset in cache.runs.table_datasets(name)}
-    own = get_dataset(card.dataset).title
-    if card.dataset not in there:
-        number = names[0].removeprefix("table")
-        st.info(
-            f"There is no record for {own}. `npd table {number} --quick --dataset {card.dataset}` creates "
-            "it. You can start a run below.",
-            icon=":material/info:",
-        )
-    if not there:
-        return None
-    titles = {get_dataset(dataset).title: dataset for dataset in there}
-    title = own
-    if list(titles) != [own]:
-        _forget_unless("table_dataset", titles)
-        default = own if own in titles else next(iter(titles))
-        title = selectors.switch("Data set of the record", list(titles), "table_dataset", default=default)
-    with selectors.working():
-        return cache.runs.table(there[titles[title]], titles[title])
-
-
-def _attack(found: TableRecord | None, card: Card, all_attacks: str) -> str:
-    if found is None or not found.cells:
-        return card.attack
-    titles = {all_attacks: ""} if all_attacks else {}
-    titles |= {attack_name(c.row["attack"]): c.row["attack"] for c in found.cells}
-    _forget_unless("table_attack", titles)
-    own = attack_name(card.attack)
-    chosen = st.selectbox(
-        "Attack",
-        list(titles),
-        index=list(titles).index(own) if own in titles and found.dataset == card.dataset else 0,
-        key="table_attack",
-        bind="query-params",
-        help="Show the models trained with this attack. Runs that you start use the model chosen above.",
+    if card.dataset in there:
+        with selectors.working():
+            return cache.runs.table(there[card.dataset], card.dataset)
+    number = names[0].removeprefix("table")
+    st.info(
+        f"There is no record for {get_dataset(card.dataset).title}. `npd table {number} --quick --dataset "
+        f"{card.dataset}` creates it. You can start a run below.",
+        icon=":material/info:",
     )
-    return titles[chosen]
+    _offer({dataset: get_dataset(dataset).title for dataset in there}, card, "dataset")
+    return None
 
 
-def _forget_unless(key: str, options: Iterable[str]) -> None:
-    """Drop the value of a widget that is not among its options any more."""
-    if st.session_state.get(key) not in (None, *options):
-        del st.session_state[key]
+def _offer(options: Mapping[str, str], card: Card, fact: str, **same: str) -> None:
+    """Offer the models with another data set or attack, for which there is a record."""
+    models = {option: choice.nearest(cache.zoo.cards(), card, **{fact: option}, **same) for option in options}
+    with st.container(horizontal=True, gap="small"):
+        for option, model in models.items():
+            if model is not None:
+                st.button(
+                    f"Recorded: {options[option]}",
+                    key=f"recorded-{option}",
+                    on_click=choice.choose_model,
+                    args=(model.id,),
+                    help="Choose this model for the whole app.",
+                )
 
 
 def is_of(cell: Cell, card: Card) -> bool:

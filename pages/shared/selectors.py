@@ -57,30 +57,31 @@ def model(selection: shell.Selection) -> Card:
 
 
 def finished_run(selection: shell.Selection) -> Run | None:
-    """Return the chosen run if it has a polarizer, else the newest one of the model; None, with a message."""
+    """Return the chosen run if it has a polarizer, else the default one; None, with a message."""
     assert selection.card is not None
     run = selection.run
     if run is not None and run.request.model == selection.card.id:
         if run.has_polarizer and not run.active:
-            st.caption(f"Polarizer of run `{run.id}` · {describe.provenance(run)}")
             return run
         st.warning(cache.runs.no_polarizer(run), icon=":material/hourglass_empty:")
-    with working():
-        usable = cache.runs.usable_runs(selection.card.id)
-    if not usable:
-        st.info(
-            "There is no polarizer for this model, so only the network without one is shown. Training one "
-            "in the Lab takes seconds to minutes.",
-            icon=":material/info:",
-        )
-        shell.link("pages/lab.py", "Train a polarizer in the Lab", ":material/science:")
-        return None
-    run = usable[0]
-    st.caption(
-        f"No run with a polarizer is chosen; showing `{run.id}` · {describe.run(run)} · "
-        f"{describe.provenance(run)}"
+        with working():
+            run = choice.default_run(selection.card.id, cache.runs.all_runs())
+        if run is not None:
+            st.caption(f"Run `{run.id}` is shown instead: {describe.run(run)}.")
+            return run
+    st.info(
+        "No polarizer is chosen, so only the network without one is shown. Training one in the Lab takes "
+        "seconds to minutes.",
+        icon=":material/info:",
     )
-    return run
+    shell.link("pages/lab.py", "Train a polarizer in the Lab", ":material/science:")
+    return None
+
+
+def origin(run: Run | None) -> None:
+    """Show below the numbers of a run where they come from."""
+    if run is not None:
+        st.caption(f"Polarizer of run `{run.id}` · {describe.provenance(run)}")
 
 
 def follow(widget: str) -> None:

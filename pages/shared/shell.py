@@ -7,8 +7,7 @@ itself.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Literal, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
 import streamlit as st
@@ -18,7 +17,7 @@ from npd_core import paths
 from npd_core.errors import NPDError
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import cache, choice, describe, lesson_view, text, tiles, url_state
+from pages.shared import cache, choice, lesson_view, text, tiles, url_state
 from pages.shared.components import appearance
 
 
@@ -131,10 +130,8 @@ PAGES = (
         "My models",
     ),
 )
-WITHOUT_MODEL = ("glossary", "lessons")
+WITHOUT_MODEL = ("glossary", "lessons", "my_models")
 """Pages that need no choice of model and run."""
-FOLDED = ("", "my_models")
-"""Pages with the choice of model and run folded away: the first page, and the one for uploaded models."""
 OLD_ADDRESSES = {"your_model": "my_models", "race": "comparison", "learn": "step_by_step"}
 OLD_QUERY = {"own": "uploaded_model", "own_run": "uploaded_run", "race": "runs"}
 
@@ -144,6 +141,14 @@ class Selection(NamedTuple):
 
     card: Card | None
     run: Run | None
+    """Where the URL names none, the default one of the model."""
+    named: bool = False
+    """Whether the URL names the run."""
+
+    @property
+    def named_run(self) -> Run | None:
+        """The run that the URL names."""
+        return self.run if self.named else None
 
 
 def navigation() -> st.Page:
@@ -190,7 +195,7 @@ def header(page: str = "") -> None:
         runs = {}
     choice.read_url(cards, runs)
     if page not in WITHOUT_MODEL:
-        _draw_choice(page, cards, runs)
+        choice.draw(cards, runs)
     if lesson_view.at_booth():
         lesson_view.watch_idle(page)
     url_state.show_notices(choice.model_value(cards), choice.RUN)
@@ -210,7 +215,7 @@ def selection() -> Selection:
             run = cache.runs.find_run(st.session_state["run"])
     except NPDError as error:
         text.show_error(error)
-    return Selection(card, run)
+    return Selection(card, run, choice.RUN.get() not in (choice.NO_RUN, choice.DEFAULT_RUN))
 
 
 def open_page(page: str, query: Mapping[str, str]) -> NoReturn:
@@ -258,37 +263,3 @@ def _streamlit_page(page: Page) -> st.Page:
 
 def _nothing() -> None:
     """Draw nothing: `navigation` leaves an old address before its page runs."""
-
-
-def _draw_choice(page: str, cards: Mapping[str, Card], runs: Mapping[str, Run]) -> None:
-    place: AbstractContextManager[Any]
-    if page in FOLDED:
-        with st.container(key="view-model", horizontal_alignment="right"):
-            place = st.popover(
-                "Model and run", icon=":material/tune:", help="The model and run of this page."
-            )
-    else:
-        place = st.container(key="view-model")
-    with place:
-        left, right = st.columns(2)
-        left.selectbox(
-            "Model",
-            list(cards),
-            format_func=lambda name: describe.model(cards[name]) if name in cards else name,
-            key="model",
-            on_change=lambda: choice.choose_model(st.session_state["model"]),
-            disabled=not cards,
-            help="Networks that were trained on poisoned images: accurate, until the trigger appears. A "
-            "clean model shows how the polarizer affects a network without a backdoor.",
-        )
-        right.selectbox(
-            "Run",
-            [
-                choice.NO_RUN,
-                *(run.id for run in runs.values() if run.request.model == st.session_state["model"]),
-            ],
-            format_func=lambda name: describe.run(runs.get(name)),
-            key="run",
-            on_change=lambda: choice.RUN.set(st.session_state["run"]),
-            help="A defense of this model with its result. The URL of the page opens the same run elsewhere.",
-        )

@@ -224,7 +224,12 @@ def show_maps(grid: MapGrid) -> None:
 
 def thumbnail(image: np.ndarray | None, alt: str, missing: str) -> None:
     """Draw one small image, (3, H, W) uint8, or the word `missing` in a frame of the same size."""
-    _draw("thumbnail", None if image is None else data_url(image), alt, missing)
+    thumbnail_of(None if image is None else data_url(image), alt, missing)
+
+
+def thumbnail_of(image: str | None, alt: str, missing: str) -> None:
+    """Draw one small image, the data URL of a PNG, as `thumbnail` does."""
+    _draw("thumbnail", image, alt, missing)
 
 
 def show_rows(titles: Sequence[str], columns: Sequence[Sequence[np.ndarray]]) -> None:

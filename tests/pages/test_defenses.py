@@ -21,6 +21,7 @@ from pages.shared import paper_tables
 
 Open = Callable[..., AppTest]
 PAPER = Published(0.92, 0.01, 0.97)
+MEAN = "Mean over the attacks"
 
 
 def errors(page: AppTest) -> list[str]:
@@ -98,8 +99,6 @@ def test_recorded_is_shown_beside_published(
     )
     page = open_page("defenses").run()
     assert errors(page) == []
-    title = ATTACK_INFO["badnets_a2o"].title
-    assert page.selectbox(key="table_attack").value == title, "the attack of the chosen model comes first"
     shown = bars(page)
     assert shown["recorded", "acc"] == {"No defense": 0.99, "FP": 0.85, "NPD": 0.9}
     assert shown["recorded", "asr"] == {"No defense": 1.0, "FP": 0.6, "NPD": 0.02}
@@ -116,12 +115,6 @@ def test_recorded_is_shown_beside_published(
     assert list(rows["source"]) == [recorded, published, recorded, "failed"]
     assert rows["model"][0] == tiny_zoo != rows["model"][1]
 
-    page.selectbox(key="table_attack").select(ATTACK_INFO["wanet"].title).run()
-    assert errors(page) == []
-    assert bars(page)["recorded", "asr"] == {"No defense": 1.0, "NPD": 0.3}
-    assert [info.icon for info in page.info] == [":material/compare_arrows:"]
-    assert "`signs-wanet-preact_resnet18-w16`" in page.info[0].value
-
 
 def test_the_mean_is_over_the_attacks_that_every_defense_has(
     tiny_zoo: str, manager: Any, make_table: Callable, make_cell: Callable, open_page: Open
@@ -134,8 +127,7 @@ def test_the_mean_is_over_the_attacks_that_every_defense_has(
     }
     cells = [make_cell({"attack": a, "defense": d}, asr=asr) for (a, d), asr in numbers.items()]
     make_table("table1", [*cells, make_cell({"attack": "lf", "defense": "fp"}, asr=1.0)])
-    page = open_page("defenses").run()
-    page = open_page("defenses", table_attack=page.selectbox(key="table_attack").options[0]).run()
+    page = open_page("defenses", over=MEAN).run()
     assert errors(page) == []
     assert bars(page)["recorded", "asr"] == pytest.approx({"No defense": 1.0, "FP": 0.4, "NPD": 0.05})
     assert bars(page)["recorded", "der"] == pytest.approx({"No defense": None, "FP": 0.755, "NPD": 0.93})
@@ -144,27 +136,45 @@ def test_the_mean_is_over_the_attacks_that_every_defense_has(
     assert ATTACK_INFO["lf"].title not in averaged, "NPD has no numbers there"
 
 
-@pytest.mark.parametrize("batch", ["mixture", "clean"])
+@pytest.mark.parametrize(
+    ("defense", "batch", "published", "named"),
+    [
+        ("ep", "mixture", None, True),
+        ("ep", "clean", None, False),
+        ("ep", "clean", PAPER, True),  # the paper's own number is of the poisoned set
+        ("fp", None, PAPER, False),
+    ],
+)
 def test_what_ep_saw_is_named_below_the_bars(
-    tiny_zoo: str, manager: Any, make_table: Callable, make_cell: Callable, open_page: Open, batch: str
+    tiny_zoo: str,
+    manager: Any,
+    make_table: Callable,
+    make_cell: Callable,
+    open_page: Open,
+    defense: str,
+    batch: str | None,
+    published: Published | None,
+    named: bool,
 ) -> None:
-    config = defense_config("ep", Zoo().card(tiny_zoo), batch=batch)
-    asked = DefenseRequest(model=tiny_zoo, defense="ep", config=config)
-    make_table(
-        "table1",
-        [
-            make_cell({"attack": "badnets_a2o", "defense": "ep"}, request=asked),
-            make_cell({"attack": "wanet", "defense": "fp"}),
-            make_cell({"attack": "lf", "defense": "ep"}, request=asked, published=PAPER),
-        ],
-    )
+    settings = {"batch": batch} if batch else {}
+    config = defense_config(defense, Zoo().card(tiny_zoo), **settings)
+    asked = DefenseRequest(model=tiny_zoo, defense=defense, config=config)
+    row = {"attack": "badnets_a2o", "defense": defense}
+    make_table("table1", [make_cell(row, request=asked, published=published)])
     page = open_page("defenses").run()
     assert errors(page) == []
-    assert (paper_tables.SAW_POISON in text(page)) == (batch == "mixture")
-    page.selectbox(key="table_attack").select(ATTACK_INFO["wanet"].title).run()
-    assert paper_tables.SAW_POISON not in text(page)
-    page.selectbox(key="table_attack").select(ATTACK_INFO["lf"].title).run()
-    assert paper_tables.SAW_POISON in text(page), "the paper's own number is of the poisoned set"
+    assert (paper_tables.SAW_POISON in text(page)) == named
+
+
+def test_an_attack_without_a_record_is_named_with_those_that_have_one(
+    tiny_zoo: str, manager: Any, make_table: Callable, make_cell: Callable, open_page: Open
+) -> None:
+    make_table("table1", [make_cell({"attack": "wanet", "defense": "fp"})])
+    page = open_page("defenses").run()
+    assert errors(page) == []
+    assert ATTACK_INFO["badnets_a2o"].title in page.info[0].value
+    assert not [b for b in page.button if (b.key or "").startswith("recorded-")], "no model of WaNet is here"
+    assert not [c for c in page.get("bidi_component") if "-defenses-" in c.proto.id]
 
 
 def test_it_is_run_again_with_the_recorded_settings(

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from npd_core.attack_info import ATTACK_INFO
 from npd_core.config.presets import default_layer, preset
 from npd_core.config.request import DefenseRequest
 
@@ -109,11 +108,15 @@ def test_a_recorded_run_with_the_former_default_layer_is_repeated_at_that_layer(
     assert [asked.layer for asked in manager.requests] == [layer]
 
 
-def test_numbers_of_another_model_are_named_as_such(figure3: None, manager: Any, open_page: Open) -> None:
-    page = open_page("layers", table_attack=ATTACK_INFO["lf"].title).run()
+def test_numbers_of_another_model_are_named_as_such(
+    tiny_zoo: str, make_table: Callable, make_cell: Callable, manager: Any, open_page: Open
+) -> None:
+    other = "signs-badnets_a2o-preact_resnet18-w16"
+    make_table("figure3", [make_cell({"attack": "badnets_a2o", "layer": "after:conv1"}, model=other)])
+    page = open_page("layers", insertion_layer="after:conv1").run()
     assert errors(page) == []
     assert [info.icon for info in page.info] == [":material/compare_arrows:"]
-    assert "`signs-lf-preact_resnet18-w16`" in page.info[0].value
+    assert f"`{other}`" in page.info[0].value
     page.button(key="start").click().run()
     assert manager.requests[0].layer == "after:conv1"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,8 +13,9 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 from streamlit.util import calc_hash
 
+from npd_core import paths
 from npd_core.runs.store import Owner, Run, RunStore
-from pages.shared import lesson_view, shell
+from pages.shared import cache, choice, describe, lesson_view, shell
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OWN = "own-0123456789abcdef"
@@ -53,11 +55,70 @@ def test_a_damaged_card_is_reported_once_and_the_other_models_stay(
     page = open_page(name).run()
     assert not page.exception, page.exception
     assert [damaged.name in element.value for element in page.warning] == [True]
-    assert len(page.selectbox(key="model").options) == 1
-    assert page.selectbox(key="model").value == tiny_zoo
+    assert len(page.selectbox(key="model_network").options) == 1
+    assert page.selectbox(key="model_network").value == tiny_zoo
     (damaged / "card.json").unlink()
     page.run()
     assert not page.warning, "mended"
+
+
+@pytest.fixture
+def many_models(
+    tiny_zoo_folder: Path, tmp_path: Path, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
+    """Four cards over the weights of the tiny model. Returns their ids."""
+    source = next(tiny_zoo_folder.glob("*/card.json")).parent
+    known = json.loads((source / "card.json").read_text())
+    zoo = tmp_path / "many"
+    names = []
+    for dataset, attack, width in (
+        ("signs", "badnets_a2o", 4),
+        ("signs", "badnets_a2o", 8),
+        ("signs", "wanet", 4),
+        ("cifar10", "wanet", 8),
+    ):
+        names.append(f"{dataset}-{attack}-preact_resnet18-w{width}")
+        shutil.copytree(source, zoo / names[-1])
+        card = known | {"id": names[-1], "dataset": dataset, "attack": attack, "width": width}
+        (zoo / names[-1] / "card.json").write_text(json.dumps(card))
+    monkeypatch.setenv("NPD_ZOO_DIR", str(zoo))
+    return names
+
+
+def test_three_small_choices_make_one_model(many_models: list[str], open_page: Open) -> None:
+    narrow, wide, wanet, cifar = many_models
+    page = open_page("runs").run()
+    assert page.session_state["model"] == narrow
+    page.selectbox(key="model_network").select(wide).run()
+    assert page.query_params["model"] == wide
+    page.button(key="model-attack-wanet").click().run()
+    assert page.query_params["model"] == wanet, "the only network of this attack"
+    assert page.selectbox(key="model_network").options == [describe.network(cache.zoo.card(wanet))]
+    page.selectbox(key="model_dataset").select("cifar10").run()
+    assert page.query_params["model"] == cifar
+    page.selectbox(key="model_dataset").select("signs").run()
+    assert page.query_params["model"] == wanet, "the attack stays where it can"
+    assert not page.exception, page.exception
+
+
+def test_the_recorded_run_is_chosen_by_default_and_can_be_put_away(
+    tiny_zoo: str, make_run: Callable[..., Run], open_page: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded, newer = make_run(seed=1), make_run(seed=2)
+    folder = recorded.folder.parent.parent / "recorded"
+    folder.mkdir()
+    shutil.move(recorded.folder, folder / "tiny")
+    monkeypatch.setattr(paths, "recorded", lambda: folder)
+    page = open_page("predictions").run()
+    assert page.selectbox(key="run").value == "tiny"
+    assert "run" not in page.query_params, "a link without a run opens the recorded one"
+    assert any("`tiny`" in caption.value for caption in page.caption)
+    page.selectbox(key="run").select(newer.id).run()
+    assert page.query_params["run"] == newer.id
+    page.selectbox(key="run").select(choice.NO_RUN).run()
+    assert page.query_params["run"] == choice.NO_RUN
+    assert [info.icon for info in page.info] == [":material/info:"]
+    assert not page.exception, page.exception
 
 
 @pytest.mark.parametrize(
@@ -101,7 +162,7 @@ def test_a_booth_waits_for_the_run_of_its_visitor_on_every_page(
     page = open_app("glossary", page).run()
     assert not page.exception, page.exception
     assert "runs" not in page.query_params
-    assert "run" not in page.query_params
+    assert page.query_params["run"] == "none"
     assert busy[-1]
     store.set_state(going, "stopped", ended=2.0)
     page.run()

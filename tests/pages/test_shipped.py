@@ -10,6 +10,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from npd_core import paths
+from npd_core.config.request import DefenseRequest
 from npd_core.experiments.record import read_table
 from npd_core.runs.store import Run, RunStore
 from npd_core.zoo import Zoo
@@ -73,6 +74,7 @@ def test_a_lesson_about_a_model_begins_with_it(runs_dir: Path, open_page: Callab
 def test_a_recorded_table_starts_from_the_shipped_models(path: Path) -> None:
     """Some cells are measured on 1000 test images, whence the tolerance."""
     for cell in read_table(path).cells:
+        assert not cell.config or DefenseRequest.from_dict(cell.config).defense == cell.defense
         ratio = cell.row.get("poison_ratio", 0.1)
         folder = paths.pretrained() / (cell.model if ratio == 0.1 else f"ratio-{ratio:g}/{cell.model}")
         card = read_card(folder / "card.json")

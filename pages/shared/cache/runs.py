@@ -160,14 +160,12 @@ def report(run_id: str) -> bytes:
 
 def usable_runs(model_id: str) -> list[Run]:
     """Return ended runs of the model, as it is now, that have a polarizer; the newest live one first."""
-    return [
-        run
-        for run in all_runs()
-        if run.request.model == model_id
-        and run.state in ("finished", "stopped")
-        and run.has_polarizer
-        and is_current(run)
-    ]
+    return [run for run in all_runs() if run.request.model == model_id and usable(run)]
+
+
+def usable(run: Run) -> bool:
+    """Return whether a run has ended with a polarizer for its model as it is now."""
+    return run.state in ("finished", "stopped") and run.has_polarizer and is_current(run)
 
 
 def no_polarizer(run: Run) -> str:
