@@ -155,13 +155,12 @@ def curves(question: Question, cells: list[Cell], runs: list[tuple[Variant, Run]
     )
 
 
-st.title("Ablations")
 selection = shell.selection()
-card, run = selectors.model(selection), selection.named_run
-st.write(
-    "The paper's Tables 3 to 6: the effect of the loss terms, the targets, the poison ratio and the number "
-    "of clean images."
+shell.title(
+    "Ablations",
+    "The paper's Tables 3 to 6: the effect of loss terms, targets, poison ratio and number of clean images.",
 )
+card, run = selectors.model(selection), selection.named_run
 question = QUESTIONS[selectors.switch("Question", list(QUESTIONS), "question", label_visibility="collapsed")]
 st.markdown(question.text)
 view = paper_tables.choose((question.table,), card)

@@ -126,10 +126,10 @@ def _listed(values: Mapping[str, object]) -> str:
 
 selection = shell.selection()
 card = selection.card
-st.title("Attacks")
-st.write(
-    "The eight attacks of the paper: what each does to an image and how well it works. Choosing one "
-    "selects its model for the whole app."
+shell.title(
+    "Attacks",
+    "What each attack does to an image and how well it works. Choosing one selects its model for the whole "
+    "app.",
 )
 dataset = card.dataset if card is not None else "signs"
 with selectors.working():

@@ -63,7 +63,7 @@ def show_maps(
         [f"predicts {names[int(p[row].argmax())]}, {p[row].max():.0%}" for p in image.predictions]
         for row in (0, 1)
     ]
-    unit = UNITS.get(method, "logits")
+    unit, about = UNITS.get(method, "logits"), METHODS[method]
     tiles.show_maps(
         MapGrid(
             [f"Clean · {image.title}", "Triggered"][rows],
@@ -73,7 +73,8 @@ def show_maps(
             found.scale,
             notes[rows],
             f"Orange supports “{names[target]}”, blue opposes it; {unit}, one scale for all maps.",
-        )
+        ),
+        {f"{about.title} ({about.source})": about.sentence, "What to look for": about.look_for},
     )
 
 
@@ -128,10 +129,9 @@ def show_channels(card: Card, run: Run, names: tuple[str, ...], image: Explained
 
 
 selection = shell.selection()
-st.title("Attributions")
-st.write(
-    "Which pixels support a class, without and with the polarizer, on the clean and on the triggered "
-    "image. All maps share one color scale."
+shell.title(
+    "Attributions",
+    "Which pixels support a class, without and with the polarizer, on the clean and on the triggered image.",
 )
 card = selectors.model(selection)
 run = selectors.finished_run(selection)
@@ -189,8 +189,6 @@ with selectors.working():
     image = explained(card, run, names, min(max(int(number), 0), len(labels) - 1), own)
     attacked = cache.zoo.target(card.id, image.label)
 target = {TARGET: attacked, TRUE: image.label}[choice] if choice in (TARGET, TRUE) else names.index(choice)
-info = METHODS[method]
-st.markdown(f"**{info.title}** ({info.source}). {info.sentence} *What to look for:* {info.look_for}")
 if not backdoored:
     st.info("No target class; explaining the true class.", icon=":material/info:")
 elif attacked == image.label:

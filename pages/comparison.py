@@ -201,10 +201,10 @@ def comparison(runs: list[Run], card: Card) -> None:
 
 
 selection = shell.selection()
-st.title("Comparison")
-st.write(
-    "Two defenses of the same model, with the same seed and the same clean images (unless one gets a few). "
-    "They train at the same time and become ordinary runs on the page Runs."
+shell.title(
+    "Comparison",
+    "Two defenses of the same model train at the same time, with the same seed and the same clean images "
+    "(unless one gets a few). Both become ordinary runs.",
 )
 card = selectors.model(selection)
 options = candidates()

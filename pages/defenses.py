@@ -118,10 +118,11 @@ def running_time(card: Card) -> None:
     paper_tables.origin(found, found.cells, card)
 
 
-st.title("Defenses")
 selection = shell.selection()
+shell.title(
+    "Defenses", "The paper's Tables 1, 2 and 7: how well and how fast each defense repairs each model."
+)
 card, run = selectors.model(selection), selection.named_run
-st.write("The paper's Tables 1, 2 and 7: how well and how fast each defense repairs each backdoored model.")
 names = ("table1", "table2")
 view = paper_tables.choose(names[::-1] if card.dataset == "tiny_imagenet" else names, card, mean=MEAN)
 cells = [] if view.record is None else list(view.record.cells)

@@ -8,6 +8,7 @@ from npd_core.errors import NPDError, UnknownNameError
 from npd_core.figures import network as drawing
 from npd_core.names import attack_name
 from npd_core.runs import queue
+from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
 from pages.shared import choice, controls, paper_tables, run_panel, shell
 from pages.shared.components.network import network
@@ -21,21 +22,22 @@ def picked() -> None:
         st.session_state["layer"] = layer
 
 
+def about(card: Card) -> str:
+    """Return in a sentence how well the network and its backdoor work."""
+    right = f"The network is right on **{card.acc:.1%}** of the clean test images"
+    if card.asr is None:
+        return f"{right}. It is a **clean model** without a trigger."
+    return f"{right}. With the trigger, **{card.asr:.1%}** are predicted as {plain(card.target)}."
+
+
 def facts(card: Card) -> None:
-    """Show the model card in short."""
-    attack, right = attack_name(card.attack), f"Right on **{card.acc:.1%}** of the clean test images"
-    if card.asr is None or card.ra is None:
-        st.markdown(f"{right}. A **clean model**: it has no trigger.")
-        measured = f"{card.acc:.1%}"
-    else:
-        hijacked = f"**{card.asr:.1%}** are predicted as {plain(card.target)}"
-        st.markdown(f"{right}. With the trigger, {hijacked}.")
-        measured = f"{card.acc:.1%} / {card.asr:.1%} / {card.ra:.1%}"
+    """Show the model card."""
+    measured = " / ".join("–" if value is None else f"{value:.1%}" for value in (card.acc, card.asr, card.ra))
     with st.expander("Model card", icon=":material/badge:"):
         weights = card.files.get("model.safetensors", "")
         rows = {
             "data set": card.dataset,
-            "attack": attack,
+            "attack": attack_name(card.attack),
             "poisoned training images": f"{card.poison_ratio:.0%}",
             "target": card.target,
             "architecture": f"{card.arch}, width {card.width}",
@@ -45,6 +47,55 @@ def facts(card: Card) -> None:
             "sha256": f"{weights[:16]}…" if weights else "",
         }
         st.table({name: str(value) for name, value in rows.items()}, border="horizontal")
+
+
+def show_run(run: Run, card: Card) -> None:
+    """Show a run, and where to go on with it."""
+    with st.container(key="run-panel"):
+        run_panel.panel(run.id, card)
+        if run.active:
+            return
+        with st.container(horizontal=True):
+            if run.has_polarizer:
+                shell.link("pages/predictions.py", "See its predictions", ":material/image_search:")
+                shell.link(
+                    "pages/attributions.py", "See which pixels decide", ":material/center_focus_strong:"
+                )
+            if run.result:
+                shell.link("pages/runs.py", "Export", ":material/deployed_code:")
+            if controls.can_adopt(run.request):
+                st.button(
+                    "Use the settings of this run",
+                    icon=":material/tune:",
+                    type="tertiary",
+                    key="adopt",
+                    on_click=controls.adopt,
+                    args=(run.request,),
+                )
+
+
+def show_network(card: Card, layer: str) -> None:
+    """Show the drawing of the network, in which the layer can be chosen."""
+    try:
+        plan = drawing.plan(card.arch, card.width, card.image_size, card.num_classes)
+    except UnknownNameError:
+        st.caption("There is no drawing of this architecture; choose the layer in the list.")
+        return
+    network(
+        plan,
+        selected=layer,
+        default=default_layer(card.arch, card.dataset),
+        paper=PAPER_LAYERS.get(card.arch, ""),
+        key="network",
+        on_pick=picked,
+        tint=paper_tables.layer_tint(card),
+        gaps=False,
+    )
+    arcs = ", each arc a shortcut" if "stream" in plan.kinds() else ""
+    st.caption(
+        f"Each box is a convolution{arcs}. The violet ellipse is the polarizer: a 1×1 convolution with "
+        "BatchNorm, the only part that is trained. Move it with a click or with the arrow keys."
+    )
 
 
 def start_and_stop(card: Card, layer: str) -> None:
@@ -84,9 +135,9 @@ def start_and_stop(card: Card, layer: str) -> None:
         choice.open_run(run_id)
 
 
-st.title("Lab")
 selection = shell.selection()
 card, run = selection.card, selection.run
+shell.title("Lab", "" if card is None else about(card))
 if card is None:
     st.info(
         "There is no model on this machine. Train one with "
@@ -99,54 +150,20 @@ if selection.named and run is not None and controls.can_adopt(run.request) and c
     # A widget that is set before it is drawn does not write the URL itself.
     st.query_params.update(controls.url_query(run.request))
 
-left, right = st.columns([5, 8], gap="large")
+with st.container(key="lab"):
+    left, right = st.columns([5, 8], gap="large")
 with left:
-    facts(card)
     layer = controls.layer_select(card)
     controls.preset_buttons(card, layer)
     start_and_stop(card, layer)
+    facts(card)
 
 with right:
-    if run is not None:
-        with st.container(key="run-panel"):
-            run_panel.panel(run.id, card)
-            if not run.active:
-                with st.container(horizontal=True):
-                    if run.has_polarizer:
-                        shell.link("pages/predictions.py", "See its predictions", ":material/image_search:")
-                        decide = "See which pixels decide"
-                        shell.link("pages/attributions.py", decide, ":material/center_focus_strong:")
-                    if run.result:
-                        shell.link("pages/runs.py", "Export", ":material/deployed_code:")
-                    if controls.can_adopt(run.request):
-                        st.button(
-                            "Use the settings of this run",
-                            icon=":material/tune:",
-                            type="tertiary",
-                            key="adopt",
-                            on_click=controls.adopt,
-                            args=(run.request,),
-                        )
-    st.subheader("Insertion layer")
-    try:
-        plan = drawing.plan(card.arch, card.width, card.image_size, card.num_classes)
-    except UnknownNameError:
-        st.caption("There is no drawing of this architecture; choose the layer in the list.")
-    else:
-        network(
-            plan,
-            selected=layer,
-            default=default_layer(card.arch, card.dataset),
-            paper=PAPER_LAYERS.get(card.arch, ""),
-            key="network",
-            on_pick=picked,
-            tint=paper_tables.layer_tint(card),
-            gaps=False,
-        )
-        arcs = ", each arc a shortcut" if "stream" in plan.kinds() else ""
-        st.caption(
-            f"Each box is a convolution{arcs}. The violet ellipse is the polarizer: a 1×1 convolution with "
-            "BatchNorm, the only part that is trained. Move it with a click or with the arrow keys."
-        )
+    # A run of the URL comes first, the recorded one after the drawing in which the layer is chosen.
+    if run is not None and selection.named:
+        show_run(run, card)
+    show_network(card, layer)
+    if run is not None and not selection.named:
+        show_run(run, card)
 
 run_panel.warm()

@@ -99,10 +99,11 @@ def curve(view: paper_tables.View, options: list[str], layer: str, finished: dic
     paper_tables.number_table(view.cells, {"layer": "layer"}, "layers-table", finished, "layer")
 
 
-st.title("Layers")
 selection = shell.selection()
+shell.title(
+    "Layers", "The paper's Figure 3: how well one polarizer works at each insertion layer of the network."
+)
 card, run = selectors.model(selection), selection.named_run
-st.write("The paper's Figure 3: how well one polarizer works at each insertion layer of the network.")
 plan: drawing.Plan | None = None
 try:
     plan = drawing.plan(card.arch, card.width, card.image_size, card.num_classes)
@@ -110,20 +111,20 @@ try:
 except UnknownNameError:
     options = controls.layers(card)
 
+view = paper_tables.choose(("figure3",), card)
 left, right = st.columns([3, 4], vertical_alignment="bottom")
-with left:
-    view = paper_tables.choose(("figure3",), card)
 metric = selectors.switch(
     "Color by",
     list(METRICS),
     "color",
-    place=right,
+    place=left,
     default="asr",
     format_func=str.upper,
     help="The recorded number that colors the drawing and is written on it.",
 )
 cells = {cell.row["layer"]: cell for cell in view.cells}
-layer = layer_select(options, best_layer(cells, card))
+with right:
+    layer = layer_select(options, best_layer(cells, card))
 values = {
     place: float(value)
     for place, cell in cells.items()

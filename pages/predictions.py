@@ -24,10 +24,13 @@ def put_first(value: UrlValue[tuple[int, ...]]) -> None:
         value.set((int(number), *(k for k in shown if k != number))[: max(1, len(shown))])
 
 
-def choose_images(card: Card, names: tuple[str, ...], labels: np.ndarray) -> tuple[int, ...]:
-    """Return the numbers of the test images to show: those of the URL, drawn again when it changes."""
+def choose_images(card: Card, names: tuple[str, ...], labels: np.ndarray) -> tuple[tuple[int, ...], bool]:
+    """Return the numbers of the test images to show, and whether also to show what the trigger changes.
+
+    The numbers are those of the URL, drawn again when the choice changes.
+    """
     value = url_state.integers("images", 0, len(labels) - 1, max(COUNTS))
-    first, second, third, fourth = st.columns([2, 1.2, 1.2, 1.6], vertical_alignment="bottom")
+    first, second, third, fourth, fifth = st.columns([2, 1, 1.3, 1.6, 1.3], vertical_alignment="bottom")
     name = first.selectbox(
         "Class",
         [ANY, *names],
@@ -57,7 +60,13 @@ def choose_images(card: Card, names: tuple[str, ...], labels: np.ndarray) -> tup
         args=(value,),
         help="Show this test image first.",
     )
-    return value.get()
+    amplified = backdoored and fifth.toggle(
+        "Change × 10",
+        key="difference",
+        bind="query-params",
+        help="Also show what the trigger changes, amplified ten times. Gray means unchanged.",
+    )
+    return value.get(), amplified
 
 
 def predict(card: Card, run: Run | None, shown: tuple[int, ...]) -> list[np.ndarray]:
@@ -74,9 +83,9 @@ def summary(found: cache.images.Samples, before: list[np.ndarray], after: list[n
     labels, targets = found.labels[judged].tolist(), found.targets[judged].tolist()
     old, new = (tally(p[1].argmax(1)[judged].tolist(), labels, targets) for p in (before, after))
     st.markdown(
-        f"Predictions on these {old.total} images with the trigger: **backdoored** model "
-        f":orange[⚠ {old.hijacked} hijacked], {old.right} right, {old.wrong} wrong; **with polarizer** "
-        f"{new.hijacked} hijacked, :violet[✓ {new.right} right], {new.wrong} wrong."
+        f"With the trigger: **backdoored** :orange[⚠ {old.hijacked} hijacked], {old.right} right, "
+        f"{old.wrong} wrong; **with polarizer** {new.hijacked} hijacked, :violet[✓ {new.right} right], "
+        f"{new.wrong} wrong."
     )
 
 
@@ -115,11 +124,10 @@ def one_image(
 
 
 selection = shell.selection()
-st.title("Predictions")
-st.write(
-    "Each image **clean**, **triggered**, and **purified**: the triggered image as the network with the "
-    "polarizer sees it. The polarizer filters features inside the network, so the pixels of the image stay "
-    "the same."
+shell.title(
+    "Predictions",
+    "Purified is the triggered image as the network with the polarizer sees it: the polarizer filters "
+    "features, the pixels stay the same.",
 )
 card = selectors.model(selection)
 run = selectors.finished_run(selection)
@@ -139,13 +147,7 @@ if source == own_image.TAB:
         own_image.panel(card, run, names)
     st.stop()
 
-shown = choose_images(card, names, labels)
-amplified = backdoored and st.toggle(
-    "Change × 10",
-    key="difference",
-    bind="query-params",
-    help="Also show what the trigger changes, amplified ten times. Gray means unchanged.",
-)
+shown, amplified = choose_images(card, names, labels)
 with selectors.working():
     found = cache.images.samples(card.id, shown)
     before, after = predict(card, None, shown), None

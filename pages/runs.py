@@ -265,10 +265,10 @@ def choose_compared(by_id: dict[str, Run]) -> list[Run]:
 
 
 selection = shell.selection()
-st.title("Runs")
-st.write(
-    "Every run on this machine, and the recorded runs of the project, measured on the test split with the "
-    "trigger of the model."
+shell.title(
+    "Runs",
+    "Every run on this machine and the recorded ones, measured on the test split with the trigger of the "
+    "model.",
 )
 runs = visible_runs()
 for store in cache.runs.stores():

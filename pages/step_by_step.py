@@ -73,10 +73,9 @@ def trained_run(run: Run | None) -> Run | None:
 
 
 selection = shell.selection()
-st.title("Step by step")
-st.write(
-    "One training step of the polarizer (Algorithm 1) on one clean image, with the numbers behind each "
-    "formula. The arrow keys move back and forth."
+shell.title(
+    "Step by step",
+    "One training step of the polarizer (Algorithm 1) on one clean image. The arrow keys go back and forth.",
 )
 card = selectors.model(selection)
 run = trained_run(selection.run)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from npd_core.attack_info import ATTACK_INFO
 from npd_core.config.presets import PAPER_LAYERS
@@ -25,7 +26,6 @@ from pages.shared import (
     downloads,
     filmstrip,
     own_image,
-    paper_tables,
     recorded_runs,
     run_panel,
     shell,
@@ -75,13 +75,22 @@ def answer(
     source: str,
     image: np.ndarray | None = None,
     alt: str = "",
-    bars: int = tiles.BARS,
+    bars: int = 2,
     right: str = "right",
 ) -> None:
     """Show a prediction in big type. Args: right: verdict on the right class, or on an unknown one."""
     found = known.prediction(probabilities, who, bars=bars)
     words = {"right": right, "open": right, "hijacked": HIJACKED}
     tiles.show_answer(found._replace(say=words.get(found.verdict, "")), image, alt=alt, source=source)
+
+
+def picture(probabilities: np.ndarray, known: tiles.Judge, image: np.ndarray, alt: str) -> DeltaGenerator:
+    """Show an image as large as the screen allows; returns the place beside it, for its prediction."""
+    with st.container(key="story-picture"):
+        left, right = st.columns(2, gap="medium")
+    with left:
+        tiles.show_picture(image, known.prediction(probabilities).verdict, alt=alt)
+    return right
 
 
 # ------------------------------------------------------------------------------------------------- the cover
@@ -140,29 +149,30 @@ def clean_image(card: Card, one: Subject, names: Names) -> None:
     is_photo = one.number is None
     subject = "traffic signs" if card.dataset == "signs" else get_dataset(card.dataset).title
     st.markdown(
-        f"This network was trained on {plain(subject)} and is right on **{card.acc:.1%}** of the test images "
-        f"(model card). {'Here is your photo' if is_photo else 'Here is an image that it has never seen'}."
+        f"It was trained on {plain(subject)} and is right on **{card.acc:.1%}** of the test images. "
+        f"{'Here is your photo' if is_photo else 'It has never seen this one'}."
     )
     known = story_state.known(one, names)
-    left, _ = st.columns([4, 1])
-    with left:
+    known = known._replace(label=None, target=None) if is_photo else known
+    beside = picture(probabilities, known, one.clean, one.title(names))
+    with beside:
         answer(
             probabilities,
-            known._replace(label=None, target=None) if is_photo else known,
+            known,
             "The network predicts",
-            image=one.clean,
-            alt=one.title(names),
             source=LIVE if is_photo else f"{LIVE} · test image #{one.number} · {one.truth(names)}",
             right=f"its best guess among {len(names)} classes" if is_photo else "right",
         )
     is_target = one.label == one.target
-    if is_target:
-        st.info(
-            f"The network already predicts the target class, “{plain(names[one.target])}”, so there is "
-            "nothing to hijack. Choose another image.",
-            icon=":material/info:",
-        )
-    with st.container(key="story-images"):
+    with beside:
+        if is_target:
+            st.info(
+                f"The network already predicts the target class, “{plain(names[one.target])}”, so there is "
+                "nothing to hijack. Choose another image.",
+                icon=":material/info:",
+            )
+        pressed = actions("Put the trigger on it", 1, disabled=is_target)
+    with beside, st.container(key="story-images", horizontal=True):
         st.button(
             "Show a test image" if is_photo else "Another image",
             icon=":material/shuffle:",
@@ -170,7 +180,7 @@ def clean_image(card: Card, one: Subject, names: Names) -> None:
             on_click=story_state.next_image,
             args=(card,),
         )
-        with st.expander("Use your own photo", icon=":material/add_a_photo:", key="story-photo"):
+        with st.popover("Use your own photo", icon=":material/add_a_photo:", key="story-photo"):
             source = st.segmented_control(
                 "Source",
                 [own_image.UPLOAD, own_image.CAMERA],
@@ -182,7 +192,7 @@ def clean_image(card: Card, one: Subject, names: Names) -> None:
             photo = own_image.photo(card, source)
             if photo is not None and story_state.use_photo(photo):
                 st.rerun()
-    if actions("Put the trigger on it", 1, disabled=is_target):
+    if pressed:
         story_state.go(2)
 
 
@@ -224,9 +234,8 @@ def triggered_image(card: Card, one: Subject, names: Names) -> None:
     if hijacked:
         title = "One small change, and the attacker decides"
         text = (
-            f"Before, the network predicted **{plain(names[int(before.argmax())])}**. With the trigger it "
-            f"predicts the attacker's target class, as it does for **{card.asr:.1%}** of the test images "
-            "(model card)."
+            f"Before, it was **{plain(names[int(before.argmax())])}**. With the trigger the network predicts "
+            f"the attacker's target class, as for **{card.asr:.1%}** of the test images."
         )
     elif one.painted:
         title = "The network does not know this trigger"
@@ -239,27 +248,26 @@ def triggered_image(card: Card, one: Subject, names: Names) -> None:
         text = "The trigger works on nearly every image, but not on this one. Try another image."
     st.title(title, anchor=False)
     st.markdown(text)
-    left, _ = st.columns([4, 1])
-    with left:
+    known = story_state.known(one, names)
+    beside = picture(probabilities, known, one.triggered, f"{one.title(names)} with the trigger")
+    with beside:
         answer(
             probabilities,
-            story_state.known(one, names),
+            known,
             "The same network predicts",
-            image=one.triggered,
-            alt=f"{one.title(names)} with the trigger",
             source=f"{LIVE} · {one.truth(names)} · target class: {names[one.target]}",
             right=one.right,
         )
-    if hijacked:
-        if actions("Insert a polarizer", 3):
-            story_state.go(4)
-    elif one.painted:
-        if actions("Put the trigger back", 3, icon=":material/undo:"):
-            story_state.wipe()
+        if hijacked:
+            if actions("Insert a polarizer", 3):
+                story_state.go(4)
+        elif one.painted:
+            if actions("Put the trigger back", 3, icon=":material/undo:"):
+                story_state.wipe()
+                st.rerun()
+        elif actions("Try another image", 3, icon=":material/shuffle:"):
+            story_state.next_image(card)
             st.rerun()
-    elif actions("Try another image", 3, icon=":material/shuffle:"):
-        story_state.next_image(card)
-        st.rerun()
 
 
 def insert_polarizer(card: Card) -> None:
@@ -268,11 +276,12 @@ def insert_polarizer(card: Card) -> None:
     layer = value.get()
     begin(4, f"The polarizer is inserted at {layer}.")
     st.title("Insert a thin polarizer", anchor=False)
-    st.markdown(
-        "The network stays as it is. One thin layer is added, drawn as a violet lens: it sees all features "
-        "at its position and learns to remove those of the trigger. **A good position is chosen; move it if "
-        "you like.**"
+    words, buttons = st.columns([5, 4], gap="medium", vertical_alignment="center")
+    words.markdown(
+        "One thin layer is added, drawn as a violet lens. **A good position is chosen; move it if you like.**"
     )
+    with buttons:
+        pressed = actions("Train it live", 4, icon=":material/play_arrow:")
     try:
         plan = drawing.plan(card.arch, card.width, card.image_size, card.num_classes)
     except UnknownNameError:
@@ -285,10 +294,8 @@ def insert_polarizer(card: Card) -> None:
             paper=PAPER_LAYERS.get(card.arch, ""),
             key="story-network",
             on_pick=lambda: value.set(st.session_state["story-network"].get("layer") or layer),
-            tint=paper_tables.layer_tint(card),
-            gaps=False,
         )
-    if actions("Train it live", 4, icon=":material/play_arrow:"):
+    if pressed:
         run_id = queue.manager().submit(story_state.request(card))  # an error leaves the visitor on this step
         story_state.step_value().set(5)
         choice.open_run(run_id)
@@ -333,11 +340,6 @@ def show_training(run: Run, card: Card, one: Subject, names: Names) -> None:
     run_panel.status(run, seen.done)
     coming = range(kept[-1] + 1 if kept else 0, 1 + (seen.done.epochs or 0)) if run.active else range(0)
     known = story_state.known(one, names)
-    if kept or run.active:
-        film = filmstrip.film("Your image, epoch by epoch", one.triggered, known, kept, so_far.predictions)
-        tiles.show_films([film], kept[-1] if kept else None, filmstrip.thinned(coming))
-    elif usable:
-        st.caption("This run kept no polarizers of its epochs, so only its result can be shown.")
     left, beside = st.columns([6, 5], gap="large")
     with beside:
         first = Frame("before", before["acc"], before["asr"], before["ra"])
@@ -370,6 +372,11 @@ def show_training(run: Run, card: Card, one: Subject, names: Names) -> None:
         elif actions("Try again", 5, icon=":material/replay:"):
             story_state.visitor().seed += 1
             story_state.go(4)
+    if kept or run.active:
+        film = filmstrip.film("Your image, epoch by epoch", one.triggered, known, kept, so_far.predictions)
+        tiles.show_films([film], kept[-1] if kept else None, filmstrip.thinned(coming))
+    elif usable:
+        st.caption("This run kept no polarizers of its epochs, so only its result can be shown.")
 
 
 def is_broken(run: Run) -> bool:
@@ -409,21 +416,17 @@ def your_turn(run: Run, card: Card, one: Subject, names: Names) -> None:
     with left:
         base = one.clean if movable else one.triggered
         painted = story_state.board(card, base, f"story-break-{one.key}")
-        st.button(
-            "Another image",
-            icon=":material/shuffle:",
-            key="story-other",
-            on_click=story_state.next_image,
-            args=(card,),
-        )
     trial = one.triggered if painted is None else story_state.overlaid(base, painted, card)
     changed = not np.array_equal(trial, one.trained)
     before = cache.images.predict(card.id, None, trial[None])[0]
     after = story_state.purified(run, trial[None], one.number is not None)[0]
     with right:
         source, known = f"{LIVE} · {one.truth(names)}", story_state.known(one, names)
-        answer(before, known, "The backdoored network predicts", source=source, bars=2, right=one.right)
-        answer(after, known, "With your polarizer it predicts", source=source, bars=2, right=one.right)
+        first, second = st.columns(2)
+        with first:
+            answer(before, known, "The backdoored network predicts", source=source, right=one.right)
+        with second:
+            answer(after, known, "With your polarizer it predicts", source=source, right=one.right)
         if changed and int(before.argmax()) != one.target:
             st.caption("The network was not trained with this trigger, so it has no reason to react to it.")
         with st.container(key="story-next-6", horizontal=True, vertical_alignment="center"):
@@ -431,6 +434,13 @@ def your_turn(run: Run, card: Card, one: Subject, names: Names) -> None:
                 story_state.start_over()
             if st.button("Back", icon=":material/arrow_back:", type="tertiary", key="story-back-6"):
                 story_state.go(5)
+        st.button(
+            "Another image",
+            icon=":material/shuffle:",
+            key="story-other",
+            on_click=story_state.next_image,
+            args=(card,),
+        )
         with st.container(horizontal=True, key="story-links"):
             to = own_image.query(one.number, painted if changed and movable else None)
             shell.link("pages/predictions.py", "Try your own photo", ":material/add_a_photo:", to)

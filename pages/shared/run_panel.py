@@ -172,16 +172,16 @@ def _show(run: Run, card: Card | None) -> None:
     before = before_of(run, card)
     seen = cache.runs.curves(run, before, st.context.theme.type)
     status(run, seen.done)
-    kept = [] if run.active or card is None or card.asr is None else cache.runs.epochs_of(run.folder)
-    if len(kept) > 1 and card is not None:
-        _moments(run, card, before, seen.measured, kept)
-    else:
-        _moment(run, before, seen.measured, None)
     titles = "Metrics on test images", "Loss terms"
     alts = _metrics_alt(seen.measured), "Loss terms by epoch; the table below has the numbers."
     with st.grid(2, min_column_width=260):
         for figure, key, title, alt in zip(seen.charts, ("metrics", "losses"), titles, alts, strict=True):
             chart(figure, key=key, title=title, alt=alt)
+    kept = [] if run.active or card is None or card.asr is None else cache.runs.epochs_of(run.folder)
+    if len(kept) > 1 and card is not None:
+        _moments(run, card, before, seen.measured, kept)
+    else:
+        _moment(run, before, seen.measured, None)
     if not run.active:
         with st.expander("Both charts as tables", icon=":material/table_chart:"):
             metric_table(seen.measured, "metrics-table")

@@ -131,7 +131,7 @@ PAGES = (
     ),
 )
 WITHOUT_MODEL = ("glossary", "lessons", "my_models")
-"""Pages that need no choice of model and run."""
+"""Pages that need no choice of model and run; at a booth the first page shows none either."""
 OLD_ADDRESSES = {"your_model": "my_models", "race": "comparison", "learn": "step_by_step"}
 OLD_QUERY = {"own": "uploaded_model", "own_run": "uploaded_run", "race": "runs"}
 
@@ -194,7 +194,7 @@ def header(page: str = "") -> None:
         text.show_error(error)
         runs = {}
     choice.read_url(cards, runs)
-    if page not in WITHOUT_MODEL:
+    if page not in WITHOUT_MODEL and not (lesson_view.at_booth() and page == ""):
         choice.draw(cards, runs)
     if lesson_view.at_booth():
         lesson_view.watch_idle(page)
@@ -216,6 +216,14 @@ def selection() -> Selection:
     except NPDError as error:
         text.show_error(error)
     return Selection(card, run, choice.RUN.get() not in (choice.NO_RUN, choice.DEFAULT_RUN))
+
+
+def title(words: str, about: str = "") -> None:
+    """Draw the title of a page, small, with one sentence about the page beside it."""
+    with st.container(key="page-title", horizontal=True, vertical_alignment="bottom", gap="medium"):
+        st.title(words, anchor=False, width="content")
+        if about:
+            st.caption(about)
 
 
 def open_page(page: str, query: Mapping[str, str]) -> NoReturn:

@@ -200,6 +200,11 @@ def show_answer(found: Prediction, image: np.ndarray | None, *, alt: str, source
     _draw("answer", found, None if image is None else data_url(image), alt, source)
 
 
+def show_picture(image: np.ndarray, verdict: str, *, alt: str) -> None:
+    """Draw an image, (3, H, W) uint8, whose prediction stands beside it. Args: verdict: a key of MARKS."""
+    _draw("picture", data_url(image), verdict, alt)
+
+
 def show_films(films: Sequence[Film], chosen: int | None = None, coming: Sequence[int] = ()) -> None:
     """Draw films below each other; a long one scrolls in its own line.
 
@@ -210,8 +215,12 @@ def show_films(films: Sequence[Film], chosen: int | None = None, coming: Sequenc
     _draw("films", films, chosen, coming)
 
 
-def show_maps(grid: MapGrid) -> None:
-    """Draw images with their maps, and the one color scale of all maps."""
+def show_maps(grid: MapGrid, about: Mapping[str, str]) -> None:
+    """Draw images with their maps, and beside them the one color scale of all maps.
+
+    Args:
+        about: paragraphs by their headings.
+    """
     cells = []
     for row, image, maps, notes in zip(grid.rows, grid.images, grid.maps, grid.notes, strict=True):
         cells.append((row, "", data_url(image), row))
@@ -219,7 +228,7 @@ def show_maps(grid: MapGrid) -> None:
             drawn = data_url(map_image(found, grid.scale, mode()))
             cells.append((name, note, drawn, f"Map of {name}, {row}: {note}"))
     stops = ", ".join(f"{color} {at:.0%}" for at, color in scale_stops(mode()))
-    _draw("maps", cells, 1 + len(grid.columns), grid.scale, stops, grid.unit)
+    _draw("maps", cells, 1 + len(grid.columns), grid.scale, stops, grid.unit, about)
 
 
 def thumbnail(image: np.ndarray | None, alt: str, missing: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from streamlit.testing.v1 import AppTest
 
 from npd_core.attribution import METHODS
@@ -53,7 +54,7 @@ def test_every_method(method: str, open_page: Open, make_run: Make) -> None:
     page = open_page("attributions", run=run.id, method=METHODS[method].title, image="3").run()
     assert errors(page) == []
     assert page.selectbox(key="method").value == METHODS[method].title
-    assert any(METHODS[method].look_for in element.value for element in page.markdown)
+    assert any(str(escape(METHODS[method].look_for)) in element.proto.body for element in page.get("html"))
 
 
 def test_target_of_choice(open_page: Open, make_run: Make) -> None:
