@@ -145,7 +145,7 @@ with selectors.working():
     names = cache.images.class_names(card.dataset)
     labels = cache.images.test_labels(card.id)
 if "image" not in st.session_state and "image" not in st.query_params:
-    st.session_state["image"] = st.session_state.get("last_image", selectors.first_attackable(card.id))
+    st.session_state["image"] = st.session_state.get("last_image", selectors.first_image(card.id))
     st.query_params["image"] = str(
         st.session_state["image"]
     )  # a value set before the widget is drawn is not written

@@ -46,8 +46,10 @@ def choose_images(card: Card, names: tuple[str, ...], labels: np.ndarray) -> tup
     url_state.show_notices(value)
     new = third.button("New sample", key="new_sample", icon=":material/casino:", width="stretch")
     if new or not (shown and kept):
+        begin = cache.images.clear(card.id, count) if not new and name == ANY else ()
         rng = np.random.default_rng(None if "_drawn_for" in state else 0)
-        value.set(tuple(int(k) for k in rng.choice(pool, min(count, len(pool)), replace=False)))
+        drawn = rng.choice(pool, min(count, len(pool)), replace=False)
+        value.set(tuple(dict.fromkeys([*begin, *(int(k) for k in drawn)]))[: len(drawn)])
     state["_drawn_for"] = drawn_for
     fourth.number_input(
         "Image number",

@@ -485,7 +485,7 @@ def show_step(step: int, selected: shell.Selection) -> None:
         story_state.step_value().set(possible)
     one = story_state.subject(card)
     if one is None:
-        st.info("The trigger of this model hijacks none of its first test images.", icon=":material/info:")
+        st.info("The network is sure of none of its first test images.", icon=":material/info:")
         shell.link("pages/lab.py", "Open the model in the Lab", ":material/science:")
         return
     names = cache.images.class_names(card.dataset)

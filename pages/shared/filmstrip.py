@@ -47,9 +47,8 @@ def show_run(run_id: str, card: Card, chosen: int | None) -> None:
     """Show triggered test images after the epochs that a run kept. Args: chosen: epoch that is marked."""
     epochs = thinned(cache.runs.epochs_of(cache.runs.find_run(run_id).folder), always=chosen)
     try:
-        indices = cache.images.hijacked(card.id)[:FILMS]
+        indices = cache.images.clear(card.id)[:FILMS]
         if not indices:
-            st.caption("The trigger hijacks none of the first test images, so no film is shown.")
             return
         images = cache.images.samples(card.id, indices)
         answers = [cache.runs.at_epoch(run_id, epoch, images.triggered) for epoch in epochs]

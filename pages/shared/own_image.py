@@ -162,7 +162,7 @@ def _test_image(card: Card, names: tuple[str, ...]) -> tuple[str, np.ndarray, in
     if "own_number" not in state:
         state["own_number"] = value.get()
     if not 0 <= state["own_number"] < len(labels):
-        first = state.get("last_image", selectors.first_attackable(card.id))
+        first = state.get("last_image", selectors.first_image(card.id))
         state["own_number"] = min(first, len(labels) - 1)
     url_state.show_notices(value)
     number = int(

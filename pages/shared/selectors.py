@@ -99,10 +99,9 @@ def go(page: str, **query: str) -> None:
         st.info(f"In the app, open `{page}?{urlencode(query, safe=':')}`.", icon=":material/link:")
 
 
-def first_attackable(model_id: str) -> int:
-    """Return the number of the first test image outside the target class; 0 when there is none."""
-    indices = cache.images.test_sets(model_id).poisoned.indices
-    return int(indices[0]) if len(indices) else 0
+def first_image(model_id: str) -> int:
+    """Return the number of the test image to begin with: a clear one outside the target class; else 0."""
+    return next(iter(cache.images.clear(model_id)), 0)
 
 
 def random_image(widget: str, model_id: str) -> None:

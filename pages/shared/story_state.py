@@ -171,9 +171,9 @@ def story_model(card: Card | None) -> tuple[Card | None, str]:
 
 
 def subject(card: Card) -> Subject | None:
-    """Return the image of the Story; None when the trigger hijacks none of the first test images.
+    """Return the image of the Story; None when the network is sure of none of the first test images.
 
-    The first hijacked test image, unless the visitor chose another one or uploaded a photo.
+    The clearest of the first test images, unless the visitor chose another one or uploaded a photo.
     """
     found = visitor()
     if found.photo is not None:
@@ -184,7 +184,7 @@ def subject(card: Card) -> Subject | None:
     else:
         number = image_value(card).get()
         if number < 0:
-            able = cache.images.hijacked(card.id)
+            able = cache.images.clear(card.id)
             if not able:
                 return None
             number = able[0]
@@ -201,8 +201,8 @@ def overlaid(image: np.ndarray, painted: str, card: Card) -> np.ndarray:
 
 
 def next_image(card: Card) -> None:
-    """Show the next test image that the trigger hijacks; for `on_click`."""
-    found, value, able = visitor(), image_value(card), cache.images.hijacked(card.id)
+    """Show the next clear test image; for `on_click`."""
+    found, value, able = visitor(), image_value(card), cache.images.clear(card.id)
     if found.photo is not None:
         found.photo = None
     elif able:

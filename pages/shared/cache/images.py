@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from npd_core.evaluation import TestSets
 
 
+LOOKED_AT = 480
+"""Test images out of which the first ones to show are chosen."""
+CANDIDATES, SURE = 3, 0.9
+"""Clearest images of a class that the network predicts, and the probability from which it is sure."""
+
+
 class Samples(NamedTuple):
     """Test images by number, clean and triggered. Arrays are C-ordered and never written to."""
 
@@ -87,17 +93,19 @@ def triggered(model_id: str, images: np.ndarray) -> np.ndarray:
 
 @by_files(st.cache_data(max_entries=8, show_spinner="Reading the test images …"), _no_files)
 def first_images(dataset: str, count: int) -> np.ndarray:
-    """Return the first test image of `count` classes, (count, 3, H, W) uint8. Raises DataMissingError.
+    """Return a clear test image of `count` classes, (count, 3, H, W) uint8. Raises DataMissingError.
 
     Class 0, the usual target, is left out where the other classes are enough.
     """
+    from npd_core.data.clarity import clearest
     from npd_core.data.load import load_dataset
 
     found = load_dataset(dataset, "test")
-    labels, places = np.unique(found.labels.numpy(), return_index=True)
-    if len(labels) > count:
+    images, labels = found.images[:LOOKED_AT].numpy(), found.labels[:LOOKED_AT].numpy()
+    places = clearest(images, labels)
+    if len(places) > count:
         places = places[1:]
-    return found.images[np.sort(places[:count])].numpy().copy()
+    return images[places[:count]].copy()
 
 
 def _files_of_examples(model_id: str | None, attack: str, dataset: str, count: int) -> list[Path]:
@@ -156,21 +164,27 @@ def predictions(model_id: str, run_id: str | None, indices: tuple[int, ...], tri
     return predict(model_id, run_id, chosen.triggered if triggered else chosen.clean)
 
 
-@by_files(st.cache_data(max_entries=8, show_spinner=False), zoo.model_files)
-def hijacked(model_id: str, count: int = 6) -> tuple[int, ...]:
-    """Return numbers of test images that the network gets right, and with the trigger gives the target class.
+@by_files(st.cache_data(max_entries=16, show_spinner=False), zoo.model_files)
+def clear(model_id: str, count: int = 6) -> tuple[int, ...]:
+    """Return numbers of test images to begin with: clear ones of different classes, the clearest first.
 
-    Of different classes where possible, at most `count`; () where the trigger works on none of the first 480.
+    They are chosen by their clean pixels, and by the network being right about them and sure of it; whether
+    the trigger works on them plays no part. Classes whose images already are the target are left out.
+
+    Returns:
+        at most `count` numbers; () where the network is sure of none of the images looked at.
     """
-    found: dict[int, int] = {}
-    total = len(test_labels(model_id))
-    for start in range(0, min(total, 480), 48):
-        indices = tuple(range(start, min(start + 48, total)))
-        chosen = samples(model_id, indices)
-        clean, triggered = (predictions(model_id, None, indices, which).argmax(1) for which in (False, True))
-        works = (clean == chosen.labels) & (triggered == chosen.targets) & chosen.eligible
-        for at in np.flatnonzero(works):
-            found.setdefault(int(chosen.labels[at]), indices[at])
-        if len(found) >= count:
-            break
-    return tuple(sorted(found.values())[:count])
+    from npd_core.data.clarity import clarity, clearest
+
+    first = samples(model_id, tuple(range(min(LOOKED_AT, len(test_labels(model_id))))))
+    able = np.flatnonzero(first.eligible)
+    images, labels = first.clean[able], first.labels[able]
+    chosen = clearest(images, labels, each=CANDIDATES)
+    probabilities = predict(model_id, None, images[chosen])
+    sure = probabilities[np.arange(len(chosen)), labels[chosen]] >= SURE
+    best: dict[int, int] = {}
+    for at in chosen[sure]:
+        best.setdefault(int(labels[at]), int(at))
+    score = clarity(images)
+    places = sorted(best.values(), key=lambda at: -score[at])[:count]
+    return tuple(int(able[at]) for at in places)
