@@ -10,7 +10,7 @@ from npd_core.names import attack_name
 from npd_core.runs import queue
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import choice, controls, paper_tables, run_panel, shell
+from pages.shared import choice, controls, duration, paper_tables, run_panel, shell
 from pages.shared.components.network import network
 from pages.shared.text import message, plain, show_error
 
@@ -102,6 +102,7 @@ def start_and_stop(card: Card, layer: str) -> None:
     """Show all settings, and the buttons that start and stop a training."""
     running = run is not None and run.active
     buttons = st.container(key="act", horizontal=True)
+    time = st.container(key="time")
     request = controls.draw_settings(card, layer, folded=running)
     try:
         here = availability(card.dataset)
@@ -121,6 +122,9 @@ def start_and_stop(card: Card, layer: str) -> None:
             disabled=request is None or not here.available or running,
         )
         run_panel.stop_button([run] if run is not None else [], key="stop")
+    if request is not None and here.available and not running:
+        with time:
+            duration.show(request, card)
     if start and request is not None:
         try:
             manager = queue.manager()

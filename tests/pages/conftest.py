@@ -15,7 +15,7 @@ from npd_core.config.npd import NPDConfig
 from npd_core.config.request import DefenseRequest
 from npd_core.events import EpochEnd, Finished, Measured, Started
 from npd_core.experiments.record import Cell, Scores, Seconds, TableRecord, table_path, write_table
-from npd_core.runs import queue
+from npd_core.runs import estimate, queue
 from npd_core.runs.store import Owner, Run, RunStore
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -27,6 +27,12 @@ AFTER = {"acc": 0.79, "asr": 0.03, "ra": 0.74}
 def nothing_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide the recorded runs of the project from the page tests."""
     monkeypatch.setattr(paths, "recorded", lambda: tmp_path / "nothing-recorded")
+
+
+@pytest.fixture(autouse=True)
+def nothing_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time no training in the background of the page tests."""
+    monkeypatch.setattr(estimate, "prepare", lambda request, card: None)
 
 
 @pytest.fixture

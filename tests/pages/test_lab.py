@@ -11,9 +11,10 @@ from streamlit.testing.v1 import AppTest
 
 from npd_core.config.presets import PAPER_LAYERS, PRESETS, default_layer, preset
 from npd_core.errors import ConfigError, UnknownNameError
+from npd_core.runs import estimate
 from npd_core.runs.store import Run
 from npd_core.zoo import Zoo
-from pages.shared import controls, describe
+from pages.shared import controls, describe, duration
 from pages.shared.settings import ALL
 
 Open = Callable[..., AppTest]
@@ -278,3 +279,31 @@ def test_every_setting_explains_itself() -> None:
     for setting in ALL.values():
         assert setting.label, setting.key
         assert setting.help.endswith("."), setting.key
+
+
+def test_a_long_training_offers_what_is_quicker(
+    tiny_zoo: str, manager, open_page: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "is_settled", lambda request, card: True)
+    monkeypatch.setattr(estimate, "seconds", lambda request, card: 15.0 * request.config.epochs)
+    page = open_page("lab", epochs="12").run()
+    assert errors(page) == []
+    assert any(duration.in_words(180.0) in caption.value for caption in page.caption)
+    page.button(key="quicker-epochs").click().run()
+    assert page.number_input(key="epochs").value == 4, "60 s"
+    assert any(duration.in_words(60.0) in caption.value for caption in page.caption)
+    assert not [button for button in page.button if (button.key or "").startswith("quicker-")]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (3.0, "a few seconds"),
+        (44.0, "about 40 s"),
+        (89.0, "about 90 s"),
+        (91.0, "about 2 minutes"),
+        (700.0, "12"),
+    ],
+)
+def test_a_duration_is_rounded_as_an_estimate(seconds: float, words: str) -> None:
+    assert words in duration.in_words(seconds)
