@@ -157,10 +157,10 @@ with selectors.working():
         {place: replace(default, layer=place) for place in options},
     )
 finished = table_runs.finished(requests, run) if view.comparable else {}
+curve(view, options, layer, finished)
 st.subheader(f"Polarizer: {drawing.describe(layer)}")
 recorded_numbers(cells.get(layer))
 if st.button("Use this layer in the Lab", icon=":material/science:", key="lab"):
     selectors.go("lab", layer=layer)
 table_runs.start(requests[layer], card, run)
-curve(view, options, layer, finished)
 run_panel.warm()

@@ -58,7 +58,8 @@ def walk(parts: list[step_view.Part]) -> None:
         )
     part = parts[here - 1]
     st.subheader(f"{here} · {part.title}")
-    left, right = st.columns([5, 6], gap="large")
+    with st.container(key="part"):
+        left, right = st.columns([5, 6], gap="large")
     with left:
         for formula in part.formulas:
             st.latex(formula)

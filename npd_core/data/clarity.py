@@ -15,17 +15,26 @@ DARK, BRIGHT = 0.4, 0.85
 
 
 def clarity(images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Return how clear each image is: the contrast of its luminance, less for dark and for pale images.
+    """Return how clear each image is in its middle: its contrast and color, less where dark or pale.
+
+    The outer fifth on each side does not count: it is mostly background.
 
     Args:
         images: (N, 3, H, W) uint8.
     Returns:
-        (N,) in [0, 0.5]: the standard deviation of the luminance in [0, 1], times the mean over DARK below
-        DARK, and times the distance from white over 1 - BRIGHT above BRIGHT.
+        (N,) in [0, 1]: the standard deviation of the luminance in [0, 1] plus half the mean difference of the
+        strongest and the weakest of red, green and blue; times the mean luminance over DARK where it is below
+        DARK, and times its distance from white over 1 - BRIGHT where it is above BRIGHT.
     """
-    luminance = np.tensordot(images.astype(np.float64) / 255, LUMA, axes=([1], [0]))
+    margin = images.shape[-1] // 5
+    middle = images[..., margin : images.shape[-2] - margin, margin : images.shape[-1] - margin]
+    pixels = middle.astype(np.float64) / 255
+    luminance = np.tensordot(pixels, LUMA, axes=([1], [0]))
     mean, contrast = luminance.mean(axis=(1, 2)), luminance.std(axis=(1, 2))
-    return np.asarray(contrast * np.minimum(np.minimum(mean / DARK, (1 - mean) / (1 - BRIGHT)), 1.0))
+    color = (pixels.max(axis=1) - pixels.min(axis=1)).mean(axis=(1, 2))
+    return np.asarray(
+        (contrast + color / 2) * np.minimum(np.minimum(mean / DARK, (1 - mean) / (1 - BRIGHT)), 1.0)
+    )
 
 
 def clearest(images: NDArray[np.uint8], labels: NDArray[np.int64], each: int = 1) -> NDArray[np.int64]:

@@ -58,6 +58,12 @@ def test_train_watch_reload_and_reconnect(lab, workshop, browser: Browser, watch
     run = start(page)
     plots = page.locator(".npd-chart .js-plotly-plot")
     expect(plots).to_have_count(2)
+    for width, height in ((1280, 720), (1440, 900)):
+        page.set_viewport_size({"width": width, "height": height})
+        for plot in plots.all():
+            box = plot.bounding_box()
+            assert box is not None
+            assert box["y"] + box["height"] <= height, "both plots are wholly in sight"
     plots.evaluate_all("nodes => nodes.forEach((e, i) => { e.dataset.mark = 'm' + i })")
     first = refreshes(page)
     page.wait_for_function(

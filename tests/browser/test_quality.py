@@ -11,7 +11,18 @@ from playwright.sync_api import Browser, Page, expect
 
 from pages.shared import shell
 
-SIZES = ((390, 844), (820, 1180), (1920, 1080))
+SIZES = ((390, 844), (820, 1180), (1280, 720), (1440, 900), (1920, 1080))
+DESKTOP = ((1280, 720), (1440, 900))
+SHOWN = {
+    "lab": ".st-key-network .network",
+    "predictions": ".npd-gallery",
+    "attributions": ".npd-maps",
+    "attacks": "[class*='st-key-attack_']",
+    "layers": ".st-key-layer_drawing .network, .st-key-layers .npd-chart",
+    "defenses": ".npd-chart",
+    "step_by_step": ".st-key-part",
+}
+"""What a page is looked at for."""
 
 
 class Entry(NamedTuple):
@@ -50,6 +61,15 @@ def wider(page: Page) -> int:
     )
 
 
+def share_of_screen(page: Page, shown: str) -> float:
+    """Part of the height of the first screen that is taken up by these elements, together."""
+    boxes = [box for one in page.locator(shown).all() if (box := one.bounding_box())]
+    height = page.viewport_size["height"] if page.viewport_size else 0
+    top = max(0.0, min(box["y"] for box in boxes))
+    bottom = min(float(height), max(box["y"] + box["height"] for box in boxes))
+    return (bottom - top) / height
+
+
 def reached_by_tab(page: Page, presses: int) -> bool:
     """Whether the first primary button gets the focus when Tab is pressed often enough."""
     for _ in range(presses):
@@ -81,6 +101,15 @@ def test_a_page_is_fit_for_everybody(shown, settle, violations, entry: Entry) ->
         while wider(page) > 0 and time.monotonic() < end:
             page.wait_for_timeout(100)
         assert wider(page) <= 0, f"{width} pixels are not enough"
+        if (width, height) in DESKTOP and entry.path in SHOWN:
+            page.evaluate("document.querySelector('[data-testid=stMain]').scrollTo(0, 0)")
+            share = share_of_screen(page, SHOWN[entry.path])
+            assert share >= 0.5, f"{share:.0%} of {width} x {height}"
+            if entry.path == "attributions":
+                for image in page.locator(".npd-maps img").all():
+                    box = image.bounding_box()
+                    assert box is not None
+                    assert box["y"] + box["height"] <= height, "all maps are seen together"
     assert not any(found.values()), "\n".join(
         f"{mode}: {line}" for mode, lines in found.items() for line in lines
     )
