@@ -149,7 +149,8 @@ if "image" not in st.session_state and "image" not in st.query_params:
     st.query_params["image"] = str(
         st.session_state["image"]
     )  # a value set before the widget is drawn is not written
-first, second, third, fourth = st.columns([1.6, 1.2, 1.2, 1.8], vertical_alignment="bottom")
+with st.container(key="controls"):
+    first, second, third, fourth = st.columns([1.6, 1.2, 1.2, 1.8], vertical_alignment="bottom")
 title = first.selectbox(
     "Method",
     [info.title for info in METHODS.values()],

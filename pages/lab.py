@@ -165,7 +165,8 @@ with left:
 with right:
     # A run of the URL comes first, the recorded one after the drawing in which the layer is chosen.
     if run is not None and selection.named:
-        show_run(run, card)
+        with st.container(key="run-first"):
+            show_run(run, card)
     show_network(card, layer)
     if run is not None and not selection.named:
         show_run(run, card)

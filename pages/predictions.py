@@ -30,7 +30,9 @@ def choose_images(card: Card, names: tuple[str, ...], labels: np.ndarray) -> tup
     The numbers are those of the URL, drawn again when the choice changes.
     """
     value = url_state.integers("images", 0, len(labels) - 1, max(COUNTS))
-    first, second, third, fourth, fifth = st.columns([2, 1, 1.3, 1.6, 1.3], vertical_alignment="bottom")
+    with st.container(key="controls"):
+        columns = st.columns([2, 1, 1.3, 1.6, 1.3], vertical_alignment="bottom")
+    first, second, third, fourth, fifth = columns
     name = first.selectbox(
         "Class",
         [ANY, *names],

@@ -156,7 +156,7 @@ def _attacks(card: Card, models: list[Card], runs: Mapping[str, Run]) -> None:
         for attack in attacks:
             model = nearest(models, card, attack=attack)
             assert model is not None
-            with st.container(width=132, gap="xsmall", key=f"model-tile-{attack}"):
+            with st.container(width=112, gap="xsmall", key=f"model-tile-{attack}"):
                 if place.open:
                     alt = f"An image with the trigger of {attack_name(attack)}"
                     tiles.thumbnail_of(_picture(model, runs), alt, "no trigger" if model.asr is None else "")
@@ -179,14 +179,12 @@ def _choose(card: Card | None) -> None:
 
 
 def _picture(card: Card, runs: Mapping[str, Run]) -> str | None:
-    """Return a triggered image as a data URL: one of the recorded run, else a test image; None without."""
+    """Return a triggered image as a data URL: a test image, else one of the recorded run; None without."""
     if card.asr is None:
         return None
-    for run in runs.values():
-        if run.recorded and run.request.model == card.id and (images := read_gallery(run.folder)):
-            return images[0].triggered_url
     try:
-        found = cache.images.examples(card.id, card.attack, card.dataset, 1)
-    except NPDError:
-        return None
-    return data_url(found.triggered[0])
+        return data_url(cache.images.examples(card.id, card.attack, card.dataset, 1).triggered[0])
+    except NPDError:  # the data set is not on this machine
+        recorded = (run for run in runs.values() if run.recorded and run.request.model == card.id)
+        images = [image for run in recorded for image in read_gallery(run.folder)]
+        return images[0].triggered_url if images else None
