@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from npd_core.data.parquet import FORMATS, MAX_PIXELS
+from npd_core.data.upright import to_rgb, turn_of
 from npd_core.errors import StorageError
 
 MAX_BYTES = 25 * 1024 * 1024
@@ -23,15 +24,6 @@ MAX_OVERLAY = 200_000
 """Longest overlay, in characters; 64 x 64 noisy pixels take about 22 000."""
 PREFIX = "data:image/png;base64,"
 _TO_QUERY, _FROM_QUERY = str.maketrans("+/", "-_"), str.maketrans("-_", "+/")
-
-
-ORIENTATION = 0x112
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
-"""How an image is rotated, by its Exif orientation."""
 
 
 def decode_image(data: bytes, size: int) -> NDArray[np.uint8]:
@@ -63,8 +55,8 @@ def decode_image(data: bytes, size: int) -> NDArray[np.uint8]:
                     f"The image has {image.width} x {image.height} pixels, the limit is "
                     f"{MAX_PIXELS / 1e6:.0f} million; make it smaller."
                 )
-            turn = _turn(image)
-            upright = _rgb(image) if turn is None else _rgb(image).transpose(turn)
+            turn = turn_of(image)
+            upright = to_rgb(image) if turn is None else to_rgb(image).transpose(turn)
             square = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
             return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -75,27 +67,6 @@ def decode_image(data: bytes, size: int) -> NDArray[np.uint8]:
         raise StorageError(
             "The image is damaged or cut short; save it again or choose another one."
         ) from error
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """Return the rotation that makes the image upright; None if there is none, or it cannot be read."""
-    try:
-        return TURNS.get(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # many cameras and editors write invalid Exif blocks
-        return None
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Convert to eight bits per channel, with transparent parts on white."""
-    if image.mode.startswith("I"):  # 16 bits per pixel; a plain conversion would make nearly all of it white
-        wide = np.asarray(image, dtype=np.float64)
-        return Image.fromarray((wide.clip(0, 65535) / 257).round().astype(np.uint8)).convert("RGB")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    transparent = image.convert("RGBA")
-    flat = Image.new("RGBA", image.size, "white")
-    flat.alpha_composite(transparent)
-    return flat.convert("RGB")
 
 
 def decode_overlay(uri: str, size: int) -> NDArray[np.uint8]:

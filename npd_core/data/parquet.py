@@ -1,7 +1,8 @@
 """Read and write images in parquet files of the Hugging Face layout, with limits.
 
 Column `image` is a struct of `bytes` (an encoded image) and `path`; column `label` is int64; the schema
-metadata `huggingface` is JSON that lists the class names. Works on numpy arrays and imports no torch.
+metadata `huggingface` is JSON that lists the class names. A file whose only column of images, or of whole
+numbers, has another name is read as well. Works on numpy arrays and imports no torch.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from npd_core.data.upright import to_rgb, turn_of
 from npd_core.errors import DataMissingError, StorageError, first_line
 
 MAX_PIXELS = 4096 * 4096
@@ -43,14 +45,34 @@ def _open(path: Path) -> pq.ParquetFile:
         raise StorageError(
             f"{path} is not a readable parquet file; fetch it again. ({first_line(error)})"
         ) from error
-    columns = set(file.schema_arrow.names)
-    missing = [name for name in ("image", "label") if name not in columns]
-    if missing:
-        raise StorageError(
-            f"{path} has no column {missing[0]!r} (it has: {', '.join(sorted(columns)) or 'none'}); "
-            "image data needs `image` (bytes, path) and `label`."
-        )
+    for column, fits in (("image", _holds_images), ("label", pa.types.is_integer)):
+        if not _named(file, column, fits):
+            columns = ", ".join(sorted(file.schema_arrow.names)) or "none"
+            raise StorageError(
+                f"{path} has no column {column!r} (it has: {columns}); image data needs `image` (bytes, "
+                "path) and `label`."
+            )
     return file
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
+
+
+def _named(file: pq.ParquetFile, column: str, fits: Callable[[pa.DataType], bool]) -> str:
+    """Return `column`, or the only column of a type that fits; empty where there is neither."""
+    if column in file.schema_arrow.names:
+        return column
+    names = [field.name for field in file.schema_arrow if fits(field.type)]
+    return str(names[0]) if len(names) == 1 else ""
+
+
+def _image(file: pq.ParquetFile) -> str:
+    return _named(file, "image", _holds_images)
+
+
+def _label(file: pq.ParquetFile) -> str:
+    return _named(file, "label", pa.types.is_integer)
 
 
 @contextmanager
@@ -65,10 +87,11 @@ def _reading(path: Path, column: str) -> Iterator[None]:
 
 def class_names(path: Path) -> tuple[str, ...]:
     """Return the class names in the file's metadata, by label; empty when it has none."""
-    metadata = _open(path).schema_arrow.metadata or {}
+    file = _open(path)
+    metadata = file.schema_arrow.metadata or {}
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-        return tuple(str(name) for name in features["label"]["names"])
+        return tuple(str(name) for name in features[_label(file)]["names"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return ()
 
@@ -78,8 +101,10 @@ def unpacked(path: Path) -> int:
 
     That may be many times the size of the file, where many rows share one blob. Raises StorageError.
     """
-    with _reading(path, "image"):
-        return sum(batch.nbytes for batch in _open(path).iter_batches(batch_size=16, columns=["image"]))
+    file = _open(path)
+    with _reading(path, _image(file)):
+        batches = file.iter_batches(batch_size=16, columns=[_image(file)])
+        return sum(batch.nbytes for batch in batches)
 
 
 def read_labels(path: Path, num_classes: int) -> NDArray[np.int64]:
@@ -93,14 +118,15 @@ def read_labels(path: Path, num_classes: int) -> NDArray[np.int64]:
 
 
 def _labels(path: Path, file: pq.ParquetFile, num_classes: int) -> NDArray[np.int64]:
-    with _reading(path, "label"):
-        column = file.read(columns=["label"]).column("label")
+    name = _label(file)
+    with _reading(path, name):
+        column = file.read(columns=[name]).column(name)
     try:
         labels = np.ascontiguousarray(column.cast(pa.int64()).to_numpy())
     except (pa.ArrowException, ValueError) as error:
-        raise StorageError(f"{path}: column 'label' holds {column.type}, expected whole numbers.") from error
+        raise StorageError(f"{path}: column {name!r} holds {column.type}, expected whole numbers.") from error
     if labels.dtype != np.int64:  # numpy turns missing values into NaN
-        raise StorageError(f"{path}: column 'label' has {column.null_count} rows without a value.")
+        raise StorageError(f"{path}: column {name!r} has {column.null_count} rows without a value.")
     outside = (labels < 0) | (labels >= num_classes)
     if outside.any():
         row = int(outside.argmax())
@@ -112,7 +138,12 @@ def _labels(path: Path, file: pq.ParquetFile, num_classes: int) -> NDArray[np.in
 
 
 def read_images(
-    path: Path, num_classes: int, size: int, *, rows: slice | NDArray[np.int64] | None = None
+    path: Path,
+    num_classes: int,
+    size: int,
+    *,
+    rows: slice | NDArray[np.int64] | None = None,
+    turned: list[int] | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Decode the images of a parquet file, or of some of its rows.
 
@@ -120,6 +151,7 @@ def read_images(
         num_classes: labels must lie in [0, num_classes).
         size: height and width; images of another size are resized.
         rows: which rows to decode, as a slice or as positions in any order; None: all.
+        turned: as for `decode_images`.
     Returns:
         images (N, 3, size, size) uint8 in RGB, labels (N,) int64.
     Raises:
@@ -128,17 +160,18 @@ def read_images(
     """
     file = _open(path)
     labels = _labels(path, file, num_classes)
-    kind = file.schema_arrow.field("image").type
-    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
-        raise StorageError(f"{path}: column 'image' holds {kind}, expected a struct with `bytes`.")
+    name = _image(file)
+    kind = file.schema_arrow.field(name).type
+    if not _holds_images(kind):
+        raise StorageError(f"{path}: column {name!r} holds {kind}, expected a struct with `bytes`.")
     kind = kind.field("bytes").type
     if not pa.types.is_binary(kind) and not pa.types.is_large_binary(kind):
         raise StorageError(
-            f"{path}: `bytes` of column 'image' holds {kind}, expected the bytes of image files."
+            f"{path}: `bytes` of column {name!r} holds {kind}, expected the bytes of image files."
         )
     chosen = np.arange(len(labels))[slice(None) if rows is None else rows]
     coded = _coded(path, file, chosen)
-    return decode_images(coded, size, name=str(path), rows=chosen), labels[chosen]
+    return decode_images(coded, size, name=str(path), rows=chosen, turned=turned), labels[chosen]
 
 
 def _coded(path: Path, file: pq.ParquetFile, rows: NDArray[np.int64]) -> list[bytes | None]:
@@ -147,8 +180,9 @@ def _coded(path: Path, file: pq.ParquetFile, rows: NDArray[np.int64]) -> list[by
     in_order = rows[order]
     found: list[bytes | None] = [None] * len(rows)
     start = 0
-    with _reading(path, "image"):
-        for batch in file.iter_batches(batch_size=ROWS_PER_GROUP, columns=["image.bytes"]):
+    name = _image(file)
+    with _reading(path, name):
+        for batch in file.iter_batches(batch_size=ROWS_PER_GROUP, columns=[f"{name}.bytes"]):
             first, last = np.searchsorted(in_order, (start, start + batch.num_rows))
             values = batch.column(0).field("bytes").take(pa.array(in_order[first:last] - start))
             for place, value in zip(order[first:last], values.to_pylist(), strict=True):
@@ -163,6 +197,7 @@ def decode_images(
     *,
     name: str = "images",
     rows: Sequence[int] | NDArray[np.int64] | None = None,
+    turned: list[int] | None = None,
 ) -> NDArray[np.uint8]:
     """Decode images into one array, on several threads (PIL releases the interpreter lock).
 
@@ -170,6 +205,7 @@ def decode_images(
         coded: JPEG, PNG, WebP, ... one per image.
         size: height and width; other sizes are resized with an antialiased bilinear filter.
         name, rows: image i is row `rows[i]` of `name` in messages.
+        turned: receives the positions of the images that were rotated as their Exif block says, in any order.
     Returns:
         (N, 3, size, size) uint8 in RGB.
     """
@@ -179,7 +215,9 @@ def decode_images(
         pixels = np.empty((min(CHUNK, len(coded) - start), size, size, 3), np.uint8)
         for i in range(len(pixels)):
             row = start + i if rows is None else rows[start + i]
-            pixels[i] = _decode(coded[start + i], size, f"{name}, row {row}")
+            pixels[i], rotated = _decode(coded[start + i], size, f"{name}, row {row}")
+            if rotated and turned is not None:
+                turned.append(start + i)
         out[start : start + len(pixels)] = pixels.transpose(0, 3, 1, 2)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -188,7 +226,8 @@ def decode_images(
     return out
 
 
-def _decode(coded: bytes | None, size: int, where: str) -> NDArray[np.uint8]:
+def _decode(coded: bytes | None, size: int, where: str) -> tuple[NDArray[np.uint8], bool]:
+    """Return the pixels, (size, size, 3), and whether the image was rotated to be upright."""
     if not coded:
         raise StorageError(f"{where}: the image has no bytes; export the data set with the images embedded.")
     try:
@@ -198,10 +237,11 @@ def _decode(coded: bytes | None, size: int, where: str) -> NDArray[np.uint8]:
                 raise StorageError(
                     f"{where}: an image of {found} pixels is too large; the limit is {MAX_PIXELS} pixels."
                 )
-            rgb = image if image.mode == "RGB" else image.convert("RGB")
+            turn, rgb = turn_of(image), to_rgb(image)
+            rgb = rgb if turn is None else rgb.transpose(turn)
             if rgb.size != (size, size):
                 rgb = rgb.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
-            return np.asarray(rgb)
+            return np.asarray(rgb), turn is not None
     except (
         OSError,
         ValueError,

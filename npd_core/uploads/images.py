@@ -46,9 +46,11 @@ class Images(NamedTuple):
     """(N,), in [0, num_classes)."""
     classes: tuple[str, ...]
     """One name a class of the network."""
+    turned: int = 0
+    """Images that were rotated to be upright, as their Exif blocks say."""
 
 
-def read_images(path: Path, size: int, num_classes: int) -> Images:
+def read_images(path: Path, size: int, num_classes: int, classes: Sequence[str] | None = None) -> Images:
     """Decode every image of the file, resized to `size`.
 
     Labels are the alphabetical order of the folders, as in torchvision's ImageFolder, or the folders' names
@@ -57,6 +59,7 @@ def read_images(path: Path, size: int, num_classes: int) -> Images:
     Args:
         path: a .zip or a .parquet file, recognized by its first bytes.
         num_classes: of the network.
+        classes: names of all classes by label, if they are known; folders with these names may be missing.
     Raises:
         ConfigError: too large, too many images, or classes other than the network's.
         StorageError: damaged, or an image that cannot be decoded.
@@ -71,13 +74,13 @@ def read_images(path: Path, size: int, num_classes: int) -> Images:
         if start == b"PAR1":
             return _parquet(path, size, num_classes)
         if start[:2] == b"PK":
-            return _zip(path, size, num_classes)
+            return _zip(path, size, num_classes, classes)
     except MemoryError as error:
         raise ConfigError("There is too little memory for these images: upload fewer.") from error
     raise StorageError("Images must be a .zip archive of class folders or a .parquet file.")
 
 
-def _zip(path: Path, size: int, num_classes: int) -> Images:
+def _zip(path: Path, size: int, num_classes: int, known: Sequence[str] | None) -> Images:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = _entries(archive)
@@ -85,10 +88,11 @@ def _zip(path: Path, size: int, num_classes: int) -> Images:
     except DAMAGE as error:
         raise StorageError(f"The archive is damaged ({first_line(error)}): pack it again.") from error
     _room(len(coded), size)
-    folders = [folder for _, folder in entries]
-    classes, label = _labels(sorted(set(folders)), num_classes)
+    folders, turned = [folder for _, folder in entries], list[int]()
+    classes, label = _labels(sorted(set(folders)), num_classes, known)
     labels = np.asarray([label[folder] for folder in folders], np.int64)
-    return Images(_decoded(coded, size, [entry.filename for entry, _ in entries]), labels, classes)
+    images = _decoded(coded, size, [entry.filename for entry, _ in entries], turned)
+    return Images(images, labels, classes, len(turned))
 
 
 def _entries(archive: zipfile.ZipFile) -> list[tuple[zipfile.ZipInfo, str]]:
@@ -100,8 +104,9 @@ def _entries(archive: zipfile.ZipFile) -> list[tuple[zipfile.ZipInfo, str]]:
         )
     found = []
     for entry in listed:
-        parts = PurePosixPath(entry.filename).parts
-        if "\\" in entry.filename or entry.filename.startswith("/") or ".." in parts or ":" in entry.filename:
+        name = entry.filename.replace("\\", "/")  # written by some programs of Windows
+        parts = PurePosixPath(name).parts
+        if name.startswith("/") or ".." in parts or ":" in name:
             raise ConfigError(
                 f"The archive has a path that leaves its folder ({entry.filename[:60]!r}): pack it again."
             )
@@ -142,7 +147,9 @@ def _content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
     return content
 
 
-def _labels(names: Sequence[str], num_classes: int) -> tuple[tuple[str, ...], dict[str, int]]:
+def _labels(
+    names: Sequence[str], num_classes: int, known: Sequence[str] | None = None
+) -> tuple[tuple[str, ...], dict[str, int]]:
     """Return the class names by label, and the label of each folder."""
     if all(name.isascii() and name.isdigit() and len(name) <= MOST_DIGITS for name in names):
         label = {name: int(name) for name in names}
@@ -152,6 +159,15 @@ def _labels(names: Sequence[str], num_classes: int) -> tuple[tuple[str, ...], di
                 "the folders by its labels."
             )
         return tuple(f"class {k}" for k in range(num_classes)), label
+    if known is not None:
+        by_name = {name: k for k, name in enumerate(known)}
+        other = next((name for name in names if name[:60] not in by_name), None)
+        if other is not None:
+            raise ConfigError(
+                f"Folder {other[:60]!r} has no counterpart among the clean images: name the folders of both "
+                "alike, or by their labels."
+            )
+        return tuple(known), {name: by_name[name[:60]] for name in names}
     if len(names) != num_classes:
         raise ConfigError(
             f"The network has {num_classes} classes, the archive {len(names)} folders: pack one folder per "
@@ -179,11 +195,12 @@ def _parquet(path: Path, size: int, num_classes: int) -> Images:
         names = parquet.class_names(path)
         if parquet.unpacked(path) > MAX_FILE:
             raise ConfigError(f"The images would unpack to more than {MAX_FILE / 1e6:.0f} MB: upload fewer.")
-        images, labels = parquet.read_images(path, num_classes, size)
+        turned: list[int] = []
+        images, labels = parquet.read_images(path, num_classes, size, turned=turned)
     except StorageError as error:
         raise StorageError(_without(str(error), path)) from error
     classes = names if len(names) == num_classes else tuple(f"class {k}" for k in range(num_classes))
-    return Images(images, labels, tuple(name[:60] for name in classes))
+    return Images(images, labels, tuple(name[:60] for name in classes), len(turned))
 
 
 def _room(count: int, size: int) -> None:
@@ -195,12 +212,13 @@ def _room(count: int, size: int) -> None:
         )
 
 
-def _decoded(coded: Sequence[bytes], size: int, names: Sequence[str]) -> NDArray[np.uint8]:
+def _decoded(coded: Sequence[bytes], size: int, names: Sequence[str], turned: list[int]) -> NDArray[np.uint8]:
     out = np.empty((len(coded), 3, size, size), np.uint8)
     for start in range(0, len(coded), parquet.CHUNK):
         part = slice(start, start + parquet.CHUNK)
         try:
-            out[part] = parquet.decode_images(coded[part], size, name="images", rows=range(start, len(coded)))
+            rows = range(start, len(coded))
+            out[part] = parquet.decode_images(coded[part], size, name="images", rows=rows, turned=turned)
         except StorageError as error:
             row = int(str(error).split("row ")[1].split(":")[0])
             raise StorageError(f"{names[row][:80]!r} cannot be decoded: leave it out.") from error

@@ -107,7 +107,9 @@ def import_model(checkpoint: Path, clean: Path, settings: Settings, triggered: P
     layer = suggested_layer(known.net, known.arch, size)
     net = Normalized(known.net, settings.mean, settings.std).eval().requires_grad_(False)
     images = read_images(clean, size, known.num_classes)
-    with_trigger = None if triggered is None else read_images(triggered, size, known.num_classes)
+    with_trigger = (
+        None if triggered is None else read_images(triggered, size, known.num_classes, images.classes)
+    )
     kept, held_out = split(images.labels, settings.seed)
     model = f"uploaded-{secrets.token_hex(8)}"
     predicted = predict(net, torch.from_numpy(images.images[held_out]), torch.device("cpu")).argmax(1).numpy()
