@@ -92,6 +92,7 @@ def measure(request: DefenseRequest) -> Timing:
 
     from npd_core.data.load import ImageSet
     from npd_core.device import resolve_device
+    from npd_core.evaluation import predict
     from npd_core.events import StepEnd
     from npd_core.polarizer.insertion import PolarizedNet
     from npd_core.polarizer.training import Trainer
@@ -104,9 +105,7 @@ def measure(request: DefenseRequest) -> Timing:
     pixels = torch.Generator().manual_seed(0)
     shape = (BATCH * BATCHES, 3, card.image_size, card.image_size)
     images = torch.randint(0, 256, shape, generator=pixels, dtype=torch.uint8)
-    x = images[:BATCH].to(device).float() / 255
-    with torch.no_grad():
-        labels = original(images.to(device).float() / 255).argmax(1).cpu()
+    labels = predict(original, images, device).argmax(1).cpu()  # its own, so that it starts out accurate
 
     def now() -> float:
         if device.type == "cuda":
@@ -128,11 +127,10 @@ def measure(request: DefenseRequest) -> Timing:
                 steps[event.epoch].append((at - start) / BATCH)
             start = at
     warmup, first, later = (min(found, default=0.0) for found in steps.values())
-    with torch.no_grad():
-        net(x)
-        start = now()
-        net(x)
-        return Timing(prepared, warmup, first, later or first, (now() - start) / BATCH)
+    predict(net, images[:BATCH], device)
+    start = now()
+    predict(net, images, device)
+    return Timing(prepared, warmup, first, later or first, (now() - start) / len(images))
 
 
 def _solved_once(request: DefenseRequest) -> bool:
