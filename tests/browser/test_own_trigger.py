@@ -60,6 +60,7 @@ def test_moving_painting_and_comparing(lab, settle) -> None:
     expect(slider).to_have_attribute("aria-valuetext", "0 % clean, 100 % triggered")
     # Away and back: an empty board and an empty memory agree.
     page.get_by_role("radio", name="Trained trigger").click()
+    expect(board).to_be_hidden()
     settle(page)
     page.get_by_role("radio", name="Moved or painted").click()
     expect(page.get_by_text("The trigger hijacks the image")).to_be_visible()
@@ -103,10 +104,10 @@ def test_a_photo_from_the_camera(lab, settle, insist) -> None:
 def test_the_picker_of_attacks(lab, settle) -> None:
     page = lab("/attacks")
     expect(page.get_by_role("heading", name="Model card")).to_be_visible()
-    page.get_by_role("button", name="WaNet").click()
+    page.locator(".st-key-choose_wanet button").first.click()
     page.wait_for_url(re.compile("attack=wanet"))
     expect(page.get_by_text("npd zoo train signs-wanet-preact_resnet18-w4")).to_be_visible()
-    page.get_by_role("button", name="BadNets", exact=True).click()
+    page.locator(".st-key-choose_badnets_a2o button").first.click()
     expect(page.get_by_role("heading", name="Model card")).to_be_visible()
     settle(page)
     assert "attack=" not in page.url
