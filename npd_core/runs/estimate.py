@@ -30,6 +30,10 @@ BATCH, BATCHES = 32, 3
 """Images of a timed step, and steps of a timed epoch; the first step of each warms up."""
 
 
+FRESH = 3600.0
+"""Seconds after which `prepare` times the parts again: the machine may have been busy."""
+
+
 class Timing(NamedTuple):
     """Seconds per image."""
 
@@ -41,6 +45,8 @@ class Timing(NamedTuple):
     later: float
     """A step of a later epoch; less than `first` where the inner level is solved only once."""
     predict: float
+    at: float = 0.0
+    """Unix time of the timing."""
 
 
 def seconds(request: DefenseRequest, card: Card) -> float | None:
@@ -71,16 +77,21 @@ def epochs_within(request: DefenseRequest, card: Card, limit: float) -> int:
 
 
 def is_settled(request: DefenseRequest, card: Card) -> bool:
-    """Return whether `prepare` has nothing left to do: the parts are timed, or cannot be."""
+    """Return whether nothing needs to be waited for: the parts are timed, or cannot be."""
     key = _key(request, card)
     return not isinstance(request.config, NPDConfig) or key in _known() or key in _failed
 
 
 def prepare(request: DefenseRequest, card: Card) -> None:
-    """Time what is not known yet, in a thread; returns at once. Call it while no training goes on."""
+    """Time what is not known, or was timed long ago, in a thread; returns at once.
+
+    Call it while no training goes on.
+    """
     key = _key(request, card)
     with _lock:
-        if key in _pending or is_settled(request, card):
+        found = _known().get(key)
+        is_fresh = found is not None and time.time() - found.at < FRESH
+        if not isinstance(request.config, NPDConfig) or key in _pending or key in _failed or is_fresh:
             return
         _pending.add(key)
     _executor.submit(_time_and_keep, request, key)
@@ -191,7 +202,7 @@ def _machine() -> dict[str, str]:
 
 def _time_and_keep(request: DefenseRequest, key: str) -> None:
     try:
-        timing = measure(request)
+        timing = measure(request)._replace(at=time.time())
         timings = _known() | {key: timing}
         rows = {name: list(found) for name, found in timings.items()}
         _path().parent.mkdir(parents=True, exist_ok=True)

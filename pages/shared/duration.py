@@ -23,6 +23,7 @@ def show(request: DefenseRequest, card: Card) -> None:
         seconds = estimate.seconds(request, card)
         if seconds is not None:
             _known(seconds, request, card)
+        _prepare(request, card)
         return
 
     @st.fragment(run_every=REFRESH)
@@ -30,10 +31,15 @@ def show(request: DefenseRequest, card: Card) -> None:
         if estimate.is_settled(request, card):
             st.rerun()
         st.caption(":material/timer: Estimating the time on this machine …")
-        if "torch" in sys.modules and not any(run.active for run in cache.runs.all_runs()):
-            estimate.prepare(request, card)
+        _prepare(request, card)
 
     wait()
+
+
+def _prepare(request: DefenseRequest, card: Card) -> None:
+    """Time what is missing or old, once the page has imported torch and while nothing is trained."""
+    if "torch" in sys.modules and not any(run.active for run in cache.runs.all_runs()):
+        estimate.prepare(request, card)
 
 
 def in_words(seconds: float) -> str:

@@ -68,7 +68,9 @@ def test_the_parts_add_up(timed: list[str], asked: DefenseRequest, card: Card) -
     assert estimate.seconds(share, card) == estimate.seconds(asked, card)
 
 
-def test_only_what_changes_a_step_is_timed_again(timed: list[str], asked: DefenseRequest, card: Card) -> None:
+def test_only_what_changes_a_step_is_timed_again(
+    timed: list[str], asked: DefenseRequest, card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prepare(asked, card)
     for same in (with_config(asked, epochs=9, lr=0.5, seed=3, batch_size=64), replace(asked, clean=7)):
         assert estimate.is_settled(same, card)
@@ -77,6 +79,9 @@ def test_only_what_changes_a_step_is_timed_again(timed: list[str], asked: Defens
         assert not estimate.is_settled(other, card)
     prepare(asked, card)
     assert len(timed) == 1
+    monkeypatch.setattr(estimate, "FRESH", 0.0)
+    prepare(asked, card)
+    assert len(timed) == 2, "old times are taken again"
 
 
 def test_the_most_epochs_within_a_limit(timed: list[str], asked: DefenseRequest, card: Card) -> None:
@@ -113,5 +118,5 @@ def test_what_cannot_be_timed_is_not_tried_again(
 
 def test_a_real_timing_has_every_part(asked: DefenseRequest) -> None:
     found = estimate.measure(asked)
-    assert min(found) > 0
+    assert min(found[:-1]) > 0
     assert found.first > found.later, "the inner level is solved in the first epoch alone"
