@@ -69,6 +69,13 @@ DEFENSES = {
 ATTACKS = {name: info.title for name, info in ATTACK_INFO.items()} | {"clean": "clean model"}
 """Titles for visitors; the last is that of a network without a backdoor."""
 
+EXPORT = (
+    "x = torch.rand(2, 3, 32, 32)  # images of the size that the network takes",
+    "names = dict(input_names=['x'], dynamic_axes={'x': [0]}, opset_version=17)",
+    "torch.onnx.export(net.cpu().eval(), (x,), 'net.onnx', dynamo=False, **names)",
+)
+"""The three lines that export a network as ONNX, for `npd import` to read."""
+
 ARCHITECTURES = {"preact_resnet18": "PreAct-ResNet18", "vgg19_bn": "VGG19-BN"}
 
 DATASET_TITLES = {name: spec.title for name, spec in DATASETS.items()}

@@ -14,7 +14,7 @@ from npd_core import paths
 from npd_core.config.request import DefenseRequest
 from npd_core.data.spec import NORMALISATIONS, get_dataset
 from npd_core.errors import UnknownNameError
-from npd_core.names import ARCHITECTURES, architecture_name
+from npd_core.names import ARCHITECTURES, EXPORT, architecture_name
 from npd_core.runs import queue
 from npd_core.runs.store import Run
 from npd_core.zoo import Zoo
@@ -27,10 +27,12 @@ MB = 1_000_000
 LIMITS = {"checkpoint": 300, "clean": 200, "triggered": 200}  # largest uploads, in MB
 MOST_EPOCHS = 50
 TORCHVISION = "a classifier of torchvision"
+CHAIN = "a chain of layers"
 CHOICES = {
-    "auto": f"detect ({' or '.join(ARCHITECTURES.values())})",
+    "auto": "detect",
     **ARCHITECTURES,
     TORCHVISION: TORCHVISION,
+    CHAIN: CHAIN,
 }
 OTHER = "other values"
 
@@ -62,12 +64,14 @@ def import_form() -> None:
         st.subheader("1 · Checkpoint")
         checkpoint = st.file_uploader(
             "Checkpoint",
-            type=["safetensors", "pt", "pth", "bin", "tar"],
+            type=["safetensors", "pt", "pth", "ckpt", "bin", "tar", "onnx"],
             key="upload_checkpoint",
             max_upload_size=LIMITS["checkpoint"],
-            help="A safetensors file, a state dict, or attack_result.pt of BackdoorBench. Only tensors are "
-            "read: no code in the file is executed, and a file that needs code is refused.",
+            help="A safetensors file, a state dict, attack_result.pt of BackdoorBench, or ONNX. Only tensors "
+            "are read: no code in the file is executed.",
         )
+        with st.expander("Any other network: export it as ONNX"):
+            st.code("\n".join(EXPORT), language="python")
         arch = architecture()
         size = st.number_input(
             "Image size in pixels",
@@ -128,6 +132,16 @@ def architecture() -> str:
         key="upload_arch",
         help="The width and the number of classes are read from the shapes of the weights.",
     )
+    if arch == CHAIN:
+        text = st.text_area(
+            "Layers, in order",
+            "conv, bn, relu, maxpool 2, conv, bn, relu, maxpool 2, linear",
+            key="upload_chain",
+            help="conv, bn, linear; relu, elu, leakyrelu, gelu, silu, tanh, sigmoid; maxpool N, avgpool N, "
+            "globalpool, flatten, dropout, softmax. A convolution may have a stride and a pad: "
+            "conv stride 2 pad 0. Sizes are read from the weights.",
+        )
+        return f"chain:{text}"
     if arch != TORCHVISION:
         return arch
     names = cache.zoo.torchvision_names()

@@ -7,26 +7,35 @@ from pathlib import Path
 
 from npd_core.cli.common import Answer, Commands
 from npd_core.errors import ConfigError, StorageError, unknown_name
+from npd_core.names import EXPORT
 
 
 def add(commands: Commands) -> None:
     """Register the command."""
     parser = commands.add("import", run, "import a network and a few clean images, to be defended")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "any network, as ONNX (install the extra `onnx`):\n  " + "\n  ".join(EXPORT)
     parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", type=Path, help="a .safetensors, .pt or .pth file"
+        "checkpoint",
+        metavar="CHECKPOINT",
+        type=Path,
+        help="a .safetensors, .pt, .pth, .ckpt, .tar or .onnx file, or a folder of BackdoorBench's attack",
     )
     parser.add_argument(
         "images", metavar="IMAGES", type=Path, help="clean images: a zip of class folders, or parquet"
     )
     parser.add_argument(
-        "--arch", default="auto", help="auto (default), preact_resnet18, vgg19_bn, or one of torchvision"
+        "--arch",
+        default="auto",
+        help="auto (default), a name such as preact_resnet18 or resnet20, a classifier of torchvision, "
+        'timm:NAME, or a chain of layers: "chain: conv, bn, relu, maxpool 2, globalpool, linear"',
     )
     parser.add_argument(
         "--normalize", metavar="NAME|6 NUMBERS", default="none: pixels in [0, 1]",
         help='a name such as "CIFAR-10" or "ImageNet", or means and deviations: M,M,M,S,S,S (default: none)',
     )  # fmt: skip
     parser.add_argument(
-        "--size", metavar="N", type=int, default=32, help="height and width of the images (32)"
+        "--size", metavar="N", type=int, help="height and width of the images (as the file states, else 32)"
     )
     parser.add_argument(
         "--triggered", metavar="IMAGES", type=Path, help="images that carry the trigger, by true class"
@@ -45,6 +54,15 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> Answer:
     """Import the network and show how to defend it."""
+    if args.checkpoint.is_dir() and args.triggered is None:
+        from npd_core.uploads.backdoorbench import record
+
+        with record(args.checkpoint) as found:
+            target = found.target if args.target is None else args.target
+            if target is None:
+                raise ConfigError("The target class does not follow from the folder: name it with --target.")
+            parts = {"checkpoint": found.checkpoint, "triggered": found.triggered, "target": target}
+            return run(argparse.Namespace(**vars(args) | parts))
     for path in (args.checkpoint, args.images, args.triggered):
         if path is not None and not path.is_file():
             raise StorageError(f"There is no file {path}: name the checkpoint and the images.")

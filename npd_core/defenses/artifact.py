@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 from npd_core.errors import CheckpointError
 from npd_core.fileio import sha256, write_described
-from npd_core.models import Normalized, build_model, load_weights
+from npd_core.models import Normalized, load_weights
 from npd_core.polarizer.artifact import FORMAT, read_json
 from npd_core.zoo.card import Card
-from npd_core.zoo.weights import half_precision
+from npd_core.zoo.weights import empty_network, half_precision
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "repaired.json"
@@ -70,7 +70,7 @@ def load_repaired(folder: Path, card: Card) -> Normalized:
         )
     if description.get("model_sha256") != card.files.get("model.safetensors"):
         raise CheckpointError(f"{folder} was made of other weights of {card.id}: run the defense again.")
-    net = build_model(card.arch, card.num_classes, card.width, card.mean, card.std)
+    net = empty_network(card)
     try:
         state = load_file(weights)
         load_weights(

@@ -81,10 +81,10 @@ def layer_names(card: Card, layers: Sequence[str | None]) -> list[str | None]:
 
     Raises UnknownNameError.
     """
-    from npd_core.models import build_model
     from npd_core.polarizer.insertion import find_layer, insertion_layers
+    from npd_core.zoo.weights import empty_network
 
-    net = build_model(card.arch, card.num_classes, card.width)
+    net = empty_network(card)
     names: dict[str | None, None] = {}
     for layer in layers:
         if layer == ALL_LAYERS:

@@ -1,237 +1,269 @@
-"""Weights from an untrusted file, read without executing anything in it.
-
-Safetensors hold numbers only; from a PyTorch file, `torch.load(weights_only=True)` rebuilds tensors and plain
-containers.
-"""
+"""Weights from an untrusted file, read without executing anything in it and without trusting its sizes."""
 
 from __future__ import annotations
 
-import contextlib
-import threading
-import warnings
-import zipfile
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, NamedTuple
+from typing import Any
 
-import safetensors
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from npd_core.errors import CheckpointError, first_line
+from npd_core.errors import CheckpointError
+from npd_core.uploads import tensor_file
+from npd_core.uploads.pickles import Made, Mapped, Named
+from npd_core.uploads.tensor_file import NOT_TORCH, Stored, TensorFile, open_tensors, tensor
 
-MAX_BYTES = 700_000_000
-"""Largest checkpoint; VGG19-BN of torchvision for 1000 classes has 575 million."""
-MAX_PICKLE = 32_000_000
-"""Largest description of the content of a PyTorch file, which is stored apart from the weights."""
 MAX_TENSORS = 5000
-NUMBERS = (
-    torch.float64, torch.float32, torch.float16, torch.bfloat16,
-    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+STATE_KEYS = (
+    "state_dict", "model_state_dict", "model", "net", "netC", "net_state_dict", "network",
+    "weights", "params",
+    "state", "classifier", "ema", "state_dict_ema", "model_ema", "ema_state_dict",
 )  # fmt: skip
-STATE_KEYS = ("model", "state_dict", "model_state_dict", "net", "weights")
-"""Where a file keeps its state dict if it holds more than that; BackdoorBench's attack_result.pt uses
-`model`."""
-CONVERT = (
-    "extract its state dict with "
-    '`safetensors.torch.save_file(torch.load(FILE, weights_only=False)["model"], "model.safetensors")` '
-    "and upload that file"
+"""Where a file usually keeps the weights of its network, the likeliest first; other keys come after them."""
+NOT_WEIGHTS = re.compile(r"optim|sched|scaler|momentum|amp$|^(netG|netM|netD)", re.IGNORECASE)
+"""Keys under which tensors of something else lie."""
+PREFIXES = (
+    "module",
+    "model",
+    "net",
+    "_orig_mod",
+    "backbone",
+    "network",
+    "encoder",
+    "core",
+    "classifier",
+    "0",
+    "1",
 )
+MAX_NESTING = 5
+INERT_FACTS = ("model_name", "arch", "model", "net")
+"""Keys under which a file may name its architecture."""
 
 
-class Inert:
-    """Stands in for arrays stored beside the weights: accepts any arguments, holds nothing, does nothing."""
+@dataclass
+class Checkpoint:
+    """The weights of a file, not yet read, and what the file says about their network."""
 
-    def __new__(cls, *args: object, **kwargs: object) -> Inert:
-        return super().__new__(cls)
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-STAND_INS = (
-    "numpy.core.multiarray._reconstruct",
-    "numpy._core.multiarray._reconstruct",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar",
-    "numpy.ndarray",
-    "numpy.dtype",
-    "_codecs.encode",
-    "pathlib.PosixPath",
-    "pathlib.PurePosixPath",
-    "pathlib._local.PosixPath",
-)
-"""Names in attack_result.pt beside the state dict (which images were poisoned, and their paths).
-
-None of them is looked up: `Inert` replaces them. A file with any other name is refused.
-"""
-
-
-class Checkpoint(NamedTuple):
-    """The content of a file."""
-
-    state: dict[str, Tensor]
-    """Name -> weights on the CPU, without the prefix `module.` of DataParallel."""
+    file: TensorFile
+    stored: Mapping[str, Stored]
+    key: str
+    """Where in the file the weights lie; "" for the file itself."""
     arch: str | None
     """Architecture, number of classes and image size as the file states them, if it does."""
     num_classes: int | None
     image_size: int | None
 
+    @property
+    def shapes(self) -> dict[str, Tensor]:
+        """Name -> a tensor without numbers, of the stated shape."""
+        return {
+            name: torch.empty(stored.shape, dtype=stored.dtype, device="meta")
+            for name, stored in self.stored.items()
+        }
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Read the weights from a .safetensors file, or from a .pt, .pth, .bin or .tar file written by
-    `torch.save`.
-
-    Raises:
-        CheckpointError: too large, damaged, of another kind, or holding anything but weights and plain
-            values.
-    """
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise CheckpointError(
-            f"The checkpoint has {size / 1e6:.0f} MB, the limit is {MAX_BYTES / 1e6:.0f} MB: upload the "
-            "state dict alone, without optimizer and training data."
-        )
-    with path.open("rb") as file:
-        start = file.read(9)
-    content = _read_torch(path) if start.startswith(b"PK\x03\x04") else _read_safetensors(path, start)
-    facts = content if isinstance(content, Mapping) else {}
-    state = _checked(_state_dict(content))
-    return Checkpoint(
-        state,
-        name if isinstance(name := facts.get("model_name"), str) else None,
-        _whole(facts.get("num_classes")),
-        _whole(_first(facts.get("img_size"))),
-    )
-
-
-def _read_safetensors(path: Path, start: bytes) -> dict[str, Tensor]:
-    if start[:1] == b"\x80":
-        raise CheckpointError(
-            "Bare pickles and files of PyTorch before version 1.6 are not read: save it again with a newer "
-            "PyTorch or as safetensors."
-        )
-    try:
-        return dict(load_file(path))
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"The checkpoint was written neither by safetensors nor by torch.save ({first_line(error)}): "
-            "upload a .safetensors, .pt or .pth file."
-        ) from error
-
-
-_reading = threading.Lock()
-"""Torch keeps one list of allowed names for all threads."""
-
-
-def _read_torch(path: Path) -> object:
-    _check_zip(path)
-    allowed: Any = [(Inert, name) for name in STAND_INS]
-    try:
-        with _reading, torch.serialization.safe_globals(allowed), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about sparse tensors, which are refused below
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        names = _unsafe(path)
-        found = f" It refers to {', '.join(names[:3])}." if names else f" ({first_line(error)})"
-        raise CheckpointError(
-            f"The checkpoint holds more than weights and plain values, so it was not read.{found} If you "
-            f"trust its source, {CONVERT}."
-        ) from error
-    except Exception as error:  # a damaged pickle may raise anything
-        raise CheckpointError(
-            f"The checkpoint is damaged or was not written by torch.save ({first_line(error)}): save its "
-            "state dict again."
-        ) from error
-
-
-def _unsafe(path: Path) -> list[str]:
-    """Return the names in the file that are neither allowed nor replaced. None of them is looked up."""
-    with contextlib.suppress(Exception):
-        found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        return sorted(name for name in found if name not in STAND_INS)
-    return []
-
-
-def _check_zip(path: Path) -> None:
-    """Refuse what `torch.save` never writes: compressed entries, which could unpack to any size."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            total = sum(entry.file_size for entry in entries)
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise CheckpointError(f"The checkpoint is damaged ({first_line(error)}): save it again.") from error
-    if total > MAX_BYTES:
-        raise CheckpointError(
-            f"The checkpoint would unpack to {total / 1e6:.0f} MB, the limit is {MAX_BYTES / 1e6:.0f} MB: "
-            "upload the state dict alone, without optimizer and training data."
-        )
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise CheckpointError(
-            "The checkpoint is a compressed archive, which torch.save never writes: save it again."
-        )
-    if any(entry.file_size > MAX_PICKLE for entry in entries if entry.filename.endswith(".pkl")):
-        raise CheckpointError(
-            f"The description of the checkpoint has more than {MAX_PICKLE / 1e6:.0f} MB: upload the state "
-            "dict alone."
-        )
-
-
-def _state_dict(content: object) -> Mapping[Any, Any]:
-    """Return the first mapping of names to tensors: the content itself, or its value under one of
-    STATE_KEYS."""
-    candidates = [content]
-    if isinstance(content, Mapping):
-        candidates += [content[key] for key in STATE_KEYS if key in content]
-    for candidate in candidates:
-        if (
-            isinstance(candidate, Mapping)
-            and candidate
-            and all(isinstance(v, Tensor) for v in candidate.values())
-        ):
-            return candidate
-    raise CheckpointError(
-        "The checkpoint holds no state dict: save `net.state_dict()`, alone or under one of "
-        f"{', '.join(STATE_KEYS)}."
-    )
-
-
-def _checked(state: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """Return copies in float32 of plain dense finite numbers; refuse anything else."""
-    if len(state) > MAX_TENSORS:
-        raise CheckpointError(f"The checkpoint has {len(state)} tensors, at most {MAX_TENSORS} are read.")
-    if not all(isinstance(name, str) for name in state):
-        raise CheckpointError("The weights must have text as names: save `net.state_dict()`.")
-    odd = next((value.dtype for value in state.values() if value.dtype not in NUMBERS), None)
-    if odd is not None:
-        raise CheckpointError(f"Weights of type {odd} are not read: save plain float weights.")
-    if sum(value.numel() * max(value.element_size(), 4) for value in state.values()) > MAX_BYTES:
-        raise CheckpointError(
-            f"The weights take more than {MAX_BYTES / 1e6:.0f} MB: upload a smaller network."
-        )
-    kept = {}
-    for name, value in state.items():
-        if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
-            raise CheckpointError(
-                f"{name!r} holds {value.dtype} in layout {value.layout}: save plain float weights."
-            )
+    def read(self, name: str) -> Tensor:
+        """Return one tensor, floats as float32. Raises CheckpointError: it lies outside the file or is not
+        finite."""
+        value = self.file.read(self.stored[name])
         if value.is_floating_point():
-            value = value.detach().to(torch.float32, copy=True)
+            value = value.to(torch.float32)
             if not bool(torch.isfinite(value).all()):
                 raise CheckpointError(
                     f"{name!r} holds NaN or infinity: upload weights of a training that did not diverge."
                 )
-        else:
-            value = value.detach().clone()
-        kept[name] = value
-    if kept and all(name.startswith("module.") for name in kept):
-        kept = {name.removeprefix("module."): value for name, value in kept.items()}
+        return value
+
+    @cached_property
+    def state(self) -> dict[str, Tensor]:
+        """All weights."""
+        return {name: self.read(name) for name in self.stored}
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Describe the weights in a .safetensors file, or in a file written by `torch.save`, in either format.
+
+    Raises:
+        CheckpointError: too large, damaged, of another kind, without weights, or asking for code that
+        reaches the
+            system.
+    """
+    return read_checkpoints(path)[0]
+
+
+def read_checkpoints(path: Path) -> list[Checkpoint]:
+    """Describe every set of weights in a file, the likeliest first; see `read_checkpoint`."""
+    file = open_tensors(path)
+    content = file.content
+    refuse_dangerous(file.names)
+    if content is NOT_TORCH:
+        raise CheckpointError(
+            "The checkpoint is a bare pickle, not a file of torch.save: save `net.state_dict()`."
+        )
+    facts: Mapping[Any, Any] = content if isinstance(content, Mapping) else {}
+    given = [
+        facts,
+        *(facts[k] for k in ("args", "hyper_parameters", "config") if isinstance(facts.get(k), dict)),
+    ]
+    arch = next((v for g in given for k in INERT_FACTS if isinstance(v := g.get(k), str)), None)
+    classes = next(
+        (n for g in given for k in ("num_classes", "n_classes", "num_class") if (n := _whole(g.get(k)))), None
+    )
+    size = next(
+        (
+            n
+            for g in given
+            for k in ("img_size", "image_size", "input_height")
+            if (n := _whole(_first(g.get(k))))
+        ),
+        None,
+    )
+    found = [
+        Checkpoint(file, _checked(without_prefix(state)), key, arch, classes, size)
+        for key, state in _states(content)
+    ]
+    if not found:
+        raise _no_state(file, content)
+    return found
+
+
+def refuse_dangerous(names: set[Named]) -> None:
+    """Raise CheckpointError for a file that would run code where it is unpickled."""
+    bad = sorted(name.path for name in names if name.dangerous)
+    if bad:
+        raise CheckpointError(
+            f"The checkpoint asks for {', '.join(n[:60] for n in bad[:3])}, which has no place among weights "
+            "and would "
+            "run when the file is unpickled; nothing was run here: do not open it elsewhere, and get the "
+            "weights from "
+            "another source."
+        )
+
+
+def _no_state(file: TensorFile, content: object) -> CheckpointError:
+    if isinstance(content, Mapping):
+        held = ", ".join(repr(str(key)[:30]) for key in list(content)[:6]) or "nothing"
+    elif isinstance(content, Made):
+        held = f"an object of {content.name[:60] or 'an unknown class'}"
+    else:
+        held = f"a {type(content).__name__}"
+    return CheckpointError(
+        f"The checkpoint holds no state dict (it holds {held}): save `net.state_dict()`, alone or under a "
+        "key such as "
+        f"{', '.join(STATE_KEYS[:2])}."
+    )
+
+
+def _states(content: object) -> list[tuple[str, dict[str, Stored]]]:
+    """Every state dict in the file with the path of its key: the content itself, then by STATE_KEYS, then
+    the one
+    with the most tensors."""
+    found = []
+    waiting: list[tuple[str, object, int]] = [("", content, 0)]
+    seen: set[int] = set()
+    while waiting and len(seen) < 10_000:
+        path, value, depth = waiting.pop()
+        if id(value) in seen or depth > MAX_NESTING:
+            continue
+        seen.add(id(value))
+        state = _state(value)
+        if state:
+            found.append((path, state))
+        elif isinstance(value, Mapping):
+            for key, inner in value.items():
+                if isinstance(inner, Mapping | Made) and not NOT_WEIGHTS.search(str(key)):
+                    waiting.append((f"{path}.{key}".lstrip("."), inner, depth + 1))
+
+    def rank(item: tuple[str, dict[str, Stored]]) -> tuple[int, int, int]:
+        last = item[0].rpartition(".")[2]
+        known = STATE_KEYS.index(last) if last in STATE_KEYS else len(STATE_KEYS)
+        return item[0].count("."), known if item[0] else -1, -len(item[1])
+
+    return sorted(found, key=rank)
+
+
+def _state(value: object) -> dict[str, Stored]:
+    """Return the tensors of a state dict, or of a whole network kept as an object; {}: it is neither."""
+    if isinstance(value, Made | Mapped) and isinstance(value.state, dict) and "_modules" in value.state:
+        return dict(_module_tensors(value))
+    if not isinstance(value, Mapping):
+        return {}
+    tensors = {key: stored for key, item in value.items() if (stored := tensor(item)) is not None}
+    rest = [item for key, item in value.items() if key not in tensors]
+    if not tensors or any(isinstance(item, Mapping | Made | list) for item in rest):
+        plain = {k for k in tensors if isinstance(k, str) and k.endswith((".weight", ".bias"))}
+        if len(plain) < 4:
+            return {}
+    if not all(isinstance(name, str) for name in tensors):
+        raise CheckpointError("The weights must have text as names: save `net.state_dict()`.")
+    return tensors
+
+
+def _module_tensors(root: Made | Mapped) -> Iterator[tuple[str, Stored]]:
+    """Yield the parameters and buffers of a network that was saved as a whole; its classes are not looked
+    up."""
+    waiting: list[tuple[str, object]] = [("", root)]
+    for _ in range(MAX_TENSORS):
+        if not waiting:
+            return
+        path, module = waiting.pop(0)
+        state = getattr(module, "state", None)
+        if not isinstance(state, dict):
+            continue
+        for part in ("_parameters", "_buffers"):
+            held = state.get(part)
+            for name, item in held.items() if isinstance(held, Mapping) else ():
+                if (stored := tensor(item)) is not None:
+                    yield path + str(name), stored
+        inner = state.get("_modules")
+        if isinstance(inner, Mapping):
+            waiting[:0] = [(f"{path}{name}.", item) for name, item in inner.items()]
+
+
+def without_prefix(state: Mapping[str, Stored]) -> dict[str, Stored]:
+    """Drop the prefixes that wrappers put before all names, and what lies beside the wrapped network.
+
+    `module.`, `model.`, `_orig_mod.` and others, in any nesting. `0.` and `1.` are those of a pair such as
+    `Sequential(Normalize(), net)`, of which only the network has weights.
+    """
+    kept = dict(state)
+    for _ in range(MAX_NESTING):
+        groups: dict[str, list[str]] = {}
+        for name in kept:
+            groups.setdefault(name.partition(".")[0], []).append(name)
+        first = max(groups, key=lambda group: len(groups[group]))
+        beside = sum(len(names) for group, names in groups.items() if group != first)
+        if first not in PREFIXES or not all("." in name for name in groups[first]):
+            break
+        if beside > (
+            0 if first in ("classifier", "encoder", "backbone") else max(4, len(groups[first]) // 20)
+        ):
+            break
+        inner = {name.partition(".")[2]: kept[name] for name in groups[first]}
+        if not any("." in name for name in inner):
+            break  # a layer of this name, not a wrapper
+        kept = inner
     return kept
+
+
+def _checked(state: Mapping[str, Stored]) -> dict[str, Stored]:
+    """Refuse what is no plain set of numbers, or becomes too large, before anything is read."""
+    if len(state) > MAX_TENSORS:
+        raise CheckpointError(f"The checkpoint has {len(state)} tensors, at most {MAX_TENSORS} are read.")
+    for name, stored in state.items():
+        if stored.dtype is None:
+            raise CheckpointError(f"{name[:80]!r} is stored as {stored.kind[:60]}: save plain float weights.")
+    if (
+        sum(stored.numbers * max(stored.dtype.itemsize, 4) for stored in state.values() if stored.dtype)
+        > tensor_file.MAX_BYTES
+    ):
+        raise CheckpointError(
+            f"The weights take more than {tensor_file.MAX_BYTES / 1e6:.0f} MB: upload a smaller network."
+        )
+    return dict(state)
 
 
 def _first(value: object) -> object:

@@ -1,6 +1,7 @@
 """Uploaded models on disk: a folder like those of the zoo, hidden among the runs, with its images.
 
     <runs>/.uploaded/uploaded-<16 hex digits>/model.safetensors   the weights as uploaded, in float32
+                                              network.onnx        the graph, of an ONNX network
                                               card.json           what is known; ACC on the held-out images,
                                               no ASR data.json           facts about the images
                                               train.parquet       D_bn: the half that a defense may use
@@ -24,19 +25,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import nn
 
 from npd_core import paths
 from npd_core.attacks import UNKNOWN
 from npd_core.data.load import FILES
 from npd_core.data.parquet import write_images
 from npd_core.data.spec import UPLOAD_SPEC, Color, DatasetSpec, spec_text
-from npd_core.errors import ConfigError, StorageError, check_seed
+from npd_core.errors import CheckpointError, ConfigError, NPDError, StorageError, check_seed, first_line
 from npd_core.evaluation import predict
 from npd_core.fileio import save_tensors, sha256, staged_folder, write_json, write_text
-from npd_core.models import Normalized
-from npd_core.uploads.checkpoint import read_checkpoint
+from npd_core.models import Normalized, quiet
+from npd_core.models.onnx_graph import GRAPH, ONNX, network_from_onnx
+from npd_core.uploads.checkpoint import read_checkpoints
+from npd_core.uploads.guard import Bounded
 from npd_core.uploads.images import Images, read_images
-from npd_core.uploads.network import AUTO, recognize, suggested_layer
+from npd_core.uploads.network import AUTO, MAX_CLASSES, Recognized, recognize_file, suggested_layer
 from npd_core.zoo import Zoo
 from npd_core.zoo.card import CARD, TRIGGERED, WEIGHTS, Card
 
@@ -44,6 +48,8 @@ MOST = 32
 """Uploaded models kept on this machine at a time."""
 SIZES = (16, 256)
 """Smallest and largest height and width of images, in pixels."""
+DEFAULT_SIZE = 32
+"""Height and width of images in pixels where nobody says anything else."""
 SPLIT = 0x6F776E
 """Part of the seed of the split into D_bn and held-out images."""
 
@@ -57,8 +63,9 @@ class Settings:
     mean: Color = (0.0, 0.0, 0.0)
     std: Color = (1.0, 1.0, 1.0)
     """Normalization that the network was trained with, per channel, of pixels in [0, 1]."""
-    image_size: int = 32
-    """Height and width in pixels; images of another size are resized."""
+    image_size: int | None = None
+    """Height and width in pixels; images of another size are resized. None: as the checkpoint states, else
+    DEFAULT_SIZE."""
     target: int | None = None
     """The attacker's target class, given together with triggered images."""
     seed: int = 0
@@ -71,7 +78,7 @@ class Settings:
                 raise ConfigError(f"`{name}` must be three numbers, one per color channel, got {values!r}.")
         if min(self.std) <= 0:
             raise ConfigError(f"`std` must be above 0, got {self.std}.")
-        if not SIZES[0] <= self.image_size <= SIZES[1]:
+        if self.image_size is not None and not SIZES[0] <= self.image_size <= SIZES[1]:
             raise ConfigError(f"`image_size` must be {SIZES[0]} to {SIZES[1]} pixels, got {self.image_size}.")
         check_seed(self.seed)
 
@@ -96,15 +103,17 @@ def import_model(checkpoint: Path, clean: Path, settings: Settings, triggered: P
         raise ConfigError(
             f"This machine keeps {MOST} uploaded models at most: remove one, or folders in {paths.uploads()}."
         )
-    known = recognize(read_checkpoint(checkpoint).state, settings.arch)
-    target, size = settings.target, settings.image_size
+    known, stated = _network(checkpoint, settings)
+    target, size = settings.target, settings.image_size or stated or DEFAULT_SIZE
     if target is not None and not 0 <= target < known.num_classes:
         raise ConfigError(f"`target` must be a class, 0 to {known.num_classes - 1}, got {target}.")
     if (target is None) != (triggered is None):
         raise ConfigError(
             "Triggered images and `target`, the attacker's target class, go together: give both."
         )
-    layer = suggested_layer(known.net, known.arch, size)
+    with torch.no_grad(), Bounded():
+        layer = suggested_layer(known.net, known.arch, size)
+        _check_logits(known, size)
     net = Normalized(known.net, settings.mean, settings.std).eval().requires_grad_(False)
     images = read_images(clean, size, known.num_classes)
     with_trigger = (
@@ -127,8 +136,58 @@ def import_model(checkpoint: Path, clean: Path, settings: Settings, triggered: P
         acc=float(np.mean(predicted == images.labels[held_out])), asr=None, ra=None, seconds=0.0,
         versions={"torch": torch.__version__},
     )  # fmt: skip
-    _write(card, spec, net, images, kept, held_out, with_trigger)
+    graph = checkpoint if known.arch == ONNX else None
+    _write(card, spec, net, images, kept, held_out, with_trigger, graph)
     return Zoo().card(model)
+
+
+def _network(checkpoint: Path, settings: Settings) -> tuple[Recognized, int | None]:
+    """Return the network of a file, and the image size that the file states, if it does."""
+    with checkpoint.open("rb") as file:
+        start = file.read(9)
+    if start[:1] == b"\x08" and start[8:] != b"{":  # the first field of ONNX; safetensors has its header at 8
+        net = quiet(network_from_onnx(checkpoint)).eval().requires_grad_(False)
+        return _onnx(net, settings.image_size or DEFAULT_SIZE), None
+    known, found = recognize_file(read_checkpoints(checkpoint), settings.arch)
+    stated = found.image_size
+    return known, stated if stated is not None and SIZES[0] <= stated <= SIZES[1] else None
+
+
+def _onnx(net: nn.Module, size: int) -> Recognized:
+    """Count the classes of an ONNX network by running it on two blank images."""
+    try:
+        with torch.no_grad(), Bounded(2):
+            logits = net(torch.zeros(2, 3, size, size))
+    except NPDError:
+        raise
+    except Exception as error:  # whatever the operators of a stranger's graph raise
+        raise CheckpointError(
+            f"The ONNX network does not take 2 RGB images of {size} x {size} pixels ({first_line(error)}): "
+            "choose another "
+            "size, or export it with dynamic_axes={'x': [0]}."
+        ) from error
+    if (
+        not isinstance(logits, torch.Tensor)
+        or logits.ndim != 2
+        or len(logits) != 2
+        or logits.shape[1] > MAX_CLASSES
+    ):
+        raise CheckpointError(
+            f"The ONNX network must return logits (B, K) with 2 to {MAX_CLASSES} classes: export a "
+            "classifier."
+        )
+    return Recognized(ONNX, 0, int(logits.shape[1]), net)
+
+
+def _check_logits(known: Recognized, size: int) -> None:
+    """Raise CheckpointError if the network does not return one number for each class."""
+    shape = tuple(known.net(torch.zeros(1, 3, size, size)).shape)
+    if shape != (1, known.num_classes):
+        raise CheckpointError(
+            f"The network returns {shape} for one image, not (1, {known.num_classes}): choose another size "
+            "or "
+            "architecture."
+        )
 
 
 def split(labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -171,13 +230,17 @@ def _write(
     kept: NDArray[np.int64],
     held_out: NDArray[np.int64],
     triggered: Images | None,
+    graph: Path | None,
 ) -> None:
-    """Write the whole folder, or nothing."""
+    """Write the whole folder, or nothing. `graph` is the file of an ONNX network."""
     with staged_folder(Zoo().folder(card.id)) as fresh:
         save_tensors(fresh / WEIGHTS, net.state_dict())
         for name, rows in ((FILES["train"], kept), (FILES["test"], held_out)):
             _write_images(fresh / name, images.images[rows], images.labels[rows], spec.classes)
         names = [WEIGHTS]
+        if graph is not None:
+            shutil.copyfile(graph, fresh / GRAPH)
+            names.append(GRAPH)
         if triggered is not None:
             _write_images(fresh / TRIGGERED, triggered.images, triggered.labels, spec.classes)
             names.append(TRIGGERED)

@@ -16,7 +16,8 @@ from npd_core.data.load import ImageSet
 from npd_core.data.parquet import read_images
 from npd_core.errors import CheckpointError, ConfigError, first_line
 from npd_core.fileio import save_tensors, sha256, staged_folder, write_json
-from npd_core.models import Normalized, build_model, load_weights
+from npd_core.models import Normalized, build_model, load_weights, quiet
+from npd_core.models.onnx_graph import GRAPH, ONNX, network_from_onnx
 from npd_core.zoo.card import CARD, TRIGGER, TRIGGERED, WEIGHTS, Card, verify_files
 
 SCALE = ":scale"
@@ -35,7 +36,7 @@ class Backdoored(NamedTuple):
 def read_model(card: Card) -> Backdoored:
     """Load the model beside a card, as `Zoo.load` does."""
     verify_files(card)
-    net = build_model(card.arch, card.num_classes, card.width, card.mean, card.std)
+    net = empty_network(card)
     try:
         load_weights(net, restored(load_file(card.folder / WEIGHTS)))
     except (safetensors.SafetensorError, RuntimeError, OSError) as error:
@@ -44,6 +45,14 @@ def read_model(card: Card) -> Backdoored:
         ) from error
     net.eval().requires_grad_(False)
     return Backdoored(card, net, _attack_of(card))
+
+
+def empty_network(card: Card) -> Normalized:
+    """Build the network of a card, whose weights are still to be loaded. Raises CheckpointError,
+    ConfigError."""
+    if card.arch == ONNX:
+        return Normalized(quiet(network_from_onnx(card.folder / GRAPH)), card.mean, card.std)
+    return build_model(card.arch, card.num_classes, card.width, card.mean, card.std)
 
 
 def _attack_of(card: Card) -> Attack:

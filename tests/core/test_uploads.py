@@ -24,7 +24,7 @@ import torchvision
 from PIL import Image
 from safetensors.torch import save_file
 
-from npd_core import paths
+from npd_core import models, paths
 from npd_core.config.npd import NPDConfig
 from npd_core.config.presets import defense_config
 from npd_core.config.request import DefenseRequest
@@ -35,9 +35,8 @@ from npd_core.errors import CheckpointError, ConfigError, StorageError, UnknownN
 from npd_core.events import Finished, Measured
 from npd_core.models import build_model, load_weights, torchvision_classifier
 from npd_core.polarizer.insertion import insertion_layers
-from npd_core.uploads import checkpoint as checkpoints
 from npd_core.uploads import images as uploaded_images
-from npd_core.uploads import network
+from npd_core.uploads import tensor_file
 from npd_core.uploads.checkpoint import read_checkpoint
 from npd_core.uploads.images import read_images
 from npd_core.uploads.network import recognize, suggested_layer
@@ -91,14 +90,15 @@ def test_malicious_files_run_nothing_and_are_refused(tmp_path):
     (tmp_path / "bare.pkl").write_bytes(pickle.dumps(Malicious(place)))
     (tmp_path / "evil.safetensors").write_bytes(struct.pack("<Q", 20) + pickle.dumps(Malicious(place)))
     for name, names in (
-        ("evil.pt", "posix.mkdir.*save_file"),
-        ("old.pt", "PyTorch.*1.6.*safetensors"),
-        ("bare.pkl", "pickle.*safetensors"),
+        ("evil.pt", "posix.mkdir"),
+        ("old.pt", "posix.mkdir"),
+        ("bare.pkl", "posix.mkdir"),
         ("evil.safetensors", r"safetensors.*\.pt"),
     ):
-        with pytest.raises(CheckpointError, match=names):
+        with pytest.raises(CheckpointError, match=names) as caught:
             read_checkpoint(tmp_path / name)
         assert not place.exists()
+        assert "weights_only" not in str(caught.value)
     with contextlib.suppress(Exception):
         pickle.loads((tmp_path / "bare.pkl").read_bytes())
     assert place.exists(), "the test itself is harmless: unpickled, this would have made a folder"
@@ -123,7 +123,6 @@ def test_attack_result_of_backdoorbench_is_read_with_stand_ins_for_its_arrays(tm
     assert (read.arch, read.num_classes, read.image_size) == ("preactresnet18", 10, 32)
     assert list(read.state) == ["w"]
     assert torch.equal(read.state["w"], state["w"])
-    assert not any("Inert" in str(allowed) for allowed in torch.serialization.get_safe_globals())
 
 
 def test_prefix_of_parallel_training_goes_and_half_precision_becomes_float(tmp_path):
@@ -138,9 +137,9 @@ def test_prefix_of_parallel_training_goes_and_half_precision_becomes_float(tmp_p
     ("content", "names"),
     [
         ({"w": torch.tensor([1.0, float("nan")])}, "'w'.*NaN"),
-        ({"epoch": 3}, r"`net\.state_dict\(\)`.*state_dict, model_state_dict"),
+        ({"epoch": 3}, r"'epoch'.*`net\.state_dict\(\)`.*state_dict, model_state_dict"),
         ([torch.ones(2)], r"`net\.state_dict\(\)`.*state_dict, model_state_dict"),
-        ({"w": torch.ones(2, 2).to_sparse()}, r"'w'.*torch\.sparse_coo"),
+        ({"w": torch.ones(2, 2).to_sparse()}, r"'w'.*sparse"),
         ({"w": torch.ones(1).expand(10**9)}, "700 MB"),
         ({3: torch.ones(2)}, r"`net\.state_dict\(\)`"),
     ],
@@ -148,11 +147,11 @@ def test_prefix_of_parallel_training_goes_and_half_precision_becomes_float(tmp_p
 def test_states_that_are_none(tmp_path, content, names):
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match=names):
-        read_checkpoint(tmp_path / "x.pt")
+        _ = read_checkpoint(tmp_path / "x.pt").state
 
 
 def test_a_file_that_unpacks_to_more_than_allowed_is_refused_before_it_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "MAX_BYTES", 100_000)
+    monkeypatch.setattr(tensor_file, "MAX_BYTES", 100_000)
     bomb = zipped(tmp_path / "bomb.pt", {"archive/data.pkl": b"\0" * 1_000_000})
     assert bomb.stat().st_size < 100_000
     with pytest.raises(CheckpointError, match=" 1 MB"):
@@ -205,7 +204,7 @@ def test_a_large_network_is_not_made_for_weights_that_do_not_fit(monkeypatch):
         made.append(next(net.parameters()).device.type)
         return net
 
-    monkeypatch.setattr(network, "torchvision_classifier", watched)
+    monkeypatch.setattr(models, "torchvision_classifier", watched)
     with pytest.raises(CheckpointError, match=r"vit_l_16.*'class_token'"):
         recognize({"heads.head.weight": torch.ones(3, 1024), "heads.head.bias": torch.ones(3)}, "vit_l_16")
     assert set(made) == {"meta"}
@@ -305,7 +304,7 @@ def test_a_compressed_checkpoint_and_a_large_description_are_refused(tmp_path, m
         read_checkpoint(small)
     torch.save({"w": torch.ones(2)}, tmp_path / "x.pt")
     assert set(read_checkpoint(tmp_path / "x.pt").state) == {"w"}
-    monkeypatch.setattr(checkpoints, "MAX_PICKLE", 10)
+    monkeypatch.setattr(tensor_file, "MAX_PICKLE", 10)
     with pytest.raises(CheckpointError, match="MB"):
         read_checkpoint(tmp_path / "x.pt")
 
@@ -313,11 +312,11 @@ def test_a_compressed_checkpoint_and_a_large_description_are_refused(tmp_path, m
 def test_numbers_of_few_bits_are_counted_as_what_they_become(tmp_path, monkeypatch):
     save_file({"w": torch.zeros(100, dtype=torch.float16)}, tmp_path / "half.safetensors")
     read_checkpoint(tmp_path / "half.safetensors")
-    monkeypatch.setattr(checkpoints, "MAX_BYTES", 399)
+    monkeypatch.setattr(tensor_file, "MAX_BYTES", 399)
     with pytest.raises(CheckpointError, match="MB"):
         read_checkpoint(tmp_path / "half.safetensors")
     save_file({"w": torch.zeros(4).to(torch.float8_e4m3fn)}, tmp_path / "eight.safetensors")
-    with pytest.raises(CheckpointError, match="float8_e4m3fn"):
+    with pytest.raises(CheckpointError, match="F8_E4M3"):
         read_checkpoint(tmp_path / "eight.safetensors")
 
 
