@@ -243,7 +243,7 @@ def without_prefix(state: Mapping[str, Stored]) -> dict[str, Stored]:
         ):
             break
         inner = {name.partition(".")[2]: kept[name] for name in groups[first]}
-        if not any("." in name for name in inner):
+        if first not in ("module", "_orig_mod") and not any("." in name for name in inner):
             break  # a layer of this name, not a wrapper
         kept = inner
     return kept
