@@ -15,6 +15,8 @@ BN_MODES = ("warmup_frozen", "stats_fold", "identity_frozen", "train_clean_stats
 INNER_STEPS = ("sign", "l2", "raw")
 LOG_FORMS = ("exact", "mart")
 TARGETS = ("surrogate", "known", "none")
+FAMILIES = ("blend", "field", "warp", "patch", "noise")
+"""Families of changes that make augmented copies: see npd_core.polarizer.augmentation."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,12 @@ class NPDConfig:
     holdout: float = 0.0
     """Share of the clean images held out to choose the epoch by the training objective; 0: keep the last
     epoch (paper)."""
+    families: tuple[str, ...] = ()
+    """Families of random changes that make augmented copies of the clean images, label kept: see FAMILIES.
+    Each copy is changed by one of them. Empty: the clean images alone, as in the paper."""
+    copies: int = 1
+    """Augmented copies of each clean image, where there are families. The number of steps stays: every pass
+    shows each image once, as itself or as one of its copies, in turn."""
     precision: str = "auto"
     """fp32, bf16 (autocast), or auto: bf16 where the device gains from it."""
     cache: bool = True
@@ -115,6 +123,7 @@ class NPDConfig:
             _check_number(name, getattr(self, name), minimum=0.0, strict=True)
         for name, least in (
             ("epochs", 1), ("batch_size", 2), ("warmup_epochs", 0), ("inner_steps", 1), ("epoch_steps", 1),
+            ("copies", 1),
         ):  # fmt: skip
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -138,6 +147,9 @@ class NPDConfig:
                 _check_number(name, value, minimum=low)
                 if value > high:
                     raise ConfigError(f"`{name}` must be at most {high}, got {value}.")
+        for family in self.families:
+            if family not in FAMILIES:
+                raise unknown_name("family", family, FAMILIES)
         if self.clip_grad is not None:
             _check_number("clip_grad", self.clip_grad, minimum=0.0, strict=True)
 
@@ -149,7 +161,7 @@ class NPDConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, one per field."""
-        return asdict(self)
+        return asdict(self) | {"families": list(self.families)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> NPDConfig:
@@ -159,7 +171,10 @@ class NPDConfig:
         for name in values:
             if name not in names:
                 raise unknown_name("setting", name, names)
-        return cls(**values)
+        known = dict(values)
+        if isinstance(known.get("families"), list):
+            known["families"] = tuple(known["families"])
+        return cls(**known)
 
 
 def _check_number(name: str, value: object, *, minimum: float, strict: bool = False) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from npd_core.config.npd import NPDConfig
 from npd_core.data.load import ImageSet
 from npd_core.device import autocast
+from npd_core.polarizer.augmentation import with_copies
 from npd_core.polarizer.insertion import PolarizedNet
 from npd_core.training.batches import Batches
 
@@ -21,7 +22,8 @@ CACHE_LIMIT = 2_000_000_000
 class CleanBatches(Batches):
     """Clean images of one training of a polarizer.
 
-    The frozen part is deterministic and nothing is augmented, so the features of an image are computed once.
+    The frozen part is deterministic, and augmented copies are drawn once, so the features of an image and of
+    its copies are computed once. Version v of image i has the index v N + i; version 0 is the image itself.
     """
 
     def __init__(self, net: PolarizedNet, data: ImageSet, cfg: NPDConfig, device: torch.device):
@@ -30,12 +32,17 @@ class CleanBatches(Batches):
         self.passes = math.ceil(cfg.epoch_steps / self.steps)
         """Passes over the images in one epoch."""
         self.steps *= self.passes
+        pool = with_copies(data, cfg.families, cfg.copies, cfg.seed)
+        self.images, self.labels = pool.images.to(device), pool.labels.to(device)
+        self.versions = len(self.labels) // len(self)
+        """1 + copies."""
+        self._turns: list[Tensor] = []
         self.cached: Tensor | None = None
         if cfg.cache:
             with torch.no_grad():
                 first = self.prefix(self.x(torch.arange(2)))
-                if first[0].numel() * first.element_size() * len(self) <= CACHE_LIMIT:
-                    parts = torch.arange(len(self)).split(256)
+                if first[0].numel() * first.element_size() * len(self.labels) <= CACHE_LIMIT:
+                    parts = torch.arange(len(self.labels)).split(256)
                     self.cached = torch.cat([self.prefix(self.x(chosen)) for chosen in parts])
 
     def prefix(self, x: Tensor) -> Tensor:
@@ -51,6 +58,17 @@ class CleanBatches(Batches):
             return self.prefix(self.x(chosen))
 
     def indices(self) -> Iterator[Tensor]:
-        """Yield the indices of one epoch's batches: `passes` shuffled passes over all images."""
+        """Yield the indices of one epoch's batches: `passes` shuffled passes over all images, each as one of
+        its versions. An image shows all of its versions, in random order, before one comes again."""
         for _ in range(self.passes):
-            yield from self.order()
+            if not self._turns:
+                self._turns = self._new_turns()
+            turn = self._turns.pop()
+            for chosen in self.order():
+                yield chosen + turn[chosen] * len(self)
+
+    def _new_turns(self) -> list[Tensor]:
+        """Draw the order of each image's versions: `versions` tensors (N,) int64."""
+        if self.versions == 1:
+            return [torch.zeros(len(self), dtype=torch.int64)]
+        return list(torch.rand(self.versions, len(self), generator=self.generator).argsort(0))

@@ -95,9 +95,9 @@ class Trainer:
         self.best = math.inf
         """Lowest objective on the held-out images so far."""
         self.inner: InnerResult | None = None
-        """Cached results of the inner level on f_w for all clean images."""
-        self.missing = set(range(len(self.clean)))
-        """Indices of the clean images without such a result."""
+        """Cached results of the inner level on f_w for all clean images and their copies."""
+        self.missing = set(range(len(self.clean.labels)))
+        """Indices of the images and copies without such a result."""
 
     def _targets(self, variant: str, labels: Tensor) -> Tensor:
         """Return the attacker's target classes of these images, ascending; where no target is known, one
@@ -214,7 +214,7 @@ class Trainer:
             return self.attack_base(x, h, y)
         on_device = chosen.to(self.device)
         if self.inner is None:
-            count = len(self.clean)
+            count = len(self.clean.labels)
             features = torch.empty((count, *h.shape[1:]), dtype=h.dtype, device=self.device)
             self.inner = InnerResult(features, torch.empty(count, dtype=torch.int64, device=self.device))
         if not self.missing.isdisjoint(chosen.tolist()):
@@ -243,15 +243,20 @@ class Trainer:
         target = self.known_target(y)
         if self.variant.target == "surrogate" and inner is not None:
             target = inner.target
-        z, target = self._clean_logits(h, y, target)
+        merged = inner is not None and not self.batch_statistics
+        if merged:
+            z, z_adv = self.suffix(torch.cat([h, inner.features])).float().split(len(y))
+        else:
+            z, target = self._clean_logits(h, y, target)
         terms = {"bn": objective.loss_bn(z, y)}
         correct = z.detach().argmax(1).eq(y).sum()
         if not self.adversarial:
             return _Step(terms, correct)
         kept = target.ne(y) if self.variant.target == "known" and target is not None else None
-        if inner is not None:
-            z_adv, universal = self.outer_logits(inner.features), None
-        else:
+        universal = None
+        if inner is not None and not merged:
+            z_adv = self.outer_logits(inner.features)
+        elif inner is None:
             z_adv, universal = self._perturbed_logits(x, y, target, kept, stop_early)
         label = y if self.cfg.bce1_label == "true" else z.detach().argmax(1)
         hit = runner_up(z_adv.detach(), y) if target is None else target
