@@ -39,6 +39,7 @@ def forward_equivalents(
     """
     net = PolarizedNet(backdoored.net, layer, backdoored.card.image_size)
     trainer = Trainer(net, clean, replace(cfg, early_stop=None, precision="fp32"), device)
+    trainer.clean.prepare()
     chosen = torch.arange(min(cfg.batch_size, len(clean.labels)))
     x, h, y = trainer.clean.x(chosen), trainer.clean.features(chosen), trainer.clean.labels[chosen.to(device)]
     optimizer = torch.optim.SGD(trainer.params, lr=cfg.lr)

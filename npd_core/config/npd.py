@@ -15,8 +15,10 @@ BN_MODES = ("warmup_frozen", "stats_fold", "identity_frozen", "train_clean_stats
 INNER_STEPS = ("sign", "l2", "raw")
 LOG_FORMS = ("exact", "mart")
 TARGETS = ("surrogate", "known", "none")
-FAMILIES = ("blend", "field", "warp", "patch", "noise")
-"""Families of changes that make augmented copies: see npd_core.polarizer.augmentation."""
+UNIVERSAL = "universal"
+FAMILIES = ("blend", "field", "warp", "patch", "noise", UNIVERSAL)
+"""Families of changes that make augmented copies: see npd_core.polarizer.augmentation; `universal` adds a
+universal perturbation toward another class: see npd_core.polarizer.universal."""
 
 
 @dataclass(frozen=True)

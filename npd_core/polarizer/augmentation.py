@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from npd_core.config.npd import FAMILIES
+from npd_core.config.npd import FAMILIES, UNIVERSAL
 from npd_core.data.load import ImageSet
 from npd_core.errors import ConfigError, unknown_name
+from npd_core.polarizer.universal import Universal, perturb
 
 BLEND_WEIGHT = 0.35
 """Largest weight of the other image."""
@@ -85,57 +86,69 @@ def patch(x: Tensor, generator: Generator) -> Tensor:
 
 def noise(x: Tensor, generator: Generator) -> Tensor:
     """Mix each image with uniform noise of weight uniform in [0, NOISE_WEIGHT]."""
-    return torch.lerp(
-        x, torch.rand(x.shape, generator=generator), _uniform(x, 0.0, NOISE_WEIGHT, generator)
-    )
+    return torch.lerp(x, torch.rand(x.shape, generator=generator), _uniform(x, 0.0, NOISE_WEIGHT, generator))
 
 
 APPLY: dict[str, Family] = {"blend": blend, "field": field, "warp": warp, "patch": patch, "noise": noise}
-assert tuple(APPLY) == FAMILIES
+"""Families that change an image by itself; `universal` needs the network: see npd_core.polarizer.universal."""
+assert (*APPLY, UNIVERSAL) == FAMILIES
 
 
-def augmented(images: Tensor, families: Sequence[str], generator: Generator) -> Tensor:
+def augmented(
+    clean: ImageSet, families: Sequence[str], generator: Generator, universal: Universal | None = None
+) -> Tensor:
     """Return one changed copy of each image; the family of each is drawn at random.
 
     Args:
-        images: (N, 3, H, W) uint8 on the CPU.
+        clean: N images on the CPU, with their labels.
         families: names in FAMILIES.
         generator: on the CPU; the only source of random numbers.
+        universal: perturbations of the family `universal`.
     Returns:
-        uint8, the same shape.
+        (N, 3, H, W) uint8.
     Raises:
         UnknownNameError: no such family.
-        ConfigError: no family.
+        ConfigError: no family, or `universal` without perturbations.
     """
     if not families:
         raise ConfigError(f"Augmented copies need at least one family of {', '.join(FAMILIES)}.")
     for name in families:
-        if name not in APPLY:
+        if name not in FAMILIES:
             raise unknown_name("family", name, FAMILIES)
-    drawn = torch.randint(len(families), (len(images),), generator=generator)
-    copies = images.clone()
+    if UNIVERSAL in families and universal is None:
+        raise ConfigError("The family `universal` needs the perturbations of a network: pass `universal`.")
+    drawn = torch.randint(len(families), (len(clean.labels),), generator=generator)
+    copies = clean.images.clone()
     for number, name in enumerate(families):
         rows = (drawn == number).nonzero()[:, 0]
         if len(rows):
-            changed = APPLY[name](images[rows].float() / 255, generator)
+            x = clean.images[rows].float() / 255
+            if name in APPLY:
+                changed = APPLY[name](x, generator)
+            else:
+                assert universal is not None
+                changed = perturb(x, clean.labels[rows], universal, generator)
             copies[rows] = (changed * 255).round().to(torch.uint8)
     return copies
 
 
-def with_copies(clean: ImageSet, families: Sequence[str], copies: int, seed: int) -> ImageSet:
+def with_copies(
+    clean: ImageSet, families: Sequence[str], copies: int, seed: int, universal: Universal | None = None
+) -> ImageSet:
     """Return the images followed by `copies` changed versions of all of them, labels repeated.
 
     Args:
         clean: N images.
         families: as for `augmented`; empty: the images alone.
         seed: of the families and their random numbers.
+        universal: as for `augmented`.
     Returns:
         N (1 + copies) images; version v of image i stands at v N + i.
     """
     if not families:
         return clean
     generator = torch.Generator().manual_seed(seed)
-    versions = [clean.images, *(augmented(clean.images, families, generator) for _ in range(copies))]
+    versions = [clean.images, *(augmented(clean, families, generator, universal) for _ in range(copies))]
     return ImageSet(torch.cat(versions), clean.labels.repeat(copies + 1))
 
 

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from npd_core.config.npd import NPDConfig
+from npd_core.config.npd import UNIVERSAL, NPDConfig
 from npd_core.data.load import ImageSet
 from npd_core.device import autocast
 from npd_core.polarizer.augmentation import with_copies
 from npd_core.polarizer.insertion import PolarizedNet
+from npd_core.polarizer.universal import find_universal
 from npd_core.training.batches import Batches
 
 CACHE_LIMIT = 2_000_000_000
@@ -32,18 +33,36 @@ class CleanBatches(Batches):
         self.passes = math.ceil(cfg.epoch_steps / self.steps)
         """Passes over the images in one epoch."""
         self.steps *= self.passes
-        pool = with_copies(data, cfg.families, cfg.copies, cfg.seed)
-        self.images, self.labels = pool.images.to(device), pool.labels.to(device)
-        self.versions = len(self.labels) // len(self)
-        """1 + copies."""
+        self.versions = 1
+        """1 + copies, once they are made."""
         self._turns: list[Tensor] = []
         self.cached: Tensor | None = None
+
+    def prepare(self) -> None:
+        """Make the augmented copies, and cache the features of all images in front of the polarizer. Until
+        then there are the images alone, and nothing is cached."""
+        cfg, data = self.cfg, self.data
+        universal = None
+        if UNIVERSAL in cfg.families:
+            with self.net.removed():
+                universal = find_universal(self._logits, data, self._classes(), cfg.seed, self.device)
+        pool = with_copies(data, cfg.families, cfg.copies, cfg.seed, universal)
+        self.images, self.labels = pool.images.to(self.device), pool.labels.to(self.device)
+        self.versions = len(self.labels) // len(self)
         if cfg.cache:
             with torch.no_grad():
                 first = self.prefix(self.x(torch.arange(2)))
                 if first[0].numel() * first.element_size() * len(self.labels) <= CACHE_LIMIT:
                     parts = torch.arange(len(self.labels)).split(256)
                     self.cached = torch.cat([self.prefix(self.x(chosen)) for chosen in parts])
+
+    def _logits(self, x: Tensor) -> Tensor:
+        with autocast(self.device, self.cfg.precision):
+            return self.net(x.contiguous(memory_format=self.net.memory_format))
+
+    @torch.no_grad()
+    def _classes(self) -> int:
+        return self._logits(self.x(torch.arange(2))).shape[1]
 
     def prefix(self, x: Tensor) -> Tensor:
         """Return `net.prefix` in the precision of the config."""

@@ -96,7 +96,7 @@ class Trainer:
         """Lowest objective on the held-out images so far."""
         self.inner: InnerResult | None = None
         """Cached results of the inner level on f_w for all clean images and their copies."""
-        self.missing = set(range(len(self.clean.labels)))
+        self.missing: set[int] = set()
         """Indices of the images and copies without such a result."""
 
     def _targets(self, variant: str, labels: Tensor) -> Tensor:
@@ -217,6 +217,7 @@ class Trainer:
             count = len(self.clean.labels)
             features = torch.empty((count, *h.shape[1:]), dtype=h.dtype, device=self.device)
             self.inner = InnerResult(features, torch.empty(count, dtype=torch.int64, device=self.device))
+            self.missing = set(range(count))
         if not self.missing.isdisjoint(chosen.tolist()):
             found = self.attack_base(x, h, y)
             self.inner.features[on_device], self.inner.target[on_device] = found
@@ -382,6 +383,7 @@ class Trainer:
                 self.net.layer,
             )
             with clock:
+                self.clean.prepare()
                 self.start_statistics()
                 self.keep(-1)
                 self.start = self.kept
