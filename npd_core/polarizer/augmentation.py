@@ -90,7 +90,7 @@ def noise(x: Tensor, generator: Generator) -> Tensor:
 
 
 APPLY: dict[str, Family] = {"blend": blend, "field": field, "warp": warp, "patch": patch, "noise": noise}
-"""Families that change an image by itself; `universal` needs the network: see npd_core.polarizer.universal."""
+"""Families that need the image alone; `universal` also needs the network."""
 assert (*APPLY, UNIVERSAL) == FAMILIES
 
 

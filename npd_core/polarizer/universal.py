@@ -78,8 +78,8 @@ def find_universal(
 def _gradient(
     logits: LogitsFn, images: Tensor, delta: Tensor, others: list[Tensor], count: int, generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradient of the summed loss for each perturbation, as `delta`, and the success of each, (K,);
-    on `count` random images per class."""
+    """Return the gradient of the summed loss for each perturbation, as `delta`, and the success of each,
+    (K,); on `count` random images per class."""
     gradient, success = [], []
     for group in torch.arange(len(delta)).split(max(1, AT_ONCE // count)):
         chosen = [others[k][torch.randperm(len(others[k]), generator=generator)[:count]] for k in group]
