@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, fields
 from typing import Any
 
@@ -15,9 +15,10 @@ from npd_core.cli.common import (
     read_number_or_none,
     read_value,
     read_whole,
+    read_words,
 )
 from npd_core.config.baselines import CONFIGS, DefenseConfig
-from npd_core.config.npd import BN_MODES, INNER_STEPS, LOG_FORMS, NORMS, NPDConfig
+from npd_core.config.npd import BN_MODES, INNER_STEPS, LOG_FORMS, NO_FAMILY, NORMS, NPDConfig
 from npd_core.config.presets import (
     BASELINE_DEFAULTS,
     DEFAULT,
@@ -43,6 +44,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "schedule": ("constant", "cosine"),
     "precision": ("auto", "fp32", "bf16"),
 }
+READERS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "float": (read_number, "X"),
+    "int": (read_whole, "N"),
+    "float | None": (read_number_or_none, "X"),
+    "tuple[str, ...]": (lambda text: () if text == NO_FAMILY else read_words(text), "NAME,NAME"),
+}
+"""How an option is read, and how its value is called in the help, by the type of its field."""
 
 
 def add_preset(parser: argparse.ArgumentParser) -> None:
@@ -96,8 +104,10 @@ def _add_setting(group: argparse._ArgumentGroup, field: Field[Any], doc: str) ->
     presets |= {
         name: changes[field.name] for name, changes in VARIANT_DEFAULTS.items() if field.name in changes
     }
-    special = ", ".join(f"{value} for {name}" for name, value in presets.items() if value != field.default)
-    default = f"{field.default} ({special})" if special else str(field.default)
+    special = ", ".join(
+        f"{_shown(value)} for {name}" for name, value in presets.items() if value != field.default
+    )
+    default = f"{_shown(field.default)} ({special})" if special else _shown(field.default)
     help = f"{doc} Default: {default}.".strip().replace("%", "%%")
     common: dict[str, Any] = {"dest": f"set_{field.name}", "default": argparse.SUPPRESS, "help": help}
     if field.type == "bool":
@@ -107,10 +117,12 @@ def _add_setting(group: argparse._ArgumentGroup, field: Field[Any], doc: str) ->
             option, choices=CHOICES[field.name], metavar="|".join(CHOICES[field.name]), **common
         )
     else:
-        kinds = {"float": read_number, "int": read_whole, "float | None": read_number_or_none}
-        group.add_argument(
-            option, type=kinds[str(field.type)], metavar="N" if field.type == "int" else "X", **common
-        )
+        read, metavar = READERS[str(field.type)]
+        group.add_argument(option, type=read, metavar=metavar, **common)
+
+
+def _shown(value: object) -> str:
+    return (",".join(value) or NO_FAMILY) if isinstance(value, tuple) else str(value)
 
 
 def config_of(args: argparse.Namespace, card: Card) -> NPDConfig | DefenseConfig:

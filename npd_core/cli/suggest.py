@@ -1,11 +1,8 @@
-"""`npd suggest`: choose the insertion layer by clean images alone."""
+"""`npd suggest`: choose settings by planted backdoors, with neither the real trigger nor a test image."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from npd_core.cli.common import (
@@ -17,21 +14,16 @@ from npd_core.cli.common import (
     progress_line,
     read_positive,
     read_share_or_count,
-    read_value,
     read_whole,
     read_words,
     text_table,
 )  # fmt: skip
-from npd_core.cli.runs_common import list_of
 
 if TYPE_CHECKING:
     import torch
 
-    from npd_core.config.npd import NPDConfig
-    from npd_core.data.load import ImageSet
-    from npd_core.experiments.suggest import Candidate
-    from npd_core.models.normalized import Normalized
-    from npd_core.zoo.card import Card
+    from npd_core.experiments.plants import Plant
+    from npd_core.experiments.suggest import Candidate, Judged, Score
     from npd_core.zoo.weights import Backdoored
 
 
@@ -40,152 +32,121 @@ def add(commands: Commands) -> None:
     parser = commands.add(
         "suggest",
         run,
-        "choose the insertion layer by clean images alone: the earliest that accuracy allows",
+        "choose settings by backdoors planted into copies of the model, on clean images alone",
     )
     add_model(parser)
     parser.add_argument(
         "--layers",
         metavar="L,L",
         type=read_words,
-        help="insertion layers to try (those on the residual stream)",
+        default=(),
+        help="further insertion layers to try; the default one is always tried",
     )
     parser.add_argument(
-        "--lambdas",
-        metavar="X,X",
-        dest="weights",
-        type=list_of(partial(read_value, "float")),
-        help="values of lambda 2 = lambda 3 to try (that of the preset)",
-    )
-    parser.add_argument(
-        "--rhos",
-        metavar="X,X",
-        type=list_of(partial(read_value, "float")),
-        help="budgets to try; the smallest that moves most clean images to their surrogate target is used "
-        "(that of the preset)",
-    )
-    parser.add_argument(
-        "--max-loss",
-        metavar="X",
-        type=partial(read_value, "float"),
-        default=0.02,
-        help="clean accuracy that may be lost, as a fraction (0.02)",
-    )
-    parser.add_argument(
-        "--folds", metavar="N", type=read_positive, default=5, help="parts, each held out once (5)"
-    )
-    parser.add_argument(
-        "--held", metavar="N", type=read_positive, help="hold out only N of them: faster, less certain"
+        "--plants",
+        metavar="NAME,NAME",
+        type=read_words,
+        help="families of planted triggers: patch, optimized, blend, field (all)",
     )
     parser.add_argument(
         "--clean", metavar="C", type=read_share_or_count, default=0.05, help="share or number (0.05)"
     )
     parser.add_argument("--epochs", metavar="N", type=read_positive, help="default: that of the preset")
-    parser.add_argument("--inner-steps", metavar="N", type=read_positive, help="default: that of the preset")
     parser.add_argument("--seed", metavar="N", type=read_whole, default=0)
     add_device(parser)
 
 
 def run(args: argparse.Namespace) -> Answer:
-    """Train at each layer, measure on held-out clean images, and choose."""
-    from npd_core.data.clean import load_clean
-    from npd_core.data.load import ImageSet
+    """Plant, defend with each candidate, and choose."""
+    from dataclasses import replace
+
+    from npd_core.config.presets import default_layer, preset
     from npd_core.device import environment, resolve_device
-    from npd_core.experiments.suggest import choose, choose_budget, reached
+    from npd_core.experiments.suggest import choose, default_candidates, scores
+    from npd_core.polarizer.insertion import find_layer
     from npd_core.zoo import Zoo
+    from npd_core.zoo.card import WEIGHTS
 
     device, backdoored = resolve_device(args.device), Zoo().load(args.model)
     card, net = backdoored.card, backdoored.net.to(device)
-    layers = _layers(net, card.image_size, args.layers)
-    config = _config(card, args)
+    config = preset(card.dataset, size=card.image_size)
+    config = replace(config, seed=args.seed, epochs=args.epochs or config.epochs)
+    layer = default_layer(card.arch, card.dataset)
+    further = [find_layer(net, name, card.image_size).name for name in args.layers]
+    candidates = default_candidates(config, layer, further)
+    plants, judged = _judged(backdoored, candidates, device, args)
+    found = scores(judged)
+    best = choose(found)
+    value = {
+        "model": card.id,
+        "sha256": card.files[WEIGHTS],
+        "plants": [
+            {"family": p.family, "target": p.target, "took": p.took, **p.metrics._asdict()} for p in plants
+        ],
+        "candidates": [
+            {"name": s.candidate.name, "layer": s.candidate.layer, "config": s.candidate.config.to_dict(),
+             **s.metrics._asdict(), "mean": s.mean, "worst": s.worst, "seconds": s.seconds}
+            for s in found
+        ],
+        "chosen": best.candidate.name,
+        "environment": environment(device),
+    }  # fmt: skip
+    took = ", ".join(f"{p.family} {'took' if p.took else 'did not take'}" for p in plants)
+    return Answer(value, f"{card.id}: planted backdoors: {took}\n{_table(found)}\n{_advice(card.id, best)}")
+
+
+def _judged(
+    backdoored: Backdoored, candidates: list[Candidate], device: torch.device, args: argparse.Namespace
+) -> tuple[list[Plant], list[Judged]]:
+    """Judge every candidate on every plant, under a progress bar."""
+    from npd_core.data.clean import load_clean
+    from npd_core.data.load import ImageSet
+    from npd_core.experiments.plants import PLANTS, Plant
+    from npd_core.experiments.suggest import Judged, planted_scores
+
+    card = backdoored.card
+    families = args.plants or PLANTS
     loaded = load_clean(card.dataset, args.clean, args.seed)
     clean = ImageSet(loaded.images, loaded.labels)
-    shares: dict[float, float] = {}
-    if args.rhos:
-        shares = reached(net, clean, sorted(args.rhos), config, device)
-        config = replace(config, rho=choose_budget(shares))
-    found = _candidates(backdoored, clean, layers, config, device, args)
-    best = choose(found, args.max_loss)
-    value = {
-        "model": card.id, "max_loss": args.max_loss, "folds": args.folds, "held": args.held or args.folds,
-        "reached": {f"{rho:g}": share for rho, share in shares.items()},
-        "candidates": [{**c._asdict(), "loss": c.loss} for c in found],
-        "chosen": best and best._asdict(), "config": config.to_dict(), "environment": environment(device),
-    }  # fmt: skip
-    text = [f"{card.id}, cross-validated on {len(clean.labels)} clean images", _table(found)]
-    if shares:
-        moved = ", ".join(f"{100 * share:.0f} % at rho {rho:g}" for rho, share in shares.items())
-        text.insert(
-            0, f"Clean images that reach their surrogate target: {moved}; rho {config.rho:g} is used."
-        )
-    options = f" --rho {config.rho:g}" if shares else ""
-    options += f" --inner-steps {config.inner_steps}" if args.inner_steps else ""
-    return Answer(value, "\n".join([*text, _advice(card.id, best, args.max_loss, options)]))
+    plants: list[Plant] = []
+    judged: list[Judged] = []
+    total = len(families) * (len(candidates) + 1)
+    with progress_bar("{task.completed:.0f}/{task.total:.0f} · {task.fields[note]}") as bar:
+        task = bar.add_task(f"suggest for {card.id}", total=total, note="planting")
+        for event in planted_scores(
+            backdoored.net, clean, candidates, card.image_size, device, families, args.seed
+        ):
+            if isinstance(event, Plant):
+                plants.append(event)
+                note = f"planted {event.family}: ASR {event.metrics.asr:.0%}"
+            elif isinstance(event, Judged):
+                judged.append(event)
+                note = f"{event.plant}, {event.candidate.name}"
+            else:
+                continue
+            bar.update(task, completed=len(plants) + len(judged), note=note)
+            progress_line(note)
+    return plants, judged
 
 
-def _layers(net: Normalized, size: int, names: Sequence[str] | None) -> list[str]:
-    """Return the layers to try, in forward order. Args: names: None: the residual stream, or every
-    convolution."""
-    from npd_core.polarizer.insertion import find_layer, insertion_layers
-
-    known = [str(info.layer) for info in insertion_layers(net, size)]
-    streams = [name for name in known if name.startswith("stream:")]
-    default = streams or [name for name in known if ":" not in name]
-    layers = [str(find_layer(net, name, size).layer) for name in names or default]
-    return sorted(layers, key=known.index)
-
-
-def _config(card: Card, args: argparse.Namespace) -> NPDConfig:
-    from npd_core.config.presets import preset
-
-    config = preset(card.dataset, size=card.image_size)
-    epochs, steps = args.epochs or config.epochs, args.inner_steps or config.inner_steps
-    return replace(config, seed=args.seed, epochs=epochs, inner_steps=steps)
-
-
-def _candidates(
-    backdoored: Backdoored,
-    clean: ImageSet,
-    layers: Sequence[str],
-    config: NPDConfig,
-    device: torch.device,
-    args: argparse.Namespace,
-) -> list[Candidate]:
-    """Train at every layer with every weight, under a progress bar."""
-    from npd_core.experiments.suggest import Candidate, candidates
-
-    weights = args.weights or (config.lambda2,)
-    net, size, total = backdoored.net, backdoored.card.image_size, len(layers) * len(weights)
-    found: list[Candidate] = []
-    with progress_bar("{task.completed:.0f}/{task.total:.0f} settings · {task.fields[note]}") as bar:
-        task = bar.add_task(f"suggest for {backdoored.card.id}", total=total, note="")
-        for event in candidates(net, clean, layers, weights, config, size, device, args.folds, args.held):
-            if isinstance(event, Candidate):
-                found.append(event)
-                bar.update(task, completed=len(found), note=event.layer)
-                progress_line(f"{len(found)}/{total} {event.layer}, lambda {event.weight:g}")
-    return found
-
-
-def _table(found: Sequence[Candidate]) -> str:
-    head = ["layer", "lambda 2, 3", "clean acc. before %", "after %", "lost, points", "s"]
+def _table(found: list[Score]) -> str:
+    head = ["setting", "layer", "ACC %", "ASR %", "RA %", "score", "worst", "s"]
     rows = [
         [
-            c.layer,
-            f"{c.weight:g}",
-            *(f"{100 * x:.1f}" for x in (c.before, c.after, c.loss)),
-            f"{c.seconds:.0f}",
+            s.candidate.name, s.candidate.layer,
+            *(f"{100 * x:.1f}" for x in (s.metrics.acc, s.metrics.asr, s.metrics.ra)),
+            f"{s.mean:.3f}", f"{s.worst:.3f}", f"{s.seconds:.0f}",
         ]
-        for c in found
-    ]
+        for s in found
+    ]  # fmt: skip
     return text_table(head, rows)
 
 
-def _advice(model: str, best: Candidate | None, max_loss: float, options: str) -> str:
-    """Return the command to run next, or the remedy where no layer keeps within the limit."""
-    allowed = f"{100 * max_loss:g} points of clean accuracy"
-    if best is None:
-        return (
-            f"No layer keeps the loss within {allowed}: try smaller --lambdas, or allow more with --max-loss."
-        )
-    options = f"--layer {best.layer} --lambda2 {best.weight:g} --lambda3 {best.weight:g}{options}"
-    return f"Earliest layer that costs at most {allowed}: npd defend {model} {options}"
+def _advice(model: str, best: Score) -> str:
+    """Return the command to run next."""
+    config, families = best.candidate.config, best.candidate.config.to_dict()["families"]
+    options = f"--layer {best.candidate.layer} --families {families} --copies {config.copies}"
+    return (
+        "ACC, ASR and RA are those of the planted triggers on held-out clean images; the score is "
+        f"ACC + RA - ASR.\nBest by the mean and the worst plant: npd defend {model} {options}"
+    )

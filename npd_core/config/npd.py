@@ -15,6 +15,7 @@ BN_MODES = ("warmup_frozen", "stats_fold", "identity_frozen", "train_clean_stats
 INNER_STEPS = ("sign", "l2", "raw")
 LOG_FORMS = ("exact", "mart")
 TARGETS = ("surrogate", "known", "none")
+NO_FAMILY = "none"
 UNIVERSAL = "universal"
 FAMILIES = ("blend", "field", "warp", "patch", "noise", UNIVERSAL)
 """Families of changes that make augmented copies: see npd_core.polarizer.augmentation; `universal` adds a
@@ -105,8 +106,8 @@ class NPDConfig:
     """Share of the clean images held out to choose the epoch by the training objective; 0: keep the last
     epoch (paper)."""
     families: tuple[str, ...] = ()
-    """Families of random changes that make augmented copies of the clean images, label kept: see FAMILIES.
-    Each copy is changed by one of them. Empty: the clean images alone, as in the paper."""
+    """Families of changes that make augmented copies of the clean images, label kept: blend, field, warp,
+    patch, noise, universal. Each copy is changed by one of them. None: the clean images alone (paper)."""
     copies: int = 1
     """Augmented copies of each clean image, where there are families. The number of steps stays: every pass
     shows each image once, as itself or as one of its copies, in turn."""
@@ -162,8 +163,8 @@ class NPDConfig:
         return {"bn": self.lambda1, "asr": self.lambda2, "bce1": self.lambda3, "bce2": tied}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, one per field."""
-        return asdict(self) | {"families": list(self.families)}
+        """Plain JSON values, one per field; the families as names separated by commas, or NO_FAMILY."""
+        return asdict(self) | {"families": ",".join(self.families) or NO_FAMILY}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> NPDConfig:
@@ -174,8 +175,10 @@ class NPDConfig:
             if name not in names:
                 raise unknown_name("setting", name, names)
         known = dict(values)
-        if isinstance(known.get("families"), list):
-            known["families"] = tuple(known["families"])
+        families = known.get("families", ())
+        if isinstance(families, str):
+            families = () if families == NO_FAMILY else families.split(",")
+        known["families"] = tuple(families)
         return cls(**known)
 
 

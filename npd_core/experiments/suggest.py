@@ -1,173 +1,157 @@
-"""Choose the insertion layer and the loss weights by clean images alone, as a defender has to.
+"""Choose settings with neither the real trigger nor a test image: by planted backdoors.
 
-Earlier layers keep more of a triggered image's true class, but a polarizer there costs more clean accuracy.
-The rule is therefore: the earliest layer that clean accuracy allows. Clean accuracy is cross-validated on the
-defender's own images; neither triggers nor test images are used. A perturbation budget is chosen by the share
-of clean images that it moves to their surrogate target.
+Half of the clean images plants backdoors into copies of the network and defends them with each candidate
+setting; the other half judges the result. Families of triggers differ in what they ask of a defense, so
+the mean over the plants and the worst of them count alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import mean
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from npd_core.config.npd import NPDConfig
+from npd_core.config.npd import FAMILIES, UNIVERSAL, NPDConfig
 from npd_core.data.load import ImageSet
 from npd_core.errors import ConfigError
-from npd_core.evaluation import predict
 from npd_core.events import Event, Failed
-from npd_core.models.normalized import Normalized
+from npd_core.experiments.plants import PLANTS, Plant, halves, judge, plant
+from npd_core.metrics import Metrics
 from npd_core.polarizer.insertion import PolarizedNet
-from npd_core.polarizer.perturbation import BALLS, pgd, runner_up
 from npd_core.polarizer.training import train_polarizer
 
-BATCH = 250
-SAME = 0.02
-"""Shares of images that differ by no more count as equal."""
+SAME = 0.01
+"""Scores that differ by no more count as equal; then the candidate that comes first is chosen."""
 
 
-class Candidate(NamedTuple):
-    """A layer and a weight, with the clean accuracy on held-out images."""
+@dataclass(frozen=True)
+class Candidate:
+    """A setting to be judged."""
 
+    name: str
     layer: str
-    weight: float
-    """lambda 2 = lambda 3."""
-    before: float
-    """Clean accuracy of the backdoored network on the same images, in [0, 1]."""
-    after: float
+    config: NPDConfig
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One candidate on one planted backdoor."""
+
+    candidate: Candidate
+    plant: str
+    """Family of the planted trigger."""
+    metrics: Metrics
+    """On held-out clean images, with the planted trigger."""
     seconds: float
+    """Training time."""
 
     @property
-    def loss(self) -> float:
-        """Clean accuracy lost, as a fraction; negative when it rose."""
-        return self.before - self.after
+    def score(self) -> float:
+        """ACC + RA - ASR, in [-1, 2]."""
+        return self.metrics.acc + self.metrics.ra - self.metrics.asr
 
 
-def fold_of(labels: Tensor, folds: int, seed: int) -> Tensor:
-    """Return the fold of each image, (N,) in [0, folds), each class spread as evenly as possible.
+@dataclass(frozen=True)
+class Score:
+    """One candidate over all planted backdoors."""
+
+    candidate: Candidate
+    mean: float
+    worst: float
+    metrics: Metrics
+    """Means over the plants."""
+    seconds: float
+    """Mean training time."""
+
+    @property
+    def value(self) -> float:
+        """What the choice is made by: halfway between the mean and the worst."""
+        return (self.mean + self.worst) / 2
+
+
+def default_candidates(config: NPDConfig, layer: str, further: Sequence[str] = ()) -> list[Candidate]:
+    """Return the settings that are tried when none are named: the preset, with other augmented copies, and at
+    other layers.
 
     Args:
-        labels: (N,) int64.
+        config: the preset.
+        layer: its insertion layer.
+        further: layers to try with the config's own families.
     """
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    fold, given = torch.empty_like(labels), 0
-    for label in labels.unique():
-        members = order[labels[order] == label]
-        fold[members] = (torch.arange(len(members)) + given) % folds
-        given += len(members)
-    return fold
+    families = {
+        "no copies": (),
+        "copies: universal": (UNIVERSAL,),
+        "copies: images": FAMILIES[:-1],
+        "copies: all": FAMILIES,
+    }
+    found = [
+        Candidate(name, layer, replace(config, families=chosen, copies=max(1, len(chosen) // 3)))
+        for name, chosen in families.items()
+    ]
+    return found + [Candidate(f"at {name}", name, config) for name in further if name != layer]
 
 
-def candidates(
-    backdoored: Normalized,
+def planted_scores(
+    net: nn.Module,
     clean: ImageSet,
-    layers: Sequence[str],
-    weights: Sequence[float],
-    config: NPDConfig,
+    candidates: Sequence[Candidate],
     size: int,
     device: torch.device,
-    folds: int = 5,
-    held: int | None = None,
-) -> Iterator[Event | Candidate]:
-    """Train a polarizer per layer, weight and fold. Yields the events of each training, then its Candidate.
+    plants: Sequence[str] = PLANTS,
+    seed: int = 0,
+) -> Iterator[Event | Plant | Judged]:
+    """Plant backdoors and defend them with every candidate. Yields each Plant, taken or not, then for those
+    that took the events of each training and its Judged.
 
     Args:
-        backdoored: classifier of [0, 1] pixels on `device`; not changed.
-        clean: D_bn.
-        layers: names of insertion layers.
-        weights: values of lambda 2 = lambda 3.
-        config: everything else.
+        net: classifier of [0, 1] pixels; not changed.
+        clean: D_bn; at least 2 images of each class.
         size: height and width of the images.
-        folds: number of parts, each held out once.
-        held: hold out only this many parts, which is faster and less certain; None: all.
+        plants: families of planted triggers.
+        seed: of the split, and of the plants.
     Raises:
-        ConfigError: fewer than 2 folds, or more than images of the smallest class.
-        UnknownNameError: no such layer.
+        ConfigError: a class with a single image, or no planted backdoor took.
+        UnknownNameError: no such family of plants, or no such layer.
     """
-    smallest = int(clean.labels.unique(return_counts=True)[1].min())
-    if not 2 <= folds <= smallest:
+    train, held_out = halves(clean, seed)
+    took = False
+    for number, family in enumerate(plants):
+        planted = plant(net, train, held_out, family, seed + number, device)
+        yield planted
+        if not planted.took:
+            continue
+        took = True
+        for candidate in candidates:
+            defended = PolarizedNet(planted.net, candidate.layer, size)
+            last: Event | None = None
+            for last in train_polarizer(defended, train, candidate.config, device):
+                yield last
+            found = judge(defended, held_out, planted.trigger, planted.target, device)
+            if isinstance(last, Failed):
+                found = Metrics(0.0, 1.0, 0.0)
+            yield Judged(candidate, family, found, getattr(last, "seconds", 0.0))
+    if not took:
         raise ConfigError(
-            f"`folds` must be from 2 to {smallest}, the number of images of the smallest class, got {folds}."
+            f"None of the planted backdoors took ({', '.join(plants)}), so no setting can be judged: "
+            "use more clean images, or other plants."
         )
-    fold = fold_of(clean.labels, folds, config.seed)
-    rounds = range(min(folds, held or folds))
-    for layer in layers:
-        for weight in weights:
-            cfg = replace(config, lambda2=weight, lambda3=weight)
-            right_before = right_after = total = 0
-            seconds = 0.0
-            for number in rounds:
-                out = fold == number
-                rest = ImageSet(clean.images[~out], clean.labels[~out])
-                kept = ImageSet(clean.images[out], clean.labels[out])
-                net = PolarizedNet(backdoored, layer, size)
-                last: Event | None = None
-                for event in train_polarizer(net, rest, cfg, device):
-                    last = event
-                    yield event
-                assert last is not None
-                seconds += getattr(last, "seconds", 0.0)
-                total += len(kept.labels)
-                right_before += _right(backdoored, kept, device)
-                right_after += 0 if isinstance(last, Failed) else _right(net, kept, device)
-            yield Candidate(layer, weight, right_before / total, right_after / total, seconds)
 
 
-def _right(net: nn.Module, images: ImageSet, device: torch.device) -> int:
-    return int(predict(net, images.images, device).argmax(1).eq(images.labels.to(device)).sum())
+def scores(judged: Sequence[Judged]) -> list[Score]:
+    """Return the score of every candidate, in the order in which they came."""
+    found = []
+    for candidate in dict.fromkeys(j.candidate for j in judged):
+        own = [j for j in judged if j.candidate == candidate]
+        means = Metrics(*(mean(values) for values in zip(*(j.metrics for j in own), strict=True)))
+        values = [j.score for j in own]
+        found.append(Score(candidate, mean(values), min(values), means, mean(j.seconds for j in own)))
+    return found
 
 
-@torch.no_grad()
-def reached(
-    backdoored: Normalized, clean: ImageSet, budgets: Sequence[float], config: NPDConfig, device: torch.device
-) -> dict[float, float]:
-    """Return, per budget rho, the share of clean images that the inner level (Eq. 4) moves to their surrogate
-    target.
-
-    Args:
-        backdoored: classifier of [0, 1] pixels on `device`; attacked without a polarizer.
-        clean: D_bn.
-        config: norm, number, size and kind of the inner steps; all of them are taken.
-    Raises:
-        ConfigError: an invalid budget.
-    """
-    balls = {rho: BALLS[config.norm](replace(config, rho=rho).rho) for rho in budgets}
-    hits = dict.fromkeys(budgets, 0)
-    for images, labels in zip(clean.images.split(BATCH), clean.labels.split(BATCH), strict=True):
-        x, y = images.to(device).float() / 255, labels.to(device)
-        target = runner_up(backdoored(x), y)
-        for rho, ball in balls.items():
-            with torch.enable_grad():
-                found = pgd(
-                    backdoored, x, target, ball=ball, steps=config.inner_steps, step_size=config.inner_lr,
-                    step=config.inner_step,
-                )  # fmt: skip
-            hits[rho] += int(found.logits.argmax(1).eq(target).sum())
-    return {rho: hit / len(clean.labels) for rho, hit in hits.items()}
-
-
-def choose_budget(shares: Mapping[float, float]) -> float:
-    """Return the smallest budget whose share is within SAME of the largest."""
-    most = max(shares.values())
-    return min(rho for rho, share in shares.items() if share >= most - SAME)
-
-
-def choose(found: Sequence[Candidate], max_loss: float) -> Candidate | None:
-    """Return the earliest layer that loses at most `max_loss` with some weight, and the largest such weight.
-
-    Args:
-        found: candidates in the order of the forward pass.
-        max_loss: clean accuracy that may be lost, as a fraction.
-    Returns:
-        None: no layer keeps within the limit.
-    """
-    layers = list(dict.fromkeys(candidate.layer for candidate in found))
-    for layer in layers:
-        fitting = [c for c in found if c.layer == layer and c.loss <= max_loss]
-        if fitting:
-            return max(fitting, key=lambda c: c.weight)
-    return None
+def choose(found: Sequence[Score]) -> Score:
+    """Return the first candidate within SAME of the best one."""
+    best = max(score.value for score in found)
+    return next(score for score in found if score.value >= best - SAME)

@@ -20,12 +20,12 @@ from npd_core.training.batches import as_input
 
 BUDGETS = (1.5, 3.0)
 """L2 norms of the perturbations of a 32 x 32 image; they grow with its side."""
-STEPS = 10
-STEP = 0.3
+STEPS = 6
+STEP = 0.4
 """Length of the first step as a share of the budget; the last ones are shorter, linearly."""
 IMAGES = 40
 """Images in each step of one class; fewer where there are many classes."""
-IMAGES_OF_ALL = 480
+IMAGES_OF_ALL = 240
 """Images in a step of all classes, about; never fewer than LEAST for a class."""
 LEAST = 8
 AT_ONCE = 256

@@ -13,6 +13,8 @@ from pages.shared import url_state
 
 MAX_EPOCHS = 200
 _TEXTS = tomllib.loads((Path(__file__).parent.parent / "content" / "settings.toml").read_text("utf-8"))
+FAMILY_SETS = (npd.NO_FAMILY, npd.UNIVERSAL, ",".join(npd.FAMILIES[:-1]), ",".join(npd.FAMILIES))
+"""Families that the Lab offers together; `npd defend --families` takes any."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,10 @@ class Setting:
 
     def inside(self, value: Any) -> Any:
         """Return the nearest value that the widget can show."""
-        if value is None or self.kind == "choice":
+        if value is None:
             return value
+        if self.kind == "choice":
+            return value if value in self.choices else self.choices[0]
         nearest = min(max(value, self.low), self.high)
         return int(nearest) if self.kind == "int" else float(nearest)
 
@@ -86,6 +90,8 @@ ADVANCED = (
     Setting("inner_steps", "int", 1, 20, 1),
     Setting("inner_step", "choice", choices=npd.INNER_STEPS),
     Setting("inner_lr", "float", 0.001, 150.0),
+    Setting("families", "choice", choices=FAMILY_SETS),
+    Setting("copies", "int", 1, 10, 1),
     Setting("early_stop", "optional"),
     Setting("clip_grad", "optional", high=1000.0),
     Setting("schedule", "choice", choices=("constant", "cosine")),
