@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from npd_core.cli.common import Answer, Commands, add_device, add_model, read_positive
 from npd_core.cli.settings import CHOICES
 from npd_core.cli.show import before_after
-from npd_core.errors import StorageError
+from npd_core.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
+    from npd_core.evaluation import TestSets
     from npd_core.zoo.weights import Backdoored
 
 
@@ -25,6 +26,13 @@ def add(commands: Commands) -> None:
     )
     add_model(parser)
     parser.add_argument("--polarizer", metavar="DIR", type=Path, help="folder that `npd defend --save` wrote")
+    parser.add_argument(
+        "--ceiling",
+        action="store_true",
+        help="also train a polarizer at the same layer on really triggered images with their true labels, "
+        "which no defender has: its RA is the most to be expected of that layer",
+    )
+    parser.add_argument("--layer", metavar="L", help="layer of the ceiling (that of the saved polarizer)")
     parser.add_argument(
         "--images",
         metavar="N",
@@ -57,6 +65,7 @@ def run(args: argparse.Namespace) -> Answer:
     before = evaluation.evaluate(backdoored.net, sets, device, args.precision)
     after = None if defended is None else evaluation.evaluate(defended, sets, device, args.precision)
     seconds = time.perf_counter() - began
+    ceiling = _ceiling(args, backdoored, defended, sets) if args.ceiling else None
     value: dict[str, Any] = {
         "model": card.id,
         "defense": None if args.polarizer is None else _defense_of(args.polarizer),
@@ -64,6 +73,7 @@ def run(args: argparse.Namespace) -> Answer:
         "before": evaluation.named(before, sets),
         "after": None if after is None else evaluation.named(after, sets),
         "der": None if after is None or not len(sets.poisoned.labels) else der(before, after),
+        "ceiling": ceiling,
         "seconds": {"train": 0.0, "evaluate": seconds},
         "config": {
             "polarizer": None if args.polarizer is None else str(args.polarizer),
@@ -73,7 +83,35 @@ def run(args: argparse.Namespace) -> Answer:
         },
         "environment": environment(device),
     }
-    return Answer(value, before_after(value, value["defense"] or "no defense"))
+    text = before_after(value, value["defense"] or "no defense")
+    if ceiling is not None:
+        text += (
+            f"\nCeiling at {ceiling['layer']}, from a polarizer trained with the real trigger, which no "
+            f"defender has: ACC {ceiling['acc']:.1%}, ASR {ceiling['asr']:.1%}, RA {ceiling['ra']:.1%}."
+        )
+    return Answer(value, text)
+
+
+def _ceiling(
+    args: argparse.Namespace, backdoored: Backdoored, defended: Module | None, sets: TestSets
+) -> dict[str, Any]:
+    """Train with the real trigger and measure. Raises ConfigError for a clean model."""
+    from npd_core import evaluation
+    from npd_core.config.presets import default_layer
+    from npd_core.data.load import load_dataset
+    from npd_core.device import resolve_device
+    from npd_core.polarizer.ceiling import train_ceiling
+    from npd_core.polarizer.insertion import PolarizedNet
+
+    card = backdoored.card
+    if not len(sets.poisoned.labels):
+        raise ConfigError(f"{card.id} has no trigger, so there is no ceiling: leave out --ceiling.")
+    layer = args.layer or getattr(defended, "layer", None) or default_layer(card.arch, card.dataset)
+    net = PolarizedNet(backdoored.net, layer, card.image_size)
+    device = resolve_device(args.device)
+    train_ceiling(net, load_dataset(card.dataset, "train"), backdoored.attack, device)
+    found = evaluation.evaluate(net, sets, device, args.precision)
+    return {"layer": net.layer, **found._asdict()}
 
 
 def _load_defended(folder: Path, backdoored: Backdoored) -> Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import TYPE_CHECKING
 
 from npd_core.cli.common import (
@@ -14,10 +15,12 @@ from npd_core.cli.common import (
     progress_line,
     read_positive,
     read_share_or_count,
+    read_value,
     read_whole,
     read_words,
     text_table,
 )  # fmt: skip
+from npd_core.cli.runs_common import list_of
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +44,13 @@ def add(commands: Commands) -> None:
         type=read_words,
         default=(),
         help="further insertion layers to try; the default one is always tried",
+    )
+    parser.add_argument(
+        "--rhos",
+        metavar="X,X",
+        type=list_of(partial(read_value, "float")),
+        default=(),
+        help="further budgets of the inner perturbation to try",
     )
     parser.add_argument(
         "--plants",
@@ -73,7 +83,7 @@ def run(args: argparse.Namespace) -> Answer:
     config = replace(config, seed=args.seed, epochs=args.epochs or config.epochs)
     layer = default_layer(card.arch, card.dataset)
     further = [find_layer(net, name, card.image_size).name for name in args.layers]
-    candidates = default_candidates(config, layer, further)
+    candidates = default_candidates(config, layer, further, args.rhos)
     plants, judged = _judged(backdoored, candidates, device, args)
     found = scores(judged)
     best = choose(found)
@@ -145,7 +155,8 @@ def _table(found: list[Score]) -> str:
 def _advice(model: str, best: Score) -> str:
     """Return the command to run next."""
     config, families = best.candidate.config, best.candidate.config.to_dict()["families"]
-    options = f"--layer {best.candidate.layer} --families {families} --copies {config.copies}"
+    options = f"--layer {best.candidate.layer} --rho {config.rho:g}"
+    options += f" --families {families} --copies {config.copies}"
     return (
         "ACC, ASR and RA are those of the planted triggers on held-out clean images; the score is "
         f"ACC + RA - ASR.\nBest by the mean and the worst plant: npd defend {model} {options}"

@@ -72,16 +72,19 @@ class Score:
         return (self.mean + self.worst) / 2
 
 
-def default_candidates(config: NPDConfig, layer: str, further: Sequence[str] = ()) -> list[Candidate]:
-    """Return the settings that are tried when none are named: the preset, with other augmented copies, and at
-    other layers.
+def default_candidates(
+    config: NPDConfig, layer: str, further: Sequence[str] = (), rhos: Sequence[float] = ()
+) -> list[Candidate]:
+    """Return the settings that are tried: the preset with several families of augmented copies, and at other
+    layers and with other budgets.
 
     Args:
         config: the preset.
         layer: its insertion layer.
         further: layers to try with the config's own families.
+        rhos: budgets to try likewise.
     """
-    families = {
+    families: dict[str, tuple[str, ...]] = {
         "no copies": (),
         "copies: universal": (UNIVERSAL,),
         "copies: images": FAMILIES[:-1],
@@ -91,7 +94,9 @@ def default_candidates(config: NPDConfig, layer: str, further: Sequence[str] = (
         Candidate(name, layer, replace(config, families=chosen, copies=max(1, len(chosen) // 3)))
         for name, chosen in families.items()
     ]
-    return found + [Candidate(f"at {name}", name, config) for name in further if name != layer]
+    found += [Candidate(f"at {name}", name, config) for name in further if name != layer]
+    found += [Candidate(f"rho {rho:g}", layer, replace(config, rho=rho)) for rho in rhos if rho != config.rho]
+    return found
 
 
 def planted_scores(

@@ -244,8 +244,8 @@ class Trainer:
         target = self.known_target(y)
         if self.variant.target == "surrogate" and inner is not None:
             target = inner.target
-        merged = inner is not None and not self.batch_statistics
-        if merged:
+        z_adv: Tensor | None = None
+        if inner is not None and not self.batch_statistics:
             z, z_adv = self.suffix(torch.cat([h, inner.features])).float().split(len(y))
         else:
             z, target = self._clean_logits(h, y, target)
@@ -255,9 +255,9 @@ class Trainer:
             return _Step(terms, correct)
         kept = target.ne(y) if self.variant.target == "known" and target is not None else None
         universal = None
-        if inner is not None and not merged:
-            z_adv = self.outer_logits(inner.features)
-        elif inner is None:
+        if inner is not None:
+            z_adv = self.outer_logits(inner.features) if z_adv is None else z_adv
+        else:
             z_adv, universal = self._perturbed_logits(x, y, target, kept, stop_early)
         label = y if self.cfg.bce1_label == "true" else z.detach().argmax(1)
         hit = runner_up(z_adv.detach(), y) if target is None else target

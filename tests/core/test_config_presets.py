@@ -16,6 +16,7 @@ SHARED = {  # the same in the paper and in the authors' code, on every data set
     "weight_decay": 5e-4,
     "inner_steps": 2, "inner_lr": 0.1, "early_stop": 0.6, "attack_on": "polarized", "schedule": "constant",
     "clip_grad": None, "holdout": 0.0, "decay_to_identity": False, "precision": "auto", "cache": True,
+    "families": "none", "copies": 1,
     "seed": 0,
 }  # fmt: skip
 WRITTEN = {"log_form": "exact", "bce1_label": "true"}  # rows 1 and 8 of table 1.6
