@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -61,7 +62,7 @@ def timm_classifier(name: str, num_classes: int, size: int | None = None) -> nn.
         raise ConfigError("Networks of timm need the package timm: run `pip install timm`.") from error
     if ":" in name or "/" in name or not timm.is_model(name):
         raise unknown_name("classifier of timm", name, timm.list_models())
-    more = {} if size is None else {"img_size": size}
+    more: dict[str, Any] = {} if size is None else {"img_size": size}
     try:
         net: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, **more)
     except TypeError as error:

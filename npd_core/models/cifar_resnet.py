@@ -5,6 +5,7 @@ them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch.nn.functional as F
@@ -154,7 +155,7 @@ class WideResNet(nn.Module):
         return logits
 
 
-CIFAR_RESNETS = {
+CIFAR_RESNETS: dict[str, Callable[..., nn.Module]] = {
     "cifar_resnet18": partial(CifarResNet, blocks=(2, 2, 2, 2)),
     "cifar_resnet34": partial(CifarResNet, blocks=(3, 4, 6, 3)),
     "cifar_resnet50": partial(CifarResNet, blocks=(3, 4, 6, 3), bottleneck=True),

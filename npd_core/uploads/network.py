@@ -301,7 +301,7 @@ def _sized_name(state: Mapping[str, Tensor]) -> str | None:
     if "layer1.0.conv1.weight" not in state:
         return None
     deep = "layer1.0.conv3.weight" in state
-    known = {
+    known: dict[tuple[object, ...], str] = {
         (2, 2, 2, 2, False): "cifar_resnet18", (3, 4, 6, 3, False): "cifar_resnet34",
         (3, 4, 6, 3, True): "cifar_resnet50", (3, 4, 23, 3, True): "cifar_resnet101",
     }  # fmt: skip

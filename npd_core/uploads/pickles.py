@@ -152,7 +152,7 @@ def blob_bytes(file: IO[bytes], blob: Blob) -> bytes:
     """Read the bytes that a Blob left in the file; a text of protocol 2 holds one byte a character."""
     file.seek(blob.start)
     _, value, _ = next(iter(pickletools.genops(file)))
-    return value.encode("latin1") if isinstance(value, str) else bytes(value)
+    return value.encode("latin1") if isinstance(value, str) else bytes(value or b"")
 
 
 class Machine:
@@ -215,7 +215,8 @@ class Machine:
             made.maker = maker
             first = args[0] if isinstance(args, tuple) and args else ()
             if isinstance(first, list):
-                made.update(pair for pair in first if isinstance(pair, list | tuple) and len(pair) == 2)
+                pairs = [tuple(p) for p in first if isinstance(p, list | tuple) and len(p) == 2]
+                made.update((key, value) for key, value in pairs)
             self.stack.append(made)
         else:
             self.stack.append(Made(maker, args))

@@ -210,7 +210,7 @@ def _zipped(path: Path, file: IO[bytes]) -> TensorFile:
 def _described(file: IO[bytes], place: Place) -> tuple[object, set[Named]]:
     """Read the pickle at a place of the file; long texts in it keep their offsets in the file."""
     file.seek(place.start)
-    return read_pickle(Window(file, place.start + place.size))
+    return read_pickle(cast(IO[bytes], Window(file, place.start + place.size)))
 
 
 class Window:
