@@ -19,7 +19,17 @@ from npd_core.figures.tables import Outcome
 from npd_core.names import DEFENSES, defense_name
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import controls, describe, paper_tables, run_panel, selectors, shell, table_runs, tiles
+from pages.shared import (
+    controls,
+    describe,
+    paper_tables,
+    run_panel,
+    selectors,
+    shell,
+    table_runs,
+    tiles,
+    url_state,
+)
 
 
 class Variant(NamedTuple):
@@ -186,9 +196,8 @@ st.subheader("Run a variant")
 choice = st.selectbox(
     "Variant",
     list(variants),
-    key=f"row-{question.table}",
     index=0 if question.axis else len(variants) - 1,
-    bind="query-params",
+    **url_state.bound(url_state.choice(f"row-{question.table}", variants)),
 )
 st.caption(f"Runs on the chosen model, {describe.model(card)}.")
 table_runs.start(variants[choice].request, card, run)

@@ -11,7 +11,7 @@ from npd_core.attribution import METHODS
 from npd_core.figures.attributions import MapGrid, channel_bars, channel_figure
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import cache, own_image, selectors, shell, tiles
+from pages.shared import cache, own_image, selectors, shell, tiles, url_state
 from pages.shared.text import plain
 
 TARGET, TRUE = "target class", "true class"  # choices beside the names of the classes
@@ -84,7 +84,8 @@ def show_channels(card: Card, run: Run, names: tuple[str, ...], image: Explained
     triggered = card.asr is not None or image.number is None
     if triggered:
         kinds = ["triggered", "clean"]
-        chosen = st.radio("Image", kinds, key="channel_image", bind="query-params", horizontal=True)
+        kept = url_state.bound(url_state.choice("channel_image", kinds))
+        chosen = st.radio("Image", kinds, horizontal=True, **kept)
         triggered = chosen == kinds[0]
     with selectors.working():
         if image.number is not None:
@@ -144,6 +145,7 @@ if own is not None:
 with selectors.working():
     names = cache.images.class_names(card.dataset)
     labels = cache.images.test_labels(card.id)
+image_kept = url_state.bound(url_state.integer("image", 0, len(labels) - 1, 0))
 if "image" not in st.session_state and "image" not in st.query_params:
     st.session_state["image"] = st.session_state.get("last_image", selectors.first_image(card.id))
     st.query_params["image"] = str(
@@ -154,8 +156,7 @@ with st.container(key="controls"):
 title = first.selectbox(
     "Method",
     [info.title for info in METHODS.values()],
-    key="method",
-    bind="query-params",
+    **url_state.bound(url_state.choice("method", [info.title for info in METHODS.values()])),
     help="A finding is solid where the methods agree.",
 )
 method = next(name for name, info in METHODS.items() if info.title == title)
@@ -163,8 +164,7 @@ number = second.number_input(
     "Image number",
     0,
     len(labels) - 1,
-    key="image",
-    bind="query-params",
+    **image_kept,
     disabled=own is not None,
     help=f"One of the {len(labels)} test images.",
 )
@@ -181,8 +181,7 @@ third.button(
 choice = fourth.selectbox(
     "Explain the logit of",
     [TARGET, TRUE, *names],
-    key="target",
-    bind="query-params",
+    **url_state.bound(url_state.choice("target", [TARGET, TRUE, *names])),
     help="The same class is explained for both networks. If the true class of your image is unknown, the "
     "prediction of the backdoored network on the clean image stands for it.",
 )

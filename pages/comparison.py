@@ -33,6 +33,7 @@ from pages.shared import (
 from pages.shared.components.chart import chart
 from pages.shared.text import message
 
+CHANGES = {"lambda": 10.0, "rho": 1000.0}  # the largest that a visitor may set
 MOST_SETTINGS = 3  # that fit into the title of a run
 FEW_IMAGES = 48
 UNCHANGED = "unchanged"
@@ -88,14 +89,20 @@ def changed(request: DefenseRequest, card: Card, key: str) -> DefenseRequest:
         return request
     with st.expander("Change layer, lambdas or budget", icon=":material/tune:", key=f"{key}-tune"):
         layers = [UNCHANGED, *controls.layers(card)]
-        layer = st.selectbox("Insertion layer", layers, key=f"{key}_layer", bind="query-params")
+        layer = st.selectbox(
+            "Insertion layer", layers, **url_state.bound(url_state.choice(f"{key}_layer", layers))
+        )
         left, right = st.columns(2)
-        number: dict[str, Any] = {"value": None, "min_value": 0.0, "placeholder": UNCHANGED}
-        number["bind"] = "query-params"
+        number: dict[str, Any] = {"value": None, "placeholder": UNCHANGED, "min_value": 0.0}
+        weights, budgets = (
+            url_state.number(f"{key}_{name}", 0.0, high, 0.0) for name, high in CHANGES.items()
+        )
         with left:
-            weight = st.number_input("λ₂ = λ₃", max_value=10.0, step=0.05, key=f"{key}_lambda", **number)
+            number["max_value"] = CHANGES["lambda"]
+            weight = st.number_input("λ₂ = λ₃", step=0.05, **number, **url_state.bound(weights))
         with right:
-            rho = st.number_input("ρ", max_value=1000.0, step=0.5, key=f"{key}_rho", **number)
+            number["max_value"] = CHANGES["rho"]
+            rho = st.number_input("ρ", step=0.5, **number, **url_state.bound(budgets))
     changes = {"lambda2": weight, "lambda3": weight, "rho": rho}
     config = replace(request.config, **{name: value for name, value in changes.items() if value is not None})
     return replace(request, layer=request.layer if layer == UNCHANGED else layer, config=config)
@@ -220,8 +227,7 @@ chosen = [
         list(options),
         index=list(options).index(name),
         format_func=lambda name: options[name][0],
-        key=key,
-        bind="query-params",
+        **url_state.bound(url_state.choice(key, [title for title, _ in options.values()])),
     )
     for column, key, name in zip(columns, ("first", "second"), (DEFAULT, "paper"), strict=True)
 ]

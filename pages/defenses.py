@@ -21,6 +21,7 @@ from pages.shared import (
     shell,
     table_runs,
     tiles,
+    url_state,
 )
 from pages.shared.components.chart import chart
 
@@ -137,8 +138,7 @@ defense = st.selectbox(
     list(requests),
     index=list(requests).index("npd"),
     format_func=defense_name,
-    key="defense",
-    bind="query-params",
+    **url_state.bound(url_state.choice("defense", map(defense_name, requests))),
     help="NPD and its variants train one thin layer; the other defenses change the network itself.",
 )
 recorded = any(cell.defense == defense and cell.config and paper_tables.is_of(cell, card) for cell in cells)

@@ -33,8 +33,7 @@ if chosen:
         st.markdown(f"**{TERMS[chosen].title}**\n\n{TERMS[chosen].text}")
 words = st.text_input(
     "Search",
-    key="words",
-    bind="query-params",
+    **url_state.bound(url_state.short_text("words")),
     icon=":material/search:",
     placeholder="for example: attack success, rho, shortcut",
     max_chars=80,

@@ -48,17 +48,14 @@ def best_layer(cells: dict[str, Cell], card: Card) -> str:
 
 
 def layer_select(options: list[str], first: str) -> str:
-    problem = url_state.choice("insertion_layer", options, first).problem()
-    if problem and "insertion_layer" not in st.session_state:
-        st.error(problem, icon=":material/error:")
+    kept = url_state.bound(url_state.choice("insertion_layer", options, first))
     if st.session_state.get("insertion_layer", first) not in options:
         st.session_state.pop("insertion_layer", None)
     return st.selectbox(
         "Insertion layer",
         options,
         index=options.index(first) if first in options else 0,
-        key="insertion_layer",
-        bind="query-params",
+        **kept,
         help="In the order of the forward pass. You can also click the layer in the drawing.",
     )
 

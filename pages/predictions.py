@@ -36,11 +36,10 @@ def choose_images(card: Card, names: tuple[str, ...], labels: np.ndarray) -> tup
     name = first.selectbox(
         "Class",
         [ANY, *names],
-        key="filter",
-        bind="query-params",
+        **url_state.bound(url_state.choice("filter", [ANY, *names])),
         help="New samples are drawn from this class of the test set.",
     )
-    count = second.selectbox("Images", COUNTS, index=1, key="count", bind="query-params")
+    count = second.selectbox("Images", COUNTS, index=1, **url_state.bound(url_state.choice("count", COUNTS)))
     pool = np.arange(len(labels)) if name == ANY else np.flatnonzero(labels == names.index(name))
     drawn_for, state = (card.id, name, count), st.session_state
     kept = value.is_new() or state.get("_drawn_for", drawn_for) == drawn_for
@@ -66,8 +65,7 @@ def choose_images(card: Card, names: tuple[str, ...], labels: np.ndarray) -> tup
     )
     amplified = backdoored and fifth.toggle(
         "Change × 10",
-        key="difference",
-        bind="query-params",
+        **url_state.bound(url_state.flag("difference")),
         help="Also show what the trigger changes, amplified ten times. Gray means unchanged.",
     )
     return value.get(), amplified
@@ -103,12 +101,12 @@ def one_image(
     st.subheader("Probabilities for one image")
     st.caption("✓ marks the true class, ⚠ the target class." if backdoored else "✓ marks the true class.")
     places = {index: place for place, index in enumerate(found.indices)}
+    titles = {index: f"#{index} · {names[found.labels[place]]}" for index, place in places.items()}
     focus = st.selectbox(
         "Image",
         found.indices,
-        format_func=lambda index: f"#{index} · {names[found.labels[places[index]]]}",
-        key="focus",
-        bind="query-params",
+        format_func=lambda index: titles[index],
+        **url_state.bound(url_state.choice("focus", titles.values())),
     )
     at, st.session_state["last_image"] = places[focus], int(focus)
     label, target = int(found.labels[at]), int(found.targets[at])

@@ -7,7 +7,7 @@ import streamlit as st
 
 from npd_core.config.npd import NPDConfig
 from npd_core.runs.store import Run
-from pages.shared import cache, controls, describe, selectors, shell, step_view
+from pages.shared import cache, controls, describe, selectors, shell, step_view, url_state
 from pages.shared.settings import ALL
 
 SETTINGS = (
@@ -37,8 +37,7 @@ def walk(parts: list[step_view.Part]) -> None:
         list(range(1, last + 1)),
         default=1,
         required=True,
-        key="step",
-        bind="query-params",
+        **url_state.bound(url_state.integer("step", 1, last, 1)),
         label_visibility="collapsed",
     )
     here = int(step or 1)
@@ -122,7 +121,8 @@ with selectors.working():
     count = len(cache.images.clean_images(card.dataset, request.clean, request.config.seed).labels)
     if not 0 <= st.session_state.get("image", 0) < count:
         put("image", 0)
-    number = int(third.number_input("Clean image", 0, count - 1, 0, key="image", bind="query-params"))
+    image = url_state.bound(url_state.integer("image", 0, count - 1, 0))
+    number = int(third.number_input("Clean image", 0, count - 1, 0, **image))
     fourth.button(
         "Random image", icon=":material/casino:", on_click=random_image, args=(count,), width="stretch"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -62,8 +61,7 @@ def layer_select(card: Card) -> str:
         "Insertion layer",
         options,
         index=options.index(default) if default in options else 0,
-        key="layer",
-        bind="query-params",
+        **url_state.bound(url_state.choice("layer", options), quiet=True),
         help="The polarizer, a 1×1 convolution with BatchNorm, is inserted here. The paper inserts it before "
         f"{paper}" + ("." if default == paper else f"; the default here is {default}."),
     )
@@ -234,15 +232,13 @@ def _draw_pairs(settings: Sequence[Setting], values: dict[str, Any]) -> None:
 
 
 def _draw(setting: Setting, default: Any) -> Any:
-    common: dict[str, Any] = {"key": setting.key, "bind": "query-params", "help": setting.help}
+    common: dict[str, Any] = {"help": setting.help, **url_state.bound(setting.url_value(), quiet=True)}
     if setting.kind == "choice":
         options = list(setting.choices)
         changed = _fit_inner_lr if setting.key == "inner_step" else None
         return st.selectbox(setting.label, options, options.index(default), on_change=changed, **common)
     low, high, step = setting.low, setting.high, setting.step
     if setting.kind == "int":
-        if _is_infinite(st.query_params.get(setting.key, "")):
-            del common["bind"]  # Streamlit fails to make it a whole number
         return st.number_input(setting.label, int(low), int(high), int(default), int(step), **common)
     start = None if default is None else float(default)
     if setting.kind == "slider":
@@ -250,13 +246,6 @@ def _draw(setting: Setting, default: Any) -> Any:
     return st.number_input(
         setting.label, low, high, start, step, format="%g", placeholder=setting.empty, **common
     )
-
-
-def _is_infinite(found: str) -> bool:
-    try:
-        return math.isinf(float(found))
-    except ValueError:
-        return False
 
 
 def _fit_inner_lr() -> None:

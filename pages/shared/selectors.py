@@ -18,7 +18,7 @@ from streamlit.errors import StreamlitAPIException
 from npd_core.errors import NPDError
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
-from pages.shared import cache, choice, describe, shell
+from pages.shared import cache, choice, describe, shell, url_state
 from pages.shared.text import show_error
 
 
@@ -35,8 +35,10 @@ def working(stop: bool = True) -> Iterator[None]:
 
 def switch(label: str, options: Sequence[str], key: str, *, place: Any = st, **settings: Any) -> str:
     """Show a segmented control that is kept in the URL, the first option chosen. Args: place: as a column."""
-    settings = {"default": options[0], "required": True, "bind": "query-params"} | settings
-    return str(place.segmented_control(label, options, key=key, **settings))
+    written = map(settings.get("format_func", str), options)
+    kept = {"key": key} if "bind" in settings else url_state.bound(url_state.choice(key, written))
+    settings = {"default": options[0], "required": True, **kept} | settings
+    return str(place.segmented_control(label, options, **settings))
 
 
 def show_figure(figure: graph.Figure, key: str, place: Any = st) -> None:

@@ -7,26 +7,29 @@
     st.button("Start over", on_click=STEP.clear)
 
 A switch of pages empties the URL; `get` puts the value back. A default leaves the URL clean. Text that does
-not fit is taken out of the URL. Widgets with `bind="query-params"` keep their own value: ask `problem` before
-they are drawn. A value object may be created again in every script run, as when its range depends on the
-model: the session keeps it by name.
+not fit is taken out of the URL. A widget that keeps its own value in the URL is drawn with `**bound(value)`,
+so that its text is read by the same parser. A value object may be created again in every script run, as when
+its range depends on the model: the session keeps it by name.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import streamlit as st
+from streamlit.errors import StreamlitAPIException
 
 from npd_core.errors import ConfigError, NPDError, unknown_name
 from pages.shared import text
 
 T = TypeVar("T")
 LONGEST_QUOTE = 60
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 
 
 class _Kept(NamedTuple):
@@ -108,6 +111,27 @@ def show_notices(*values: UrlValue) -> None:
             st.error(kept.notice, icon=":material/error:")
 
 
+def bound(value: UrlValue[Any], *, quiet: bool = False) -> dict[str, Any]:
+    """Return the arguments `key` and `bind` of a widget that keeps its value in the URL.
+
+    Where the text in the URL does not fit, the widget starts with its default, and a sentence says so.
+
+    Args:
+        quiet: leave the sentence to the caller.
+    """
+    problem = value.problem()
+    if not problem:
+        arguments = {"key": value.name, "bind": "query-params"}
+    else:
+        arguments = {"key": value.name}
+        if not quiet and value.name not in st.session_state:
+            _memory()[value.name] = _Kept(None, problem)
+        _write(value.name, None)
+    if not quiet:
+        show_notices(value)
+    return arguments
+
+
 def integer(name: str, low: int, high: int, default: int) -> UrlValue[int]:
     """A whole number from `low` to `high`."""
     return UrlValue(name, lambda found: parse_integer(found, low, high), default)
@@ -118,15 +142,27 @@ def number(name: str, low: float, high: float, default: float) -> UrlValue[float
     return UrlValue(name, lambda found: parse_number(found, low, high), default, "{:g}".format)
 
 
-def choice(name: str, options: Sequence[str], default: str) -> UrlValue[str]:
-    """One of `options`."""
+def choice(name: str, options: Iterable[object], default: str = "") -> UrlValue[str]:
+    """One of `options`, as they are shown."""
+    words = [str(option) for option in options]
 
     def parse(found: str) -> str:
-        if found not in options:
-            raise unknown_name(name, found[:LONGEST_QUOTE], options)
+        if found not in words:
+            raise unknown_name(name, found[:LONGEST_QUOTE], words)
         return found
 
     return UrlValue(name, parse, default)
+
+
+def flag(name: str) -> UrlValue[bool]:
+    """Whether something is switched on: true or false, false by default."""
+
+    def parse(found: str) -> bool:
+        if found.lower() not in ("true", "false"):
+            raise ConfigError("It must be true or false.")
+        return found.lower() == "true"
+
+    return UrlValue(name, parse, False, lambda value: str(value).lower())
 
 
 def integers(name: str, low: int, high: int, most: int) -> UrlValue[tuple[int, ...]]:
@@ -164,10 +200,8 @@ def parse_integer(found: str, low: int, high: int) -> int:
 
 def parse_number(found: str, low: float, high: float) -> float:
     """Raises ConfigError unless `found` is a finite number from `low` to `high`."""
-    try:
-        value = float(found)
-    except ValueError:
-        value = math.nan
+    words = found.strip()
+    value = float(words) if len(words) <= LONGEST_QUOTE and _NUMBER.fullmatch(words) else math.nan
     if not (math.isfinite(value) and low <= value <= high):
         raise ConfigError(f"It must be a number from {low:g} to {high:g}.")
     return value
@@ -187,6 +221,7 @@ def _memory() -> dict[str, _Kept]:
 
 def _write(name: str, letters: str | None) -> None:
     if letters is None:
-        st.query_params.pop(name, None)
+        with contextlib.suppress(StreamlitAPIException):  # of a widget: it clears its own text
+            st.query_params.pop(name, None)
     elif st.query_params.get(name) != letters:
         st.query_params[name] = letters

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from npd_core.errors import NPDError
+from npd_core.runs.store import Run
 from pages.shared import text, url_state
 
 SCRIPT = """
@@ -124,3 +131,97 @@ def test_plain_text_is_one_line_and_may_be_cut() -> None:
 
 def test_a_message_keeps_its_names_in_backticks() -> None:
     assert text.message("`rho` must be *positive*, see `a_b`.") == r"`rho` must be \*positive\*, see `a_b`."
+
+
+HOSTILE = [
+    *(
+        "",
+        " ",
+        "inf",
+        "-inf",
+        "nan",
+        "NaN",
+        "Infinity",
+        "1e999",
+        "1e309",
+        "-1",
+        "--1",
+        "1_000",
+        "0x10",
+        "1e3",
+    ),
+    *("9" * 19, "9" * 400, "9" * 5000, "-" + "9" * 400, "1.5", ".", "1.", "1,2", "1,,2", ",", "," * 5000),
+    *("²", "١", "一", "½", "\x00", "\u202e1", "\ud800", "True", "None", "null", "[]", "{}", "[" * 5000),
+    *("../../etc/passwd", "/etc/passwd", "..", "%00", "a" * 100_000, "![x](http://host)", "<img src=x>"),
+    *("1e" + "9" * 30, "1" * 70, "+1", "0", "00", "-0", "1 2", "1\n2", "a,b,c,d,e,f,g,h,i,j,k,l,m", "✓"),
+]
+PAGES = ("attributions", "comparison", "lab", "predictions", "step_by_step")
+OTHERS = ("ablations", "attacks", "defenses", "glossary", "layers", "lessons", "my_models", "runs", "story")
+
+
+@pytest.fixture
+def declared(monkeypatch: pytest.MonkeyPatch) -> dict[str, url_state.UrlValue[Any]]:
+    """Every value of the URL that a page reads while it runs, by name."""
+    found: dict[str, url_state.UrlValue[Any]] = {}
+    for method in ("get", "problem"):
+        read = getattr(url_state.UrlValue, method)
+
+        def noted(self: url_state.UrlValue[Any], read: Any = read) -> Any:
+            found[self.name] = self
+            return read(self)
+
+        monkeypatch.setattr(url_state.UrlValue, method, noted)
+    return found
+
+
+@pytest.mark.parametrize("name", [*PAGES, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
+def test_no_text_in_the_url_ends_in_a_traceback(
+    name: str,
+    open_page: Callable[..., AppTest],
+    make_run: Callable[..., Run],
+    manager: object,
+    declared: dict[str, url_state.UrlValue[Any]],
+) -> None:
+    run = make_run()
+    page = open_page(name, run=run.id).run()
+    assert not page.exception, page.exception
+    values = dict(declared)
+    assert {"model", "run"} <= set(values)
+    rng = random.Random(name)
+    texts = HOSTILE + ["".join(rng.choices("0123456789eE.+-,naifty ²\x00[]", k=9)) for _ in range(300)]
+    for value in values.values():
+        for found in texts:
+            try:
+                read = value.parse(found)
+            except NPDError:
+                continue
+            assert not isinstance(read, float) or math.isfinite(read), (value.name, found)
+            value.write(read)
+    again = open_page(name, **dict.fromkeys(values, "inf")).run()  # all at once, in a new session
+    assert not again.exception, again.exception
+    assert again.error
+
+
+def test_every_widget_in_the_url_has_a_declared_value() -> None:
+    pages = Path(url_state.__file__).parent.parent
+    writers = {path.name for path in pages.rglob("*.py") if '"query-params"' in path.read_text("utf-8")}
+    assert writers == {"url_state.py"}
+
+
+def test_a_bound_widget_starts_with_its_default_where_the_url_does_not_fit() -> None:
+    script = """
+import streamlit as st
+from pages.shared import url_state
+st.number_input("n", 0, 9, 4, **url_state.bound(url_state.integer("n", 0, 9, 4)))
+"""
+    for found, value in {"7": 7, "inf": 4, "9" * 400: 4}.items():
+        page = AppTest.from_string(script)
+        page.query_params["n"] = found
+        page.run()
+        assert not page.exception, page.exception
+        assert page.number_input(key="n").value == value
+        assert len(page.error) == (found != "7")
+        page.number_input(key="n").set_value(2).run()
+        assert page.number_input(key="n").value == 2
+        page.run()
+        assert page.number_input(key="n").value == 2
