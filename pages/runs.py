@@ -11,7 +11,7 @@ from npd_core import paths
 from npd_core.figures.curves import read_metrics
 from npd_core.figures.runs import Row, comparison_figure, differing, outcome_figure, read_row
 from npd_core.names import CURVES, METRICS, RUN_STATES, defense_name
-from npd_core.runs.store import Run
+from npd_core.runs.store import LONGEST_NOTE, Run
 from pages.shared import (
     cache,
     controls,
@@ -50,6 +50,7 @@ COLUMNS: dict[str, Any] = {
     "kind": st.column_config.TextColumn(
         "Kind", help="Recorded: shipped with the project. Live: trained on this machine."
     ),
+    "note": st.column_config.TextColumn("Note"),
     "when": "Created",
     "id": "Run",
 }
@@ -82,14 +83,96 @@ def row_of(run: Run) -> Row:
 
 def table(runs: list[Run]) -> None:
     """Show the list of runs."""
+    runs = filtered(runs)
+    if not runs:
+        st.info("No run matches. Clear a filter to see more runs.", icon=":material/filter_alt_off:")
+        return
     rows = []
     for run in runs:
         row = row_of(run)._asdict()
+        row["note"] = "" if run.recorded else cache.runs.stores()[0].note(run.id)
         row["defense"] = defense_name(row["defense"])
         row["when"] = describe.local_time(row.pop("created"))
         row["state"] = RUN_STATES[run.state] + (f", {run.share:.0%}" if run.state == "running" else "")
         rows.append({name: row[name] for name in COLUMNS})
     st.dataframe(rows, column_config=COLUMNS, hide_index=True, placeholder="–", key="history")
+
+
+def choose_filters(runs: list[Run]) -> None:
+    """Draw the filters of the list: model, defense and state."""
+    options = {
+        "of_model": ("Model", list(dict.fromkeys(run.request.model for run in runs)), str),
+        "of_defense": ("Defense", list(dict.fromkeys(run.request.defense for run in runs)), defense_name),
+        "of_state": ("State", list(dict.fromkeys(run.state for run in runs)), RUN_STATES.__getitem__),
+    }
+    for column, (key, (label, names, shown)) in zip(st.columns(len(options)), options.items(), strict=True):
+        st.session_state[key] = [name for name in st.session_state.get(key, []) if name in names]
+        column.multiselect(label, names, format_func=shown, key=key, placeholder="All")
+
+
+def filtered(runs: list[Run]) -> list[Run]:
+    """Return the runs that the filters let through; an empty filter lets through every run."""
+    model, defense, state = (st.session_state.get(key, []) for key in ("of_model", "of_defense", "of_state"))
+    return [
+        run
+        for run in runs
+        if (not model or run.request.model in model)
+        and (not defense or run.request.defense in defense)
+        and (not state or run.state in state)
+    ]
+
+
+def delete(run_id: str) -> None:
+    """Delete a run and remember it for `undo`; for `on_click`."""
+    with selectors.working(stop=False):
+        cache.runs.stores()[0].delete(run_id)
+        st.session_state["_deleted"] = run_id
+        st.session_state.pop("inspect", None)
+        st.session_state.pop("_inspected", None)
+
+
+def undo() -> None:
+    """Bring back the run that was deleted last; for `on_click`."""
+    with selectors.working(stop=False):
+        cache.runs.stores()[0].restore(st.session_state.pop("_deleted"))
+
+
+def offer_undo() -> None:
+    """Offer to bring back the run that was deleted last in this session."""
+    run_id = st.session_state.get("_deleted")
+    if run_id is None or run_id not in cache.runs.stores()[0].deleted():
+        return
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.info(f"Run `{run_id}` was deleted.", icon=":material/delete:")
+        st.button("Undo", key="undo-delete", icon=":material/undo:", on_click=undo)
+
+
+def damaged() -> None:
+    """List the folders that hold no readable run: why, what can still be shown, and a way to delete them."""
+    for store in cache.runs.stores():
+        for run_id, reason in store.unreadable().items():
+            with st.container(border=True, key=f"damaged-{run_id}"):
+                st.warning(message(reason), icon=":material/warning:")
+                count = len(store.events(run_id))
+                st.caption(f"Damaged · `{run_id}` · {count} of its events can be read.")
+                if not store.recorded:
+                    delete_button(run_id)
+
+
+def delete_button(run_id: str) -> None:
+    """Offer to delete a run of this machine."""
+    st.button("Delete", key=f"delete-{run_id}", icon=":material/delete:", on_click=delete, args=(run_id,))
+
+
+def edit_note(run: Run) -> None:
+    """Let the user keep a note with a run of this machine."""
+    store, key = cache.runs.stores()[0], f"note-{run.id}"
+
+    def keep() -> None:
+        with selectors.working(stop=False):
+            store.set_note(run.id, st.session_state[key])
+
+    st.text_input("Note", store.note(run.id), LONGEST_NOTE, key=key, on_change=keep)
 
 
 def details(run: Run) -> None:
@@ -131,6 +214,10 @@ def details(run: Run) -> None:
         else:
             st.write(f"This link opens the Lab with {contents(run)} of this run.")
             downloads.share("lab", model=run.request.model, run=run.id)
+    if not run.recorded:
+        edit_note(run)
+        if not run.active:
+            delete_button(run.id)
     with st.expander("All settings and measurements"):
         left, right = st.columns(2)
         left.json(run.request.to_dict())
@@ -183,8 +270,9 @@ def download_button(run: Run) -> None:
 
 
 def compare(runs: list[Run]) -> None:
-    """Show the curves of several runs on one scale, their results, and the settings that differ."""
+    """Show the settings of several runs that differ, then their results and their curves on one scale."""
     names = [short_title(run) for run in runs]
+    show_differing(runs, names)
     curves = {}
     for name, run in zip(names, runs, strict=True):
         found = read_metrics(cache.runs.events(run), (run.result or {}).get("before"))
@@ -198,6 +286,10 @@ def compare(runs: list[Run]) -> None:
     if any(run.result for run in runs):
         rows = [row_of(run) for run in runs]
         selectors.show_figure(outcome_figure(rows, names, tiles.mode()), "outcomes")
+
+
+def show_differing(runs: list[Run], names: list[str]) -> None:
+    """Show the settings that differ between runs."""
     settings = differing({run.id: run.request.to_dict() for run in runs})
     if not settings:
         st.caption("The settings of these runs are the same.")
@@ -271,13 +363,13 @@ shell.title(
     "model.",
 )
 runs = visible_runs()
-for store in cache.runs.stores():
-    for reason in store.unreadable().values():
-        st.warning(message(reason), icon=":material/warning:")
+offer_undo()
+damaged()
 if not runs:
     st.info("There are no runs. Train a polarizer in the Lab: every run is kept.", icon=":material/info:")
     shell.link("pages/lab.py", "Train a polarizer in the Lab", ":material/science:")
     st.stop()
+choose_filters(runs)
 run_panel.follow(visible_runs, table, every=REFRESH)
 
 by_id = {run.id: run for run in runs}

@@ -13,6 +13,7 @@ from typing import Any
 from npd_core.events import Event, StepEnd, to_record
 from npd_core.fileio import disk_errors
 from npd_core.progress import Progress
+from npd_core.runs import checked
 
 
 @contextlib.contextmanager
@@ -82,6 +83,8 @@ class EventLog:
     def _clear(self) -> None:
         self.events: list[dict[str, Any]] = []
         self.progress = Progress()
+        self.damaged = 0
+        """Lines that hold no event, and are left out."""
         self._mark: tuple[int, int] | None = None
         self._offset = 0
 
@@ -103,11 +106,10 @@ class EventLog:
                 text = file.read()
         complete = text.rfind(b"\n") + 1
         for line in text[:complete].splitlines():
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(record, dict) and isinstance(record.get("type"), str):
+            record = checked.parse(line)
+            if record is None or not checked.is_event(record):
+                self.damaged += 1
+            else:
                 self.events.append(record)
                 self.progress.add(record)
         self._offset += complete

@@ -3,7 +3,9 @@
     <root>/<run id>/request.json    the request; never changes
                     state.json      the state; replaced as a whole
                     events.jsonl    one event record per line, with its `time` in unix seconds
+                    note.txt        a note of the user
                     result.json     the result of `run_defense`, beside polarizer.safetensors, ...
+    <root>/.deleted/                runs that were deleted and can still be restored
     <root>/.owners/                 a locked file per process that works on runs, see `owners`
 
 `npd defend --save DIR` and the recorded runs have the same layout (`write_record`).
@@ -31,8 +33,9 @@ from npd_core import paths
 from npd_core.config.request import DefenseRequest
 from npd_core.errors import NPDError, StorageError, UnknownNameError, unknown_name
 from npd_core.events import Event, to_record
-from npd_core.fileio import disk_errors, storage_error, write_json, write_text
+from npd_core.fileio import disk_errors, write_json, write_text
 from npd_core.progress import STORED, Progress
+from npd_core.runs import checked
 from npd_core.runs.event_log import EventLog, append_events
 from npd_core.runs.owners import Owner
 
@@ -41,9 +44,14 @@ STATES: tuple[State, ...] = get_args(State)
 ACTIVE: tuple[State, ...] = ("queued", "running")
 
 REQUEST, STATE, EVENTS, RESULT, STOP = "request.json", "state.json", "events.jsonl", "result.json", "stop"
+NOTE, LONGEST_NOTE = "note.txt", 400
 POLARIZER, REPAIRED = "polarizer.safetensors", "repaired.json"
 """Files that show that a run saved a polarizer, or a network that a baseline repaired."""
 _RUN_ID = re.compile(r"[0-9a-z][0-9a-z_-]{0,127}")
+DELETED = ".deleted"
+"""Folder of the runs that were deleted and can be restored."""
+LATEST = 1e11
+"""Unix seconds: a time of a run lies before."""
 _LOGS = 64
 """Runs whose events stay in memory after they were read."""
 READ_ONLY = "Recorded runs are read-only: start a run of your own instead."
@@ -84,6 +92,8 @@ class Run:
     folder: Path
     recorded: bool
     """True for a run shipped with the project, which is read-only."""
+    damage: str = ""
+    """Which of its files cannot be read, in a sentence; empty for a sound run."""
     epoch: int | None = None
     """Epoch of the last event; warm-up epochs are negative. None before the first."""
     epochs: int = 0
@@ -247,6 +257,72 @@ class RunStore:
     def stop_requested(self, run_id: str) -> bool:
         """Return whether a process asked the run to stop."""
         return os.path.exists(self._folder(run_id) / STOP)
+
+    def note(self, run_id: str) -> str:
+        """Return the note of a run; "" without one, and where it cannot be read. Raises UnknownNameError."""
+        try:
+            with (self._folder(run_id) / NOTE).open("rb") as file:
+                return file.read(4 * LONGEST_NOTE).decode(errors="replace")[:LONGEST_NOTE]
+        except OSError:
+            return ""
+
+    def set_note(self, run_id: str, note: str) -> None:
+        """Keep a note of at most LONGEST_NOTE characters with a run; "" removes it. Raises as `get`."""
+        path = self._writable(run_id) / NOTE
+        words = note.encode(errors="replace").decode().strip()[:LONGEST_NOTE]
+        with disk_errors(path):
+            write_text(path, words) if words else path.unlink(missing_ok=True)
+
+    def delete(self, run_id: str) -> None:
+        """Take a run, damaged or not, out of the list; `restore` brings it back until `purge`.
+
+        Raises:
+            UnknownNameError: there is none. StorageError: it is recorded, queued or running.
+        """
+        folder = self._writable(run_id)
+        try:
+            state = self.get(run_id).state
+        except StorageError:
+            state = "failed"
+        if state in ACTIVE:
+            raise StorageError(f"Run {run_id} is {state}: stop it before you delete it.")
+        kept = self.root / DELETED / run_id
+        with self._lock, disk_errors(folder):
+            kept.parent.mkdir(exist_ok=True)
+            shutil.rmtree(kept, ignore_errors=True)
+            os.rename(folder, kept)
+            os.utime(kept)
+            self._forget(run_id)
+
+    def restore(self, run_id: str) -> None:
+        """Bring back a deleted run. Raises UnknownNameError, StorageError."""
+        if run_id not in self.deleted():
+            raise UnknownNameError(f"Run {str(run_id)[:40]!r} cannot be restored any more.")
+        with self._lock:
+            if os.path.exists(self.root / run_id):
+                raise StorageError(f"Run {run_id} exists again, so the deleted one is not restored.")
+            with disk_errors(self.root / run_id):
+                os.rename(self.root / DELETED / run_id, self.root / run_id)
+            self._forget(run_id)
+
+    def deleted(self) -> Names:
+        """Return the ids of the runs that can be restored."""
+        folder = self.root / DELETED
+        with disk_errors(folder, "read"):
+            names = os.listdir(folder) if folder.is_dir() else []
+        return sorted(name for name in names if _RUN_ID.fullmatch(name))
+
+    def purge(self, older: float = 0.0) -> None:
+        """Remove what was deleted at least `older` seconds ago for good."""
+        for name in self.deleted():
+            folder = self.root / DELETED / name
+            if time.time() - _mtime(folder) >= older:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _forget(self, run_id: str) -> None:
+        self._runs.pop(run_id, None)
+        self._logs.pop(run_id, None)
+        self._unsaved.pop(run_id, None)
 
     def recover(self) -> Names:
         """Mark every run that a dead process left queued or running as interrupted, and return their ids.
@@ -427,7 +503,7 @@ def _read(folder: Path, unsaved: Mapping[str, Any] | None, recorded: bool) -> _R
     result: dict[str, Any] | None = None
     state: Mapping[str, Any] = {}
     try:
-        result = _load_json(folder / RESULT) if os.path.exists(folder / RESULT) else None
+        result = checked.load_result(folder / RESULT) if os.path.exists(folder / RESULT) else None
     except StorageError as error:
         damage = str(error)
     request = _read_request(folder, result)
@@ -437,14 +513,16 @@ def _read(folder: Path, unsaved: Mapping[str, Any] | None, recorded: bool) -> _R
         damage = str(error)
     guess = "failed" if damage else "finished" if result is not None else "interrupted"
     name = state.get("state", guess)
-    if name not in STATES:
+    if not isinstance(name, str) or name not in STATES:
         name, damage = "failed", f"Run {folder.name} has an unknown state {str(name)[:40]!r}; start it again."
     elif damage and name == "finished":
         name = "failed"
     created = _number(state.get("created"))
     progress = state.get("progress")
     progress = progress if isinstance(progress, dict) else {}
-    known = {key: progress[key] for key in STORED if type(progress.get(key)) is int}
+    known = {
+        key: progress[key] for key in STORED if type(progress.get(key)) is int and abs(progress[key]) < 2**31
+    }
     run = Run(
         id=folder.name,
         request=request,
@@ -452,32 +530,27 @@ def _read(folder: Path, unsaved: Mapping[str, Any] | None, recorded: bool) -> _R
         created=_mtime(folder) if created is None else created,
         started=_number(state.get("started")),
         ended=_number(state.get("ended")),
-        message=damage or str(state.get("message") or ""),
+        message=damage or str(state.get("message") or "")[: checked.MOST_WORDS],
         result=result,
         folder=folder,
         recorded=recorded,
+        damage=damage,
         **known,
     )
-    return _Read(run, str(state.get("owner", "")), not run.active and "epochs" in known)
+    owner = state.get("owner", "")
+    return _Read(run, owner if isinstance(owner, str) else "", not run.active and "epochs" in known)
 
 
 def _read_request(folder: Path, result: Mapping[str, Any] | None) -> DefenseRequest:
     """Return the request of a run, from its result where it has no file of its own. Raises StorageError."""
-    try:
-        if os.path.exists(folder / REQUEST) or result is None:
-            return DefenseRequest.from_dict(_load_json(folder / REQUEST))
-        return DefenseRequest.from_dict(result["config"])
-    except StorageError:
-        raise
-    except (NPDError, TypeError, KeyError, AttributeError) as error:
-        reason = str(error) if isinstance(error, NPDError) else "its request is missing or malformed."
-        raise StorageError(
-            f"Run {folder.name} was written by another version or damaged: {reason}"
-        ) from error
+    stored = result is None or os.path.exists(folder / REQUEST)
+    return checked.load_request(folder / REQUEST, None if stored else (result or {}).get("config") or {})
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """Return a time of a file; None when it is none that a calendar has."""
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < LATEST
+    return float(value) if fits else None  # type: ignore[arg-type]
 
 
 def _mtime(path: Path) -> float:
@@ -499,22 +572,8 @@ def _mark(path: str) -> tuple[int, int, int] | None:
 def _load_state(folder: Path, *, strict: bool = False) -> dict[str, Any]:
     """Return state.json, {} if it is absent or damaged; if `strict`, a damaged one raises StorageError."""
     try:
-        return _load_json(folder / STATE) if os.path.exists(folder / STATE) else {}
+        return checked.load_json(folder / STATE) if os.path.exists(folder / STATE) else {}
     except StorageError:
         if strict:
             raise
         return {}
-
-
-def _load_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise storage_error(path, error, "read") from error
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise StorageError(
-            f"{path} is damaged and cannot be read: remove its folder, or start the run again."
-        )
-    return value

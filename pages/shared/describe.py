@@ -8,6 +8,7 @@ from npd_core.config.baselines import CONFIGS
 from npd_core.names import architecture_name, attack_name, dataset_name, defense_name
 from npd_core.runs.store import Run
 from npd_core.zoo.card import Card
+from pages.shared.text import plain
 
 STATES = {
     "queued": (":material/hourglass_empty:", "gray"),
@@ -56,7 +57,7 @@ def provenance(found: Run) -> str:
     """Return where the numbers of a run come from: live or recorded, seed, device, date."""
     device = (found.result or {}).get("environment", {}).get("device") or found.request.device
     when = local_time(found.ended or found.created)
-    return f"{_kind(found)} · seed {found.request.config.seed} · {device} · {when}"
+    return f"{_kind(found)} · seed {found.request.config.seed} · {plain(device, 80)} · {when}"
 
 
 def local_time(moment: object) -> str:

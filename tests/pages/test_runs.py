@@ -16,6 +16,7 @@ from npd_core.config.request import DefenseRequest
 from npd_core.exports.run_archive import run_archive
 from npd_core.runs.store import Run, RunStore
 from pages.shared import downloads
+from tests.core.test_runs_damaged import mutate
 
 Open = Callable[..., AppTest]
 Make = Callable[..., Run]
@@ -124,7 +125,7 @@ def test_comparison_draws_curves_and_names_the_settings_that_differ(open_page: O
     curves = json.loads(page.get("plotly_chart")[0].proto.spec)
     assert len(curves["data"]) == 6
     assert len({trace["name"] for trace in curves["data"]}) == 2
-    numbers, settings = (table.value for table in page.dataframe[-2:])
+    settings, numbers = (table.value for table in page.dataframe[-2:])
     assert set(settings["setting"]) == {"layer", "config.lambda2"}
     assert list(numbers["epoch"]) == [0, 1, 2] * 2
 
@@ -178,13 +179,57 @@ def test_unknown_run_of_the_url(open_page: Open, make_run: Make) -> None:
     assert page.selectbox(key="inspect").value == run.id
 
 
-def test_damaged_run_is_named_and_the_others_are_listed(open_page: Open, make_run: Make) -> None:
+def test_damaged_run_is_named_and_can_be_deleted_with_undo(open_page: Open, make_run: Make) -> None:
     good, bad = make_run(seed=1), make_run(seed=2)
     (bad.folder / "request.json").write_text("{ not json")
     page = open_page("runs").run()
     assert errors(page) == []
     assert bad.id in page.warning[0].value
     assert list(page.dataframe[0].value["id"]) == [good.id]
+    page.button(key=f"delete-{bad.id}").click().run()
+    assert errors(page) == []
+    assert not page.warning
+    assert not bad.folder.exists()
+    page.button(key="undo-delete").click().run()
+    assert bad.id in page.warning[0].value
+    button(page, "delete").click().run()
+    assert errors(page) == []
+    assert not good.folder.exists()
+    page.button(key="undo-delete").click().run()
+    assert list(page.dataframe[0].value["id"]) == [good.id]
+
+
+@pytest.mark.parametrize(
+    "name", ["runs", *(pytest.param(name, marks=pytest.mark.slow) for name in ("story", "lab", "comparison"))]
+)
+def test_pages_go_on_where_runs_are_damaged(name: str, open_page: Open, make_run: Make) -> None:
+    good = make_run(seed=1)
+    for seed in (6, 7, 8, 9, 10):
+        mutate(make_run(seed=seed).folder, seed)
+    listed = [run.id for run in RunStore(good.folder.parent).list()]
+    page = open_page(name, run=good.id).run()
+    assert errors(page) == []
+    for run_id in listed:
+        page = open_page(name, run=run_id).run()
+        assert not page.exception, (run_id, page.exception)
+
+
+def test_filters_choose_rows_and_a_note_stays_with_its_run(
+    open_page: Open, make_run: Make, make_baseline: Make
+) -> None:
+    run, repaired = make_run(), make_baseline("fp")
+    page = open_page("runs", run=run.id).run()
+    page.text_input(key=f"note-{run.id}").set_value("![x](http://host) best").run()
+    assert errors(page) == []
+    assert RunStore(run.folder.parent).note(run.id) == "![x](http://host) best"
+    page.multiselect(key="of_defense").set_value(["npd"]).run()
+    table = page.dataframe[0].value
+    assert list(table["id"]) == [run.id]
+    assert list(table["note"]) == ["![x](http://host) best"]
+    page.multiselect(key="of_defense").set_value([]).run()
+    assert set(page.dataframe[0].value["id"]) == {run.id, repaired.id}
+    page.multiselect(key="of_state").set_value(["finished"]).run()
+    assert len(page.dataframe[0].value) == 2
 
 
 def test_stop_cancels_the_run(
