@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import streamlit as st
@@ -100,14 +101,18 @@ def table(runs: list[Run]) -> None:
 
 def choose_filters(runs: list[Run]) -> None:
     """Draw the filters of the list: model, defense and state."""
-    options = {
+    options: dict[str, tuple[str, list[str], Callable[[str], str]]] = {
         "of_model": ("Model", list(dict.fromkeys(run.request.model for run in runs)), str),
         "of_defense": ("Defense", list(dict.fromkeys(run.request.defense for run in runs)), defense_name),
-        "of_state": ("State", list(dict.fromkeys(run.state for run in runs)), RUN_STATES.__getitem__),
+        "of_state": ("State", list(dict.fromkeys(run.state for run in runs)), _state_name),
     }
     for column, (key, (label, names, shown)) in zip(st.columns(len(options)), options.items(), strict=True):
         st.session_state[key] = [name for name in st.session_state.get(key, []) if name in names]
         column.multiselect(label, names, format_func=shown, key=key, placeholder="All")
+
+
+def _state_name(state: str) -> str:
+    return {str(name): title for name, title in RUN_STATES.items()}[state]
 
 
 def filtered(runs: list[Run]) -> list[Run]:

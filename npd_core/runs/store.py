@@ -45,6 +45,8 @@ ACTIVE: tuple[State, ...] = ("queued", "running")
 
 REQUEST, STATE, EVENTS, RESULT, STOP = "request.json", "state.json", "events.jsonl", "result.json", "stop"
 NOTE, LONGEST_NOTE = "note.txt", 400
+UNDO_SECONDS = 3600.0
+"""How long a deleted run can be restored; then it is removed for good."""
 POLARIZER, REPAIRED = "polarizer.safetensors", "repaired.json"
 """Files that show that a run saved a polarizer, or a network that a baseline repaired."""
 _RUN_ID = re.compile(r"[0-9a-z][0-9a-z_-]{0,127}")
@@ -274,7 +276,8 @@ class RunStore:
             write_text(path, words) if words else path.unlink(missing_ok=True)
 
     def delete(self, run_id: str) -> None:
-        """Take a run, damaged or not, out of the list; `restore` brings it back until `purge`.
+        """Take a run, damaged or not, out of the list; `restore` brings it back for UNDO_SECONDS, or until
+        the next start.
 
         Raises:
             UnknownNameError: there is none. StorageError: it is recorded, queued or running.
@@ -293,6 +296,7 @@ class RunStore:
             os.rename(folder, kept)
             os.utime(kept)
             self._forget(run_id)
+        self.purge(UNDO_SECONDS)
 
     def restore(self, run_id: str) -> None:
         """Bring back a deleted run. Raises UnknownNameError, StorageError."""
@@ -336,6 +340,7 @@ class RunStore:
                 marked.append(run.id)
         if not self.recorded:
             Owner.sweep(self.root)
+            self.purge()
         return marked
 
     def _folder(self, run_id: str) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,10 +16,10 @@ UPDATE = r"\theta \leftarrow \theta"
 TITLES = ["Eq. 1", "Eq. 5", "Eq. 4", "Eq. 4", "Eq. 5", "Eq. 2", "Eq. 3", "Eq. 5", UPDATE]
 
 
-def shown(page: AppTest) -> str:
+def shown(page: AppTest, errors: Sequence[str] = ()) -> str:
     """The text and formulas of the part on show."""
     assert not page.exception, page.exception
-    assert [element.value for element in page.error] == []
+    assert [element.value for element in page.error] == list(errors)
     return " ".join(
         [page.subheader[0].value, *(e.value for e in page.latex), *(e.value for e in page.markdown)]
     )
@@ -105,7 +105,12 @@ def test_with_a_trained_polarizer_the_attacked_network_matters(
     "query", [{"image": "999999"}, {"image": "x"}, {"step": "99"}, {"step": "x"}, {"theta": "?"}]
 )
 def test_garbage_in_the_url_falls_back(query: dict[str, str], tiny_zoo: str, open_page: Open) -> None:
-    assert shown(open_page("step_by_step", **query).run()).startswith("1 · ")
+    page = open_page("step_by_step", **query).run()
+    sentences = [element.value for element in page.error]
+    for name, value in query.items():
+        assert all(name in sentence and value in sentence for sentence in sentences)
+    assert len(sentences) == (0 if "theta" in query else 1)
+    assert shown(page, sentences).startswith("1 · ")
 
 
 def test_refused_settings_are_one_sentence(tiny_zoo: str, open_page: Open) -> None:
