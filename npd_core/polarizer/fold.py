@@ -41,18 +41,22 @@ def fold(net: PolarizedNet) -> Normalized:
 
     A polarizer before a convolution becomes a FoldedConv; behind one, new weights and a bias; on the residual
     stream, one biased 1x1 convolution in front of the block, and so beside a grouped convolution, which no
-    full matrix fits into. The logits equal those of `net` up to rounding, for images of the same size.
+    full matrix fits into. Over tokens, the linear layer takes it whole, or one is put in front of the block.
+    The logits equal those of `net` up to rounding, for images of the same size.
     """
     plain = copy.deepcopy(net.net)
     path, kind = f"net.{net.info.layer.module}", net.info.layer.kind
     matrix, offset = net.polarizer.folded()
     module: nn.Module = plain.get_submodule(path).module  # type: ignore[assignment]
-    plain_conv = isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros"
+    plain_conv = type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros"
     replacement: nn.Module
-    if kind == "stream" or not plain_conv:
-        linear = nn.Conv2d(net.info.channels, net.info.channels, 1)
+    if type(module) is nn.Linear:
+        replacement = _folded_linear(module, matrix, offset, kind)
+    elif kind == "stream" or not plain_conv:
+        size = net.info.channels
+        linear = nn.Linear(size, size) if net.info.tokens else nn.Conv2d(size, size, 1)
         with torch.no_grad():
-            linear.weight.copy_(matrix[:, :, None, None])
+            linear.weight.copy_(matrix.view_as(linear.weight))
             linear.bias.copy_(offset)  # type: ignore[union-attr]
         replacement = nn.Sequential(*((module, linear) if kind == "after" else (linear, module)))
     elif kind == "before":
@@ -67,6 +71,20 @@ def fold(net: PolarizedNet) -> Normalized:
             replacement.bias.copy_(bias)  # type: ignore[union-attr]
     plain.set_submodule(path, replacement.to(matrix))
     return plain.requires_grad_(False).eval()
+
+
+def _folded_linear(linear: nn.Linear, matrix: Tensor, offset: Tensor, kind: str) -> nn.Linear:
+    """Return one linear layer over tokens for the layer with the polarizer before or after it."""
+    folded = nn.Linear(linear.in_features, linear.out_features)
+    bias = torch.zeros_like(linear.weight[:, 0]) if linear.bias is None else linear.bias
+    with torch.no_grad():
+        if kind == "after":
+            folded.weight.copy_(matrix @ linear.weight)
+            folded.bias.copy_(matrix @ bias + offset)
+        else:
+            folded.weight.copy_(linear.weight @ matrix)
+            folded.bias.copy_(linear.weight @ offset + bias)
+    return folded
 
 
 def _like(conv: nn.Conv2d, bias: bool) -> nn.Conv2d:

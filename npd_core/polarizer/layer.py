@@ -17,19 +17,28 @@ class NeuralPolarizer(nn.Module):
 
     Args:
         channels: C of its input.
+        tokens: whether the channels are the last axis, as in (B, N, C) or (B, h, w, C), not the second.
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, tokens: bool = False):
         super().__init__()
+        self.tokens = tokens
         self.conv = nn.Conv2d(channels, channels, 1, bias=False)
         self.bn = nn.BatchNorm2d(channels)
         with torch.no_grad():
             self.conv.weight.copy_(torch.eye(channels)[:, :, None, None])
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C, h, w)."""
-        out: Tensor = self.bn(self.conv(features))
-        return out
+        """(B, C, h, w) -> (B, C, h, w); with `tokens`, (B, ..., C) -> (B, ..., C)."""
+        out: Tensor = self.bn(self.conv(self._as_map(features)))
+        return out.movedim(1, -1).reshape(features.shape) if self.tokens else out
+
+    def _as_map(self, features: Tensor) -> Tensor:
+        """Return the features as (B, C, h, w); N tokens become a map of N x 1."""
+        if not self.tokens:
+            return features
+        rows = features.unsqueeze(2) if features.ndim == 3 else features
+        return rows.movedim(-1, 1)
 
     @torch.no_grad()
     def fold_statistics(self, features: Iterable[Tensor]) -> None:
@@ -37,11 +46,11 @@ class NeuralPolarizer(nn.Module):
         eps) and beta = mu: an exact identity, with running statistics of the true scale.
 
         Args:
-            features: batches of the input, each (B, C, h, w).
+            features: batches of the input, each of the shape that `forward` takes.
         """
         count, total, square = 0, 0.0, 0.0
         for batch in features:
-            h = self.conv(batch.float()).double()
+            h = self.conv(self._as_map(batch.float())).double()
             count += h.numel() // h.shape[1]
             total = total + h.sum(dim=(0, 2, 3))
             square = square + h.square().sum(dim=(0, 2, 3))

@@ -216,7 +216,7 @@ def mobilenet():
 
 OTHERS = {
     "digits": (Digits, (1, 12, 14), "conv2"),
-    "mobilenet": (mobilenet, (3, 32, 32), "features.10.block.1.0"),
+    "mobilenet": (mobilenet, (3, 32, 32), "stream:features.10"),
 }
 
 
@@ -231,17 +231,19 @@ def test_any_classifier_can_be_polarized(build, shape, default):
     expected = plain(data.images / 255)
     before = {name: value.clone() for name, value in plain.state_dict().items()}
     assert default_insertion_layer(plain, shape) == default
-    assert {info.layer.module for info in insertion_layers(plain, shape)} == {
+    layers = [info.layer for info in insertion_layers(plain, shape)]
+    assert {layer.module for layer in layers if layer.kind != "stream"} == {
         name for name, module in plain.named_modules() if isinstance(module, nn.Conv2d)
     }
-    for kind in ("", "after:"):
-        net = PolarizedNet(plain, kind + default, shape)
+    convolution = next(layer.module for layer in layers[::-1] if layer.kind == "before")
+    for layer in (default, f"after:{convolution}"):
+        net = PolarizedNet(plain, layer, shape)
         torch.testing.assert_close(net(data.images / 255), expected, rtol=1e-4, atol=1e-4)
         cfg = NPDConfig(epochs=1, warmup_epochs=1, batch_size=5, attack_on="base", precision="fp32")
         *_, end = train_polarizer(net, data, cfg)
         assert isinstance(end, Finished)
         assert not torch.equal(
-            net.polarizer.conv.weight, PolarizedNet(plain, default, shape).polarizer.conv.weight
+            net.polarizer.conv.weight, PolarizedNet(plain, layer, shape).polarizer.conv.weight
         )
         logits = predict(net, data.images, torch.device("cpu"))
         torch.testing.assert_close(fold(net)(data.images / 255), logits, rtol=1e-3, atol=1e-4)
