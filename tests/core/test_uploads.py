@@ -184,7 +184,7 @@ def test_our_architectures_by_the_names_of_others(arch):
     )
 
 
-@pytest.mark.parametrize(("name", "layer"), [("resnet18", "layer4.1.conv1"), ("squeezenet1_1", None)])
+@pytest.mark.parametrize(("name", "layer"), [("resnet18", "stream:layer4.1"), ("squeezenet1_1", None)])
 def test_torchvisions_classifiers(name, layer):
     net = torchvision.models.get_model(name, weights=None, num_classes=5).eval()
     found = recognize(net.state_dict(), name)
