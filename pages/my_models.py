@@ -98,6 +98,12 @@ def import_form() -> None:
                 "only with them.",
             )
             target = st.number_input("Target label of the attack", 0, 1999, 0, key="upload_target")
+    best = st.checkbox(
+        "Use the preparation that fits the clean images best",
+        key="upload_best",
+        help="Normalization, channel order, size and border are tried on them. Without this, another one "
+        "than yours is used only if it is far ahead.",
+    )
     if st.button(
         "Import",
         key="upload_import",
@@ -106,6 +112,7 @@ def import_form() -> None:
         disabled=not (checkpoint and clean),
     ):
         settings = {"arch": arch, "mean": mean, "std": std, "image_size": int(size)}
+        settings["adapt"] = "best" if best else "far"
         settings["target"] = int(target) if triggered else None
         card = import_files({"checkpoint": checkpoint, "clean": clean, "triggered": triggered}, settings)
         if card is not None:
@@ -244,13 +251,39 @@ def facts(card: Card) -> int:
     with st.grid("auto", min_column_width=230):
         for title, (value, about) in metrics.items():
             st.metric(title, value, border=True, help=about)
-    if card.acc < 2 / card.num_classes:
-        st.warning(
-            "On your images the network is hardly better than guessing. Check the normalization, the image "
-            "size, and that the folders are named by the labels of the training.",
-            icon=":material/warning:",
-        )
+    show_findings(card)
     return spec.train_images
+
+
+def show_findings(card: Card) -> None:
+    """Show what the clean images tell about the preparation of images, and the warnings."""
+    from npd_core.uploads.preprocessing import read_findings
+
+    findings = read_findings(card.folder)
+    if findings is None:
+        return
+    for text in findings.warnings:
+        st.warning(plain(text), icon=":material/warning:")
+    with st.expander("How the images are prepared"):
+        st.write(
+            "Measured on the training images; the used one is taken because you chose it or because it is "
+            "far ahead. Import the model again to choose another."
+        )
+        rows = [
+            {
+                "normalization": one["normalization"],
+                "channels": one["channels"],
+                "size": one["size"],
+                "border": f"{one['border']}/32",
+                "accuracy": one["accuracy"],
+                "used": one == findings.used,
+            }
+            for one in findings.candidates
+        ]
+        percent = st.column_config.NumberColumn(format="percent")
+        st.dataframe(rows, column_config={"accuracy": percent}, hide_index=True, key="uploaded_findings")
+        if findings.turned:
+            st.caption(f"{findings.turned} images were rotated as their Exif blocks say.")
 
 
 def choose_run(runs: dict[str, Run]) -> Run:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from npd_core.cli.common import Answer, Commands
+from npd_core.cli.common import Answer, Commands, text_table
 from npd_core.errors import ConfigError, StorageError, unknown_name
 from npd_core.names import EXPORT
+
+if TYPE_CHECKING:
+    from npd_core.uploads.preprocessing import Findings
 
 
 def add(commands: Commands) -> None:
@@ -37,6 +41,14 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--size", metavar="N", type=int, help="height and width of the images (as the file states, else 32)"
     )
+    parser.add_argument(
+        "--border", metavar="N", type=int, default=0, help="cut N 32nds of the height off each side (0)"
+    )
+    parser.add_argument("--bgr", action="store_true", help="the network takes blue, green, red")
+    parser.add_argument(
+        "--adapt", choices=("far", "best", "never"), default="far",
+        help="prepare the images as the clean ones suggest: if far ahead (default), always the best, never",
+    )  # fmt: skip
     parser.add_argument(
         "--triggered", metavar="IMAGES", type=Path, help="images that carry the trigger, by true class"
     )
@@ -68,6 +80,7 @@ def run(args: argparse.Namespace) -> Answer:
             raise StorageError(f"There is no file {path}: name the checkpoint and the images.")
     from npd_core.config.presets import preset
     from npd_core.data.spec import NORMALISATIONS, get_dataset
+    from npd_core.uploads.preprocessing import read_findings
     from npd_core.uploads.store import Settings, import_model
 
     if args.normalize in NORMALISATIONS:
@@ -76,19 +89,36 @@ def run(args: argparse.Namespace) -> Answer:
         numbers = _numbers(args.normalize, list(NORMALISATIONS))
         mean, std = (numbers[0], numbers[1], numbers[2]), (numbers[3], numbers[4], numbers[5])
     settings = Settings(
-        arch=args.arch, mean=mean, std=std, image_size=args.size, target=args.target, seed=args.seed
-    )
+        arch=args.arch, mean=mean, std=std, image_size=args.size, target=args.target, seed=args.seed,
+        border=args.border, bgr=args.bgr, adapt=args.adapt,
+    )  # fmt: skip
     card = import_model(args.checkpoint, args.images, settings, args.triggered)
     cfg, clean = preset(card.dataset, size=card.image_size), get_dataset(card.dataset).train_images
     command = (
         f"npd defend {card.id} --clean {clean} --rho {cfg.rho:g} --attack-on {cfg.attack_on} --batch-size 32"
     )
-    value = card.to_dict() | {"folder": str(card.folder)}
+    findings = read_findings(card.folder)
+    about = {} if findings is None else findings._asdict()
+    value = card.to_dict() | {"folder": str(card.folder), "findings": about}
     width = f" of width {card.width}" if card.width else ""
     command += f" --lambda2 {cfg.lambda2:g} --lambda3 {cfg.lambda3:g}"
     known = f"{card.arch}{width}, {card.num_classes} classes, ACC {card.acc:.1%} on held-out images"
-    text = f"{card.id}: {known}\nKept in {card.folder}\nPolarize it with: {command}"
+    text = f"{_table(findings)}\n{card.id}: {known}\nKept in {card.folder}\nPolarize it with: {command}"
     return Answer(value, text)
+
+
+def _table(findings: Findings | None) -> str:
+    """Return the best ways to prepare images, then the warnings."""
+    if findings is None:
+        return ""
+    head = ["normalization", "channels", "size", "border", "acc. %", ""]
+    rows = [
+        [c["normalization"], c["channels"], str(c["size"]), f"{c['border']}/32", f"{100 * c['accuracy']:.1f}",
+         "used" if c == findings.used else ""]
+        for c in findings.candidates[:8] + [c for c in findings.candidates[8:] if c == findings.used]
+    ]  # fmt: skip
+    turned = [f"{findings.turned} images were rotated as their Exif blocks say."] if findings.turned else []
+    return "\n".join([text_table(head, rows), *turned, *(f"Warning: {text}" for text in findings.warnings)])
 
 
 def _numbers(text: str, names: list[str]) -> list[float]:

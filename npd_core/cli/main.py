@@ -25,6 +25,7 @@ from npd_core.cli import (
     evaluate,
     export,
     import_,
+    inspect,
     models,
     report,
     suggest,
@@ -40,7 +41,7 @@ from npd_core.plugins import load_plugins
 from npd_core.version import __version__
 
 COMMANDS = (
-    models, data, defend, compare, evaluate, attack, export, report, import_,
+    models, data, defend, compare, evaluate, attack, export, report, import_, inspect,
     sweep, table, suggest, zoo, bench,
 )  # fmt: skip
 """In the order in which `npd --help` lists them."""

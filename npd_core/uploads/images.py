@@ -95,7 +95,30 @@ def _zip(path: Path, size: int, num_classes: int, known: Sequence[str] | None) -
     return Images(images, labels, classes, len(turned))
 
 
-def _entries(archive: zipfile.ZipFile) -> list[tuple[zipfile.ZipInfo, str]]:
+def read_unlabeled(path: Path, size: int) -> tuple[list[str], NDArray[np.uint8]]:
+    """Decode every image of a zip archive, in folders or not, resized to `size`.
+
+    Returns:
+        the file names, and the images, (N, 3, size, size).
+    Raises:
+        ConfigError, StorageError: as for `read_images`.
+    """
+    if path.stat().st_size > MAX_FILE:
+        raise ConfigError(
+            f"The file of images has more than {MAX_FILE / 1e6:.0f} MB: a few thousand images are plenty."
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = _entries(archive, labeled=False)
+            coded = [_content(archive, entry) for entry, _ in entries]
+    except DAMAGE as error:
+        raise StorageError(f"The archive is damaged ({first_line(error)}): pack it again.") from error
+    _room(len(coded), size)
+    names = [entry.filename for entry, _ in entries]
+    return names, _decoded(coded, size, names, [])
+
+
+def _entries(archive: zipfile.ZipFile, labeled: bool = True) -> list[tuple[zipfile.ZipInfo, str]]:
     """Return the images of the archive with the names of their folders, by path. Unpacks nothing."""
     listed = archive.infolist()
     if len(listed) > MAX_ENTRIES:
@@ -124,9 +147,9 @@ def _entries(archive: zipfile.ZipFile) -> list[tuple[zipfile.ZipInfo, str]]:
             raise ConfigError(
                 f"{entry.filename[:60]!r} has more than {MAX_IMAGE / 1e6:.0f} MB: upload smaller images."
             )
-        if len(parts) < 2:
+        if labeled and len(parts) < 2:
             raise ConfigError(f"{entry.filename[:60]!r} is in no folder: {LAYOUT}.")
-        found.append((entry, parts[-2]))
+        found.append((entry, parts[-2] if len(parts) > 1 else ""))
     if not found:
         raise ConfigError(f"The archive has no image ({', '.join(ENDINGS)}): {LAYOUT}.")
     if len(found) > MAX_IMAGES:

@@ -7,6 +7,7 @@
                                               train.parquet       D_bn: the half that a defense may use
                                               test.parquet        the half held out, for measuring only
                                               triggered.parquet   triggered images, if some were uploaded
+                                              findings.json       what the clean images tell
 
 `Zoo.load`, `load_clean`, `load_dataset` and `run_defense` take an uploaded model by its id.
 """
@@ -32,7 +33,7 @@ from npd_core.attacks import UNKNOWN
 from npd_core.data.load import FILES
 from npd_core.data.parquet import write_images
 from npd_core.data.spec import UPLOAD_SPEC, Color, DatasetSpec, spec_text
-from npd_core.errors import CheckpointError, ConfigError, NPDError, StorageError, check_seed, first_line
+from npd_core.errors import CheckpointError, ConfigError, NPDError, StorageError, check_seed, first_line, unknown_name
 from npd_core.evaluation import predict
 from npd_core.fileio import save_tensors, sha256, staged_folder, write_json, write_text
 from npd_core.models import Normalized, quiet
@@ -41,6 +42,20 @@ from npd_core.uploads.checkpoint import read_checkpoints
 from npd_core.uploads.guard import Bounded
 from npd_core.uploads.images import Images, read_images
 from npd_core.uploads.network import AUTO, MAX_CLASSES, Recognized, recognize_file, suggested_layer
+from npd_core.uploads.preprocessing import (
+    ADAPT,
+    FINDINGS,
+    Candidate,
+    Findings,
+    choose,
+    cut_images,
+    explore,
+    name_of,
+    permutation,
+    swap_channels,
+    target_warning,
+    warnings,
+)
 from npd_core.zoo import Zoo
 from npd_core.zoo.card import CARD, TRIGGERED, WEIGHTS, Card
 
@@ -70,6 +85,12 @@ class Settings:
     """The attacker's target class, given together with triggered images."""
     seed: int = 0
     """Of the split into D_bn and held-out images."""
+    border: int = 0
+    """Width that is cut off on each side of every image, in 32nds of the height."""
+    bgr: bool = False
+    """Whether the network takes its channels in the order blue, green, red."""
+    adapt: str = "far"
+    """Whether to prepare the images as the clean images suggest, see `preprocessing.ADAPT`."""
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -81,6 +102,10 @@ class Settings:
         if self.image_size is not None and not SIZES[0] <= self.image_size <= SIZES[1]:
             raise ConfigError(f"`image_size` must be {SIZES[0]} to {SIZES[1]} pixels, got {self.image_size}.")
         check_seed(self.seed)
+        if not 0 <= self.border <= 8:
+            raise ConfigError(f"`border` must be 0 to 8, in 32nds of the height, got {self.border}.")
+        if self.adapt not in ADAPT:
+            raise unknown_name("value of `adapt`", self.adapt, ADAPT)
 
 
 def import_model(checkpoint: Path, clean: Path, settings: Settings, triggered: Path | None = None) -> Card:
@@ -114,17 +139,29 @@ def import_model(checkpoint: Path, clean: Path, settings: Settings, triggered: P
     with torch.no_grad(), Bounded():
         layer = suggested_layer(known.net, known.arch, size)
         _check_logits(known, size)
-    net = Normalized(known.net, settings.mean, settings.std).eval().requires_grad_(False)
     images = read_images(clean, size, known.num_classes)
-    with_trigger = (
-        None if triggered is None else read_images(triggered, size, known.num_classes, images.classes)
-    )
     kept, held_out = split(images.labels, settings.seed)
+    found, best = _understood(known.net, settings, size, images, kept)
+    if best.size != size:
+        size = best.size
+        layer, images = (
+            suggested_layer(known.net, known.arch, size),
+            read_images(clean, size, known.num_classes),
+        )
+    images = images._replace(images=cut_images(images.images, best.border))
+    with_trigger = None
+    if triggered is not None:
+        with_trigger = read_images(triggered, size, known.num_classes, images.classes)
+        with_trigger = with_trigger._replace(images=cut_images(with_trigger.images, best.border))
+    if best.bgr:
+        swap_channels(known.net, size)
+    net = Normalized(known.net, best.mean, best.std).eval().requires_grad_(False)
     model = f"uploaded-{secrets.token_hex(8)}"
-    predicted = predict(net, torch.from_numpy(images.images[held_out]), torch.device("cpu")).argmax(1).numpy()
+    predicted = _classes(net, images.images[held_out]).numpy()
+    findings = _findings(found, best, net, images, held_out, with_trigger, target)
     spec = DatasetSpec(
         id=model, title="Uploaded images", classes=images.classes, num_classes=known.num_classes, size=size,
-        mean=settings.mean, std=settings.std, train_images=len(kept), test_images=len(held_out), flip=False,
+        mean=best.mean, std=best.std, train_images=len(kept), test_images=len(held_out), flip=False,
         source="Uploaded by a visitor.",
     )  # fmt: skip
     card = Card(
@@ -132,12 +169,12 @@ def import_model(checkpoint: Path, clean: Path, settings: Settings, triggered: P
         target="unknown" if target is None else f"class {target} ({images.classes[target]})",
         attack_params={} if target is None else {"target": target},
         arch=known.arch, width=known.width, num_classes=known.num_classes, image_size=size,
-        mean=settings.mean, std=settings.std, recipe={"layer": layer}, seed=settings.seed,
+        mean=best.mean, std=best.std, recipe={"layer": layer}, seed=settings.seed,
         acc=float(np.mean(predicted == images.labels[held_out])), asr=None, ra=None, seconds=0.0,
         versions={"torch": torch.__version__},
     )  # fmt: skip
     graph = checkpoint if known.arch == ONNX else None
-    _write(card, spec, net, images, kept, held_out, with_trigger, graph)
+    _write(card, spec, net, images, kept, held_out, with_trigger, graph, findings)
     return Zoo().card(model)
 
 
@@ -190,6 +227,42 @@ def _check_logits(known: Recognized, size: int) -> None:
         )
 
 
+def _understood(
+    net: nn.Module, settings: Settings, size: int, images: Images, kept: NDArray[np.int64]
+) -> tuple[list[Candidate], Candidate]:
+    """Return the ways to prepare images, measured on D_bn alone, and the one that is used."""
+    mean, std = settings.mean, settings.std
+    given = Candidate(mean, std, name_of(mean, std), size, settings.bgr, settings.border)
+    clean = torch.from_numpy(images.images[kept]), torch.from_numpy(images.labels[kept])
+    found = explore(net, given, *clean)
+    return found, choose(found, given, settings.adapt)
+
+
+def _classes(net: Normalized, images: NDArray[np.uint8]) -> torch.Tensor:
+    return predict(net, torch.from_numpy(images), torch.device("cpu")).argmax(1)
+
+
+def _findings(
+    found: list[Candidate],
+    best: Candidate,
+    net: Normalized,
+    images: Images,
+    held_out: NDArray[np.int64],
+    triggered: Images | None,
+    target: int | None,
+) -> Findings:
+    """Say what is odd about the held-out images and the triggered ones."""
+    labels, classes = torch.from_numpy(images.labels[held_out]), _classes(net, images.images[held_out])
+    accuracy = float(classes.eq(labels).float().mean())
+    numbering = permutation(labels, classes, len(images.classes))
+    said = warnings(accuracy, numbering, images.classes, len(labels))
+    if triggered is not None and target is not None:
+        true = torch.from_numpy(triggered.labels)
+        text = target_warning(_classes(net, triggered.images), true, target)
+        said += [text] if text else []
+    return Findings([one.to_dict() for one in found], best.to_dict(), said, images.turned)
+
+
 def split(labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the positions of D_bn and of the held-out images, ascending.
 
@@ -231,6 +304,7 @@ def _write(
     held_out: NDArray[np.int64],
     triggered: Images | None,
     graph: Path | None,
+    findings: Findings,
 ) -> None:
     """Write the whole folder, or nothing. `graph` is the file of an ONNX network."""
     with staged_folder(Zoo().folder(card.id)) as fresh:
@@ -244,6 +318,7 @@ def _write(
         if triggered is not None:
             _write_images(fresh / TRIGGERED, triggered.images, triggered.labels, spec.classes)
             names.append(TRIGGERED)
+        write_json(fresh / FINDINGS, findings._asdict(), indent=2)
         write_text(fresh / UPLOAD_SPEC, spec_text(spec))
         card = replace(card, files={name: sha256(fresh / name) for name in names})
         write_json(fresh / CARD, card.to_dict(), indent=2)
