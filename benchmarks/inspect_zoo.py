@@ -50,7 +50,7 @@ def measure(model: str, images: int, clean_images: int, masks: bool) -> dict[str
             "triggered_changed": len(triggered.changed) / len(triggered.before),
         }
     if masks:
-        loaded = load_clean(card.dataset, clean_images)
+        loaded = load_clean(card.dataset, clean_images, seed=0)
         config = defense_config("nc", card)
         assert isinstance(config, NCConfig)
         search = search_masks(net, ImageSet(loaded.images, loaded.labels), config, CPU)

@@ -91,7 +91,7 @@ def _masks(backdoored: Backdoored, args: argparse.Namespace, device: torch.devic
     from npd_core.uploads.inspection import search_masks
 
     card = backdoored.card
-    loaded = load_clean(card.dataset, args.clean)
+    loaded = load_clean(card.dataset, args.clean, seed=0)
     config = defense_config("nc", card)
     assert isinstance(config, NCConfig)
     search = search_masks(backdoored.net, ImageSet(loaded.images, loaded.labels), config, device)

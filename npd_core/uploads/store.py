@@ -33,7 +33,15 @@ from npd_core.attacks import UNKNOWN
 from npd_core.data.load import FILES
 from npd_core.data.parquet import write_images
 from npd_core.data.spec import UPLOAD_SPEC, Color, DatasetSpec, spec_text
-from npd_core.errors import CheckpointError, ConfigError, NPDError, StorageError, check_seed, first_line, unknown_name
+from npd_core.errors import (
+    CheckpointError,
+    ConfigError,
+    NPDError,
+    StorageError,
+    check_seed,
+    first_line,
+    unknown_name,
+)
 from npd_core.evaluation import predict
 from npd_core.fileio import save_tensors, sha256, staged_folder, write_json, write_text
 from npd_core.models import Normalized, quiet
