@@ -49,7 +49,9 @@ smaller batches and four passes per epoch make up for it, and the budget moves m
 target, as 3 does on CIFAR-10 (`npd suggest --rhos`). On CIFAR-10 the gradient is clipped, as the loss of SSBA
 grows without end otherwise. Chosen on signs, CIFAR-10 and GTSRB; the values for Tiny ImageNet have not been
 tried."""
-UPLOADED: Changes = BASE | {"epochs": 12, "batch_size": 32}
+AUGMENTED: Changes = {"families": FAMILIES, "copies": 2}
+"""Augmented copies, as `npd suggest` chose them: the best of four settings by planted backdoors, on signs."""
+UPLOADED: Changes = BASE | AUGMENTED | {"epochs": 12, "batch_size": 32}
 """What the default of an uploaded model changes."""
 VARIANT_DEFAULTS: dict[str, Changes] = {
     "npd_tu": {"attack_on": "polarized", "lambda2": 0.1, "lambda3": 0.1, "inner_steps": 2},
@@ -63,9 +65,6 @@ UNIVERSAL_DEFAULTS: dict[str, Changes] = {
     "signs": {"epoch_steps": 1, "warmup_epochs": 5},
 }
 """What the default of a universal variant changes: fewer steps, as each costs several times as much."""
-
-AUGMENTED: Changes = {"families": FAMILIES, "copies": 2}
-"""Augmented copies, as `npd suggest` chose them: the best of four settings by planted backdoors, on signs."""
 
 PAPER: Changes = {
     "lambda1": 1.0, "lambda2": 0.4, "lambda3": 0.4, "lambda4": None, "norm": "l2", "epochs": 50,
